@@ -1,0 +1,7 @@
+"""comfyui-aitk: AI Toolkit's sampling in ComfyUI, to the pixel. Importing this costs milliseconds."""
+
+from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+WEB_DIRECTORY = "./web"
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

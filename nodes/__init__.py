@@ -1,0 +1,28 @@
+"""The nodes, one file per family; ``host.py`` is the only door to ComfyUI."""
+
+from .control import AITKControlImages
+from .load_model import AITKRuntimeOptions, LoadAITKModel
+from .lora import ApplyAITKLoRA
+from .sampler import AITKSampler
+from .save_image import AITKSaveImage
+
+# a literal table: ComfyUI-Manager's scanner looks for it
+NODE_CLASS_MAPPINGS = {
+    "LoadAITKModel": LoadAITKModel,
+    "AITKRuntimeOptions": AITKRuntimeOptions,
+    "ApplyAITKLoRA": ApplyAITKLoRA,
+    "AITKControlImages": AITKControlImages,
+    "AITKSampler": AITKSampler,
+    "AITKSaveImage": AITKSaveImage,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "LoadAITKModel": "Load AITK Model",
+    "AITKRuntimeOptions": "AITK Runtime Options",
+    "ApplyAITKLoRA": "Apply AITK LoRA",
+    "AITKControlImages": "AITK Control Images",
+    "AITKSampler": "AITK Sampler",
+    "AITKSaveImage": "AITK Save Image",
+}
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -1,0 +1,92 @@
+"""Adding a LoRA to a pipeline handle."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+from ..pipelines.errors import InputError
+from ..pipelines.folders import list_files, resolve_name
+from ..pipelines.handle import APPLICATIONS, Application, LoraSpec, PipelineHandle
+from ..pipelines.lora.file import open_lora
+from ..pipelines.models import find_model
+from ..pipelines.safetensors_file import FileStamp
+from .host import current_host
+from .load_model import CATEGORY
+
+_SUFFIXES = (".safetensors", ".sft")
+
+
+class ApplyAITKLoRA:
+    """A handle and a file to a new handle. Only the file's header is read here."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "pipeline": ("AITK_PIPELINE", {"tooltip": "From Load AITK Model or another Apply AITK LoRA."}),
+                "lora_name": (
+                    list_files(current_host().model_roots("loras"), _SUFFIXES),
+                    {"tooltip": "A file in ComfyUI's 'loras' folder, as AI Toolkit saves it."},
+                ),
+                "strength": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": -100.0,
+                        "max": 100.0,
+                        "step": 0.05,
+                        "tooltip": "AI Toolkit's network_multiplier: 1 is the LoRA as trained, 0 none, below 0 its "
+                        "opposite. Changing it reloads nothing.",
+                    },
+                ),
+                "application": (
+                    list(APPLICATIONS),
+                    {
+                        "default": "auto",
+                        "tooltip": "merged: into the weights, in float32, as the trainer does before a preview round. "
+                        "live: beside the weights, also on quantised ones. auto: the recipe's own way. In bfloat16 the "
+                        "two are different pictures.",
+                    },
+                ),
+            }
+        }
+
+    RETURN_TYPES = ("AITK_PIPELINE", "STRING", "STRING")
+    RETURN_NAMES = ("pipeline", "trigger_word", "info")
+    OUTPUT_TOOLTIPS = (
+        "The pipeline with this LoRA after those it had; the one that came in stays as it is.",
+        "The trigger word in the file's metadata, empty where there is none.",
+        "Format, ranks and what the metadata tells of the training.",
+    )
+    FUNCTION = "apply"
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Adds a LoRA that AI Toolkit trained. Chain several: they apply in order."
+    SEARCH_ALIASES = ["ai toolkit lora", "lora loader", "load lora", "ostris"]
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, lora_name: str) -> bool:
+        """Names are checked in ``apply``, whose message says what to do; this switches off the plain list check."""
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, lora_name: str, pipeline: Any = None, strength: Any = None, application: Any = None) -> str:
+        """A file that was saved again is another LoRA."""
+        stamp = FileStamp.of(_path(lora_name))
+        return f"{stamp.size} {stamp.mtime_ns}"
+
+    def apply(
+        self, pipeline: PipelineHandle, lora_name: str, strength: float, application: str = "auto"
+    ) -> tuple[PipelineHandle, str, str]:
+        if application not in APPLICATIONS:
+            raise InputError(f"application {application!r} is unknown. Choose one of: {', '.join(APPLICATIONS)}.")
+        if not math.isfinite(strength):
+            raise InputError(f"strength is {strength}: choose a number.")
+        path = _path(lora_name)
+        file = open_lora(path, lora_name, find_model(pipeline.model), pipeline.checkpoint)
+        spec = LoraSpec(lora_name, FileStamp.of(path), float(strength), cast(Application, application))
+        return (pipeline.with_lora(spec), file.trigger_word, file.summary())
+
+
+def _path(lora_name: str) -> Any:
+    return resolve_name(lora_name, current_host().model_roots("loras"), "LoRA")

@@ -1,0 +1,238 @@
+"""The sampler node: one run of ``pipelines.sampling`` with the host's progress, previews and interruption."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ..pipelines.engine import Engine
+from ..pipelines.errors import InputError
+from ..pipelines.handle import ControlImages, PipelineHandle
+from ..pipelines.models import catalogue, find_model
+from ..pipelines.sampling import MAX_BATCH, MAX_SEED, MAX_STEPS, SampleRequest, sample
+from .host import Host, ProgressBar, current_host
+from .load_model import CATEGORY
+
+if TYPE_CHECKING:
+    import torch
+
+_MAX_SIDE = 16384  # ComfyUI's own limit of a side; the model's, which the run checks, is lower
+
+
+@cache
+def engine() -> Engine:
+    """The one engine of this process: every sampler node shares its weights."""
+    return Engine(lambda: current_host().device(), lambda size: current_host().make_room(size))
+
+
+class _NodeObserver:
+    """Passes a run's progress on to the host, and the host's interruption to the run."""
+
+    def __init__(self, host: Host, node_id: str | None, total: int, latent_format: str) -> None:
+        self._host = host
+        self._node_id = node_id
+        self._total = total
+        self._latent_format = latent_format
+        self._bar: ProgressBar | None = None
+
+    def check(self) -> None:
+        self._host.check_interrupt()
+
+    def stage(self, text: str) -> None:
+        self._host.show_text(self._node_id, text)
+
+    def step(self, done: int, total: int, x0: torch.Tensor) -> None:
+        if self._bar is None:
+            self._bar = self._host.progress(self._node_id, total, self._latent_format)
+        self._bar.update(done, total, x0)
+
+
+class AITKSampler:
+    """A handle, texts and numbers to pictures."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        models = catalogue().values()
+        defaults = next(iter(models)).defaults
+        recipes = list(dict.fromkeys(name for model in models for name in model.recipes))
+        return {
+            "required": {
+                "pipeline": ("AITK_PIPELINE", {"tooltip": "From Load AITK Model or Apply AITK LoRA."}),
+                "prompt": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "multiline": True,
+                        "dynamicPrompts": True,
+                        "tooltip": "What to render. [trigger] is replaced by trigger_word.",
+                    },
+                ),
+                "negative_prompt": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "multiline": True,
+                        "tooltip": "What to steer away from; used where guidance_scale is above 1.",
+                    },
+                ),
+                "width": _side("Width", defaults.width),
+                "height": _side("Height", defaults.height),
+                "steps": (
+                    "INT",
+                    {"default": defaults.steps, "min": 1, "max": MAX_STEPS, "tooltip": "Sampling steps (sample_steps)."},
+                ),
+                "guidance_scale": (
+                    "FLOAT",
+                    {
+                        "default": defaults.guidance_scale,
+                        "min": 0.0,
+                        "max": 1000.0,
+                        "step": 0.1,
+                        "tooltip": "How strongly the prompt is followed. Lumina Image 2.0: above 1 each step calls the "
+                        "model twice.",
+                    },
+                ),
+                "seed": (
+                    "INT",
+                    {
+                        "default": defaults.seed,
+                        "min": 0,
+                        "max": MAX_SEED,
+                        "control_after_generate": True,
+                        "tooltip": "The noise is drawn on the CPU, as in AI Toolkit: one seed, one picture on every "
+                        "device. Picture i of a batch uses seed + i.",
+                    },
+                ),
+                "recipe": (
+                    recipes,
+                    {
+                        "default": recipes[0],
+                        "tooltip": "reference pipeline: as the model's page documents (diffusers). trainer preview: what "
+                        "AI Toolkit itself renders while it trains. They are different pictures.",
+                    },
+                ),
+                "trigger_word": (
+                    "STRING",
+                    {"default": "", "tooltip": "Replaces [trigger] in the prompt; empty leaves [trigger] as it is."},
+                ),
+                "system_prompt": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "multiline": True,
+                        "tooltip": "The instruction in front of the prompt; empty is the recipe's own.",
+                    },
+                ),
+                "batch_size": (
+                    "INT",
+                    {
+                        "default": 1,
+                        "min": 1,
+                        "max": MAX_BATCH,
+                        "tooltip": "Pictures. Each is computed alone, equal to a single run with its seed.",
+                    },
+                ),
+            },
+            "optional": {
+                "control": ("AITK_CONTROL", {"tooltip": "From AITK Control Images, for models that take any."}),
+                "latent": (
+                    "LATENT",
+                    {"tooltip": "A start other than noise, used where denoise is below 1. Its size replaces width, height."},
+                ),
+                "denoise": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.0,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "1 starts from noise; less keeps more of the latent. Works as in KSampler.",
+                    },
+                ),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    RETURN_TYPES = ("IMAGE", "AITK_PIPELINE", "INT", "INT", "LATENT", "SIGMAS", "STRING")
+    RETURN_NAMES = ("image", "pipeline", "width", "height", "latent", "sigmas", "report")
+    OUTPUT_TOOLTIPS = (
+        "The pictures.",
+        "The pipeline as it came in.",
+        "Width as rendered, after snapping.",
+        "Height as rendered, after snapping.",
+        "The final latents, for VAE Decode, upscaling, or another sampler.",
+        "The noise levels that were used.",
+        "JSON: everything that decided the pictures. AITK Save Image stores it in the file.",
+    )
+    FUNCTION = "sample"
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Renders with AI Toolkit's arithmetic: schedule, templates, snapping, guidance and seeding."
+    SEARCH_ALIASES = ["ai toolkit sampler", "ksampler", "preview", "ostris", "generate", "lumina"]
+
+    def sample(
+        self,
+        pipeline: PipelineHandle,
+        prompt: str,
+        negative_prompt: str,
+        width: int,
+        height: int,
+        steps: int,
+        guidance_scale: float,
+        seed: int,
+        recipe: str,
+        trigger_word: str = "",
+        system_prompt: str = "",
+        batch_size: int = 1,
+        control: ControlImages | None = None,
+        latent: dict[str, Any] | None = None,
+        denoise: float = 1.0,
+        unique_id: str | None = None,
+    ) -> tuple[torch.Tensor, PipelineHandle, int, int, dict[str, Any], torch.Tensor, str]:
+        request = SampleRequest(
+            recipe=recipe,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            width=width,
+            height=height,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            trigger_word=trigger_word.strip(),
+            system_prompt=system_prompt,
+            batch_size=batch_size,
+            denoise=denoise,
+            latent=None if latent is None else latent_samples(latent),
+            control=control,
+        )
+        host = current_host()
+        observer = _NodeObserver(host, unique_id, steps * batch_size, find_model(pipeline.model).latent_format)
+        result = sample(engine(), pipeline, request, observer)
+        host.show_text(unique_id, "\n".join(result.notes) or f"{result.size.width} x {result.size.height}, {recipe}")
+        report = json.dumps(result.report, ensure_ascii=False, indent=1)
+        size = result.size
+        return (result.images, pipeline, size.width, size.height, {"samples": result.latent}, result.sigmas, report)
+
+
+def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
+    """The tensor of ComfyUI's LATENT.
+
+    Raises:
+        InputError: it carries a mask, which this sampler would have to ignore.
+    """
+    if latent.get("noise_mask") is not None:
+        raise InputError("The latent carries an inpainting mask, which this sampler does not apply. Remove the mask.")
+    return latent["samples"]
+
+
+def _side(name: str, default: int) -> tuple[str, dict[str, Any]]:
+    return (
+        "INT",
+        {
+            "default": default,
+            "min": 0,
+            "max": _MAX_SIDE,
+            "step": 16,
+            "tooltip": f"{name} in pixels. The recipe snaps it; the size that was rendered is on the outputs.",
+        },
+    )

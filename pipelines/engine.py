@@ -1,0 +1,210 @@
+"""The weights behind the handles, and the cheapest way from what is loaded to what is asked for.
+
+One model is held at a time, part by part. A part is loaded when a run first needs it and kept until a run needs another
+one in its place. LoRAs, strengths, prompts and seeds never reload a part. Between runs everything lies in CPU memory.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .checkpoint import Checkpoint
+from .errors import DeviceMemoryError
+from .handle import DType, PipelineHandle, Quantization
+from .loading import torch_dtype
+from .lora.file import PART as LORA_PART
+from .lora.stack import AppliedLora, LoraStack, resolve
+from .models import find_model
+from .models.facts import ModelFacts, Recipe
+from .models.runtime import Embedding, ModelRuntime, Text
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from .observer import Observer
+
+_MOST_EMBEDDINGS = 64  # kept texts; one is about 1 MB with Lumina2
+_HEADROOM = 1 << 30  # bytes asked for beside the weights, for activations
+
+
+@dataclass(frozen=True)
+class PartKey:
+    """Tells one loaded part from another: equal keys mean equal weights."""
+
+    model: str
+    checkpoint: Checkpoint
+    part: str
+    dtype: DType
+    quantization: Quantization
+
+
+@dataclass
+class Counters:
+    """What the engine did since it was made; tests and the report read it.
+
+    Attributes:
+        parts_loaded: parts read from a checkpoint.
+        texts_encoded: texts that went through a text encoder.
+        lora_files_read: LoRA files read.
+        tensors_restored: the checkpoint's tensors read again to undo a merge.
+    """
+
+    parts_loaded: int = 0
+    texts_encoded: int = 0
+    lora_files_read: int = 0
+    tensors_restored: int = 0
+
+
+@dataclass
+class _Part:
+    key: PartKey
+    module: nn.Module
+    loras: LoraStack | None
+
+
+class Engine:
+    """Holds weights and brings them to the device.
+
+    Args:
+        device: finds the compute device, e.g. ``"cuda:0"``; called once per run.
+        make_room: called with the bytes that are about to be put on the device.
+    """
+
+    def __init__(self, device: Callable[[], str], make_room: Callable[[int], None]) -> None:
+        self.counters = Counters()
+        self._device = device
+        self._make_room = make_room
+        self._parts: dict[str, _Part] = {}
+        self._embeddings: OrderedDict[tuple[PartKey, Text, str], Embedding] = OrderedDict()
+        self._runtimes: dict[str, ModelRuntime] = {}
+
+    @property
+    def device(self) -> str:
+        return self._device()
+
+    def runtime(self, model: ModelFacts) -> ModelRuntime:
+        """The model's code, imported when it is first used."""
+        if model.id not in self._runtimes:
+            self._runtimes[model.id] = model.load_runtime()
+        return self._runtimes[model.id]
+
+    def part_key(self, handle: PipelineHandle, part: str) -> PartKey:
+        """What a handle means by a part, quantisation decided."""
+        choice = {
+            "transformer": handle.options.transformer_quantization,
+            "text_encoder": handle.options.text_encoder_quantization,
+        }.get(part, "none")
+        quantization = find_model(handle.model).quantization.get(part, "none") if choice == "model default" else choice
+        return PartKey(handle.model, handle.checkpoint, part, handle.dtype, quantization)
+
+    def plan_loras(self, handle: PipelineHandle, recipe: Recipe) -> tuple[AppliedLora, ...]:
+        """How each of the handle's LoRAs will be applied.
+
+        Raises:
+            LoraError: it cannot be applied as asked.
+        """
+        return resolve(handle, recipe, self.part_key(handle, LORA_PART).quantization)
+
+    def embedding(self, handle: PipelineHandle, text: Text, observer: Observer) -> Embedding:
+        """The embedding of a text, from the cache where this encoder has seen it; on the CPU."""
+        device = self.device
+        key = (self.part_key(handle, "text_encoder"), text, device)
+        if key not in self._embeddings:
+            runtime = self.runtime(find_model(handle.model))
+            with self.on_device(handle, "text_encoder", observer) as encoder:
+                self._embeddings[key] = runtime.encode(encoder, text, device)
+            self.counters.texts_encoded += 1
+            if len(self._embeddings) > _MOST_EMBEDDINGS:
+                self._embeddings.popitem(last=False)
+        self._embeddings.move_to_end(key)
+        return self._embeddings[key]
+
+    @contextmanager
+    def on_device(self, handle: PipelineHandle, part: str, observer: Observer) -> Iterator[nn.Module]:
+        """Loads a part if need be, lends it on the compute device, and takes it back to the CPU."""
+        module = self._part(handle, part, observer).module
+        device = self.device
+        observer.check()
+        if device != "cpu":
+            self._make_room(_size(module) + _HEADROOM)
+        try:
+            yield module.to(device)
+        finally:
+            module.to("cpu")
+
+    def apply_loras(self, handle: PipelineHandle, wanted: tuple[AppliedLora, ...], observer: Observer) -> None:
+        """Loads the transformer if need be and gives it exactly these LoRAs."""
+        stack = self._part(handle, LORA_PART, observer).loras
+        assert stack is not None
+        observer.check()
+        try:
+            stack.set(wanted, find_model(handle.model))
+        finally:
+            self.counters.lora_files_read += stack.files_read
+            self.counters.tensors_restored += stack.tensors_read
+            stack.files_read = stack.tensors_read = 0
+
+    def release(self) -> None:
+        """Drops all weights; the kept embeddings stay."""
+        self._parts.clear()
+        self._collect()
+
+    def _part(self, handle: PipelineHandle, part: str, observer: Observer) -> _Part:
+        key = self.part_key(handle, part)
+        held = self._parts.get(part)
+        if held is not None and held.key == key:
+            return held
+        runtime = self.runtime(find_model(handle.model))
+        # before anything that is loaded is given up for it
+        runtime.check_weights(part, handle.checkpoint)
+        observer.stage(f"loading {part} of {handle.checkpoint.name}")
+        observer.check()
+        del held
+        for name in [name for name, other in self._parts.items() if name == part or other.key.model != key.model]:
+            del self._parts[name]
+        self._collect()
+        dtype = torch_dtype(key.dtype)
+        module = runtime.load(part, handle.checkpoint, dtype, key.quantization)
+        loras = LoraStack(module, handle.checkpoint, dtype, self.device) if part == LORA_PART else None
+        self._parts[part] = _Part(key, module, loras)
+        self.counters.parts_loaded += 1
+        return self._parts[part]
+
+    def _collect(self) -> None:
+        gc.collect()
+        free_device_cache(self.device)
+
+
+def free_device_cache(device: str) -> None:
+    """Gives memory that torch keeps but does not use back to the device."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    elif device.startswith("mps"):
+        torch.mps.empty_cache()
+
+
+@contextmanager
+def clear_memory_errors(device: str) -> Iterator[None]:
+    """Turns torch's out-of-memory error into one that says what to do."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free_device_cache(device)
+        raise DeviceMemoryError(
+            f"{device} ran out of memory. Render a smaller size, set a quantization on AITK Runtime Options, or close "
+            "other programs that use the device. What is loaded is kept: the next run starts from it."
+        ) from error
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in (*module.parameters(), *module.buffers()))

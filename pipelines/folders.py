@@ -1,0 +1,98 @@
+"""Turns the names that a workflow holds into paths, and never lets one leave the folders it may name.
+
+A shared workflow is untrusted input. Names are relative, ``/``-separated, and resolve (links followed) to something
+below one of the given roots. A root itself may be a link: users keep their models on other disks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from .errors import FileError
+
+
+def check_name(name: str, what: str) -> PurePosixPath:
+    """Returns ``name`` as a relative path, or says why it cannot be one.
+
+    Args:
+        name: what stands in the workflow, with ``/`` or ``\\`` between its parts.
+        what: what the name stands for, e.g. ``"LoRA"``; used in the message.
+
+    Raises:
+        FileError: the name is empty, absolute, has a drive, or has a ``..`` part.
+    """
+    posix = PurePosixPath(name.replace("\\", "/"))
+    if not name.strip() or "\0" in name or posix.name == "":
+        raise FileError(f"No {what} is chosen (the name is {name!r}). Choose one in the node's list.")
+    if posix.is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root or ".." in posix.parts:
+        raise FileError(
+            f"{what} {name!r} is refused: a workflow may only name files inside ComfyUI's own folders, "
+            "so absolute paths and '..' are not allowed. Put the file into the folder (or add the folder to "
+            "extra_model_paths.yaml) and choose it in the node's list."
+        )
+    return posix
+
+
+def resolve_name(name: str, roots: Sequence[Path], what: str) -> Path:
+    """Finds ``name`` below the first of ``roots`` that has it.
+
+    Raises:
+        FileError: see :func:`check_name`; or nothing of that name is there; or a link leads out of the roots.
+    """
+    relative = check_name(name, what)
+    inside = [root.resolve() for root in roots]
+    for root in roots:
+        path = root / relative
+        if not path.exists():
+            continue
+        target = path.resolve()
+        if not any(target.is_relative_to(root) for root in inside):
+            raise FileError(
+                f"{what} {name!r} is refused: it is a link that leads out of ComfyUI's folders. Add the folder that "
+                "really holds it to extra_model_paths.yaml and choose it from there."
+            )
+        return path
+    raise FileError(
+        f"{what} {name!r} is not there. It was looked for below: "
+        + (", ".join(repr(root.name) for root in roots) or "no folder (none is configured)")
+        + ". Put it there, or choose another one in the node's list."
+    )
+
+
+def list_files(roots: Iterable[Path], suffixes: Sequence[str]) -> list[str]:
+    """Relative, ``/``-separated names of the files below ``roots`` whose name ends in one of ``suffixes``, sorted."""
+    return sorted({
+        path.relative_to(root).as_posix()
+        for root in roots
+        for path in _walk(root)
+        if path.name.lower().endswith(tuple(suffixes))
+    })
+
+
+def list_folders_with(roots: Iterable[Path], marker: str) -> list[str]:
+    """Relative, ``/``-separated names of the folders below ``roots`` that hold a file called ``marker``, sorted."""
+    return sorted({
+        path.parent.relative_to(root).as_posix()
+        for root in roots
+        for path in _walk(root)
+        if path.name == marker and path.parent != root
+    })
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Files below ``root``, links followed, a folder that was seen already skipped (links can make loops)."""
+    seen: set[Path] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        real = folder.resolve()
+        if real in seen or not folder.is_dir():
+            continue
+        seen.add(real)
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                if not entry.name.startswith("."):
+                    waiting.append(entry)
+            else:
+                yield entry

@@ -1,0 +1,100 @@
+"""Fills a model with a checkpoint's tensors: one at a time, straight into the dtype it runs in, each one checked.
+
+The model is made without storage first, so that at no time more than one tensor exists twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from .errors import FileError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from .handle import DType, Quantization
+
+M = TypeVar("M", bound="nn.Module")
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    import torch
+
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
+
+
+def build_empty(factory: Callable[[], M]) -> M:
+    """Makes a model whose parameters have shapes but no storage; its buffers are real, they are not in any file."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return factory()
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """State-dict name -> shape."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def fill(model: M, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, where: str, prefix: str = "") -> M:
+    """Puts tensors into a model made by :func:`build_empty`.
+
+    Args:
+        model: the model; tensors that it does not have are left out (the caller has compared the names).
+        tensors: name and value; floating-point values are cast to ``dtype``.
+        dtype: what the model runs in.
+        where: names the source in errors.
+        prefix: what the names may have in front of the model's.
+
+    Returns:
+        The same model, in eval mode, without gradients.
+
+    Raises:
+        FileError: a tensor holds NaN or Inf.
+    """
+    import torch
+
+    slots: Mapping[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    for name, value in tensors:
+        own = name.removeprefix(prefix)
+        if own not in slots:
+            continue
+        cast = value.to(dtype) if value.is_floating_point() else value
+        check_finite(cast, name, where)
+        owner, _, leaf = own.rpartition(".")
+        module = model.get_submodule(owner)
+        if leaf in module._parameters:
+            module._parameters[leaf] = torch.nn.Parameter(cast, requires_grad=False)
+        else:
+            module._buffers[leaf] = cast
+    return model.eval().requires_grad_(False)
+
+
+def check_finite(value: torch.Tensor, name: str, where: str) -> None:
+    """Raises FileError where a floating-point tensor holds NaN or Inf."""
+    import torch
+
+    if value.numel() == 0 or not value.is_floating_point():
+        return
+    # the extremes carry NaN and Inf with them: no second tensor of the same size is made
+    low, high = torch.aminmax(value)
+    if bool(torch.isfinite(low)) and bool(torch.isfinite(high)):
+        return
+    hint = " float16 ends at 65504: choose bfloat16 or float32." if value.dtype == torch.float16 else ""
+    raise FileError(f"{where} is damaged: its tensor {name!r} holds NaN or Inf.{hint} Download it again.")
+
+
+def quantize(model: M, quantization: Quantization) -> M:
+    """Quantises the weights of every Linear layer with optimum-quanto, in place; ``none`` leaves them.
+
+    AI Toolkit does the same with these models: no layer is left out.
+    """
+    if quantization == "none":
+        return model
+    from optimum import quanto
+
+    quanto.quantize(model, weights=quanto.qtypes[quantization])
+    quanto.freeze(model)
+    return model

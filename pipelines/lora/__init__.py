@@ -1,0 +1,1 @@
+"""LoRA files: their formats (``formats``), whose they are (``families``), how they apply (``merged``, ``live``, ``stack``)."""

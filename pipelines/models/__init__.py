@@ -1,0 +1,29 @@
+"""The catalogue: every model is a subpackage of this one that states its facts as ``MODEL``.
+
+Adding a model is adding a subpackage. Listing them imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from ..errors import InputError
+from .facts import ModelFacts
+
+
+@cache
+def catalogue() -> dict[str, ModelFacts]:
+    """Model id -> facts, in alphabetical order."""
+    found = [info.name for info in pkgutil.iter_modules(__path__) if info.ispkg]
+    models = [importlib.import_module(f"{__name__}.{name}").MODEL for name in sorted(found)]
+    return {model.id: model for model in models}
+
+
+def find_model(model_id: str) -> ModelFacts:
+    """Raises InputError where the catalogue has no such id."""
+    try:
+        return catalogue()[model_id]
+    except KeyError:
+        raise InputError(f"There is no model {model_id!r}. The models are: {', '.join(catalogue())}.") from None

@@ -1,0 +1,5 @@
+"""Lumina Image 2.0: Next-DiT transformer, Gemma2 text encoder, FLUX.1's autoencoder."""
+
+from .facts import MODEL
+
+__all__ = ["MODEL"]

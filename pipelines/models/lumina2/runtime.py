@@ -1,0 +1,112 @@
+"""Lumina2's code behind the shared sampler: loading its parts, its texts, and from latents to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, Lumina2Transformer2DModel
+from torch import nn
+
+from ...checkpoint import Checkpoint
+from ...errors import FileError, InputError
+from ...handle import Quantization, RuntimeOptions
+from ...loading import build_empty, fill, parameter_shapes, quantize
+from ...sizes import Size
+from ..facts import Recipe
+from ..runtime import DenoiseJob, Embedding, Text
+from . import loop, text
+from .facts import PROMPT_MARKER, SYSTEM_PROMPT, TEXT_LENGTH, VAE_DOWNSCALE, Lumina2Recipe
+
+_CLASSES = {"transformer": Lumina2Transformer2DModel, "vae": AutoencoderKL}
+_DEFAULT_SOFTCAP = 50.0  # google/gemma-2-2b config.json: attn_logit_softcapping
+
+
+class Lumina2Runtime:
+    """See :class:`..runtime.ModelRuntime`, whose methods these are."""
+
+    def check_weights(self, part: str, checkpoint: Checkpoint) -> None:
+        if part == "text_encoder":
+            text.check_files(checkpoint)
+        else:
+            checkpoint.check_complete(part, parameter_shapes(self._empty(part, checkpoint)))
+
+    def load(self, part: str, checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization) -> nn.Module:
+        if part == "text_encoder":
+            return text.load(checkpoint, dtype, quantization)
+        tensors = checkpoint.read(part, checkpoint.tensor_infos(part))
+        model = fill(self._empty(part, checkpoint), tensors, dtype, f"{checkpoint.name} {part}")
+        return quantize(model, quantization) if part == "transformer" else model
+
+    def _empty(self, part: str, checkpoint: Checkpoint) -> nn.Module:
+        cls = _CLASSES[part]
+        config = checkpoint.config(part)
+        if config.get("_class_name") != cls.__name__:
+            raise FileError(f"{checkpoint.name!r} has a {config.get('_class_name')} as {part}, not {cls.__name__}.")
+        return build_empty(lambda: cls.from_config(config))
+
+    def texts(
+        self, recipe: Recipe, prompt: str, negative_prompt: str, system_prompt: str, options: RuntimeOptions,
+        guidance_scale: float, checkpoint: Checkpoint,
+    ) -> list[Text]:  # fmt: skip
+        assert isinstance(recipe, Lumina2Recipe)
+        wanted = {"auto": recipe.softcap, "softcap": True, "no softcap": False}[options.text_encoder_attention]
+        value = checkpoint.config("text_encoder").get("attn_logit_softcapping") or _DEFAULT_SOFTCAP
+        settings = text.Gemma2Settings(value if wanted else None, recipe.cast_rope)
+        template = (system_prompt or SYSTEM_PROMPT) + PROMPT_MARKER
+        texts = [Text(template + prompt, TEXT_LENGTH, settings)]
+        if guidance_scale > 1:
+            negative = template + negative_prompt if recipe.template_negative else negative_prompt
+            texts.append(Text(negative, TEXT_LENGTH, settings))
+        return texts
+
+    def encode(self, text_encoder: nn.Module, text_: Text, device: str) -> Embedding:
+        assert isinstance(text_encoder, text.Gemma2TextEncoder)
+        text_encoder.configure(text_.settings)
+        return text_encoder(text_, device)
+
+    def noise_shape(self, size: Size) -> tuple[int, ...]:
+        return (1, 16, size.height // VAE_DOWNSCALE, size.width // VAE_DOWNSCALE)
+
+    def sigmas(self, recipe: Recipe, steps: int, size: Size) -> torch.Tensor:
+        assert isinstance(recipe, Lumina2Recipe)
+        return loop.shifted_sigmas(steps, recipe.shift)
+
+    def denoise(self, transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
+        return loop.denoise(transformer, job)
+
+    def decode(self, vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+        assert isinstance(vae, AutoencoderKL)
+        config = vae.config
+        image = vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
+        # denormalised and clamped in the run's dtype, then rounded half to even: diffusers' VaeImageProcessor
+        image = (image * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu()
+        if not bool(torch.isfinite(image).all()):
+            raise InputError(
+                f"The picture came out as NaN: {vae.dtype} does not hold this model's values. "
+                "Choose bfloat16 or float32 on the loader."
+            )
+        return (image * 255).round().to(torch.uint8)
+
+    def to_comfy(self, latents: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
+        config = checkpoint.config("vae")
+        return latents / config["scaling_factor"] + config["shift_factor"]
+
+    def from_comfy(self, latents: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
+        config = checkpoint.config("vae")
+        return (latents - config["shift_factor"]) * config["scaling_factor"]
+
+    def describe(self, recipe: Recipe, texts: Sequence[Text]) -> dict[str, Any]:
+        assert isinstance(recipe, Lumina2Recipe)
+        settings = texts[0].settings
+        return {
+            "schedule": {"name": "flow-match Euler", "shift": recipe.shift},
+            "guidance": "classifier-free, rescaled to the norm of the prompt's prediction" if len(texts) > 1 else "none",
+            "negative_prompt": "with the system prompt" if recipe.template_negative else "bare",
+            "text_encoder": {
+                "softcap": settings.softcap,
+                "rope_in_run_dtype": settings.cast_rope,
+                "text_length": TEXT_LENGTH,
+            },
+        }

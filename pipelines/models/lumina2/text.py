@@ -1,0 +1,111 @@
+"""Gemma2 as Lumina2's text encoder.
+
+Differences from calling the library's model as it comes, each of which changes embeddings:
+
+* The tokenizer pads on the right. Gemma's own default is left, and the transformer takes the first tokens.
+* Soft-capping of the attention logits is set here on every call. Which one a plain model does depends on the version of
+  transformers: 5.5 runs SDPA without it, 5.23 eager attention with it.
+* The rotary frequencies can be rounded to the run's dtype. AI Toolkit casts the whole module, its buffers too, which in
+  bfloat16 turns 0.1 into 0.10009765625 and moves every later position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, Gemma2Model
+
+from ...checkpoint import Checkpoint
+from ...errors import FileError
+from ...handle import Quantization
+from ...loading import build_empty, fill, parameter_shapes, quantize
+from ..runtime import Embedding, Text
+
+# a Gemma2ForCausalLM checkpoint has both; a Gemma2Model has neither
+_PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class Gemma2Settings:
+    """What changes an embedding besides the text.
+
+    Attributes:
+        softcap: attention logits become softcap * tanh(logits / softcap); None leaves them.
+        cast_rope: whether the rotary frequencies are rounded to the run's dtype.
+    """
+
+    softcap: float | None
+    cast_rope: bool
+
+
+class Gemma2TextEncoder(nn.Module):
+    """Tokenizer and encoder; returns the hidden states before the last layer."""
+
+    def __init__(self, tokenizer, model: nn.Module, dtype: torch.dtype) -> None:  # noqa: ANN001 - any tokenizer class
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.model = model
+        self.run_dtype = dtype
+        self._attention = model.config._attn_implementation
+        # kept apart: the buffers in the model are overwritten
+        self._frequencies = {name: buffer.clone() for name, buffer in model.named_buffers() if "inv_freq" in name}
+
+    def configure(self, settings: Gemma2Settings) -> None:
+        """Makes the next call use these settings."""
+        implementation = self._attention if settings.softcap is None else "eager"
+        if self.model.config._attn_implementation != implementation:
+            self.model.set_attn_implementation(implementation)
+        for layer in self.model.layers:
+            layer.self_attn.attn_logit_softcapping = settings.softcap
+        for name, exact in self._frequencies.items():
+            value = exact.to(self.run_dtype).to(exact.dtype) if settings.cast_rope else exact
+            self.model.get_buffer(name).copy_(value)
+
+    @property
+    def attention_implementation(self) -> str:
+        """transformers' name of the attention that the last call used."""
+        return self.model.config._attn_implementation
+
+    def forward(self, text: Text, device: str) -> Embedding:
+        tokens = self.tokenizer(
+            text.text, padding="max_length", max_length=text.length, truncation=True, return_tensors="pt"
+        )
+        whole = len(self.tokenizer(text.text).input_ids)
+        mask = tokens.attention_mask.to(device)
+        output = self.model(tokens.input_ids.to(device), attention_mask=mask, output_hidden_states=True)
+        embeds = output.hidden_states[-2].to(self.run_dtype)
+        return Embedding(embeds.cpu(), mask.cpu(), max(0, whole - text.length))
+
+
+def check_files(checkpoint: Checkpoint) -> None:
+    """Raises FileError where the text encoder or its tokenizer is missing, incomplete, or no Gemma2."""
+    config = checkpoint.config("text_encoder")
+    if config.get("model_type") != "gemma2":
+        _refuse(checkpoint, f"is a {config.get('model_type')!r} model, not gemma2")
+    if not any((checkpoint.folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        _refuse(checkpoint, "has no tokenizer: tokenizer/tokenizer.json is missing")
+    expected = parameter_shapes(_empty(checkpoint))
+    checkpoint.check_complete("text_encoder", expected, prefix=_PREFIX)
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization) -> Gemma2TextEncoder:
+    """Loads tokenizer and encoder to the CPU."""
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder / "tokenizer"), local_files_only=True)
+    tokenizer.padding_side = "right"
+    model = _empty(checkpoint)
+    names = checkpoint.tensor_infos("text_encoder")
+    fill(model, checkpoint.read("text_encoder", names), dtype, f"{checkpoint.name} text_encoder", _PREFIX)
+    return Gemma2TextEncoder(tokenizer, quantize(model, quantization), dtype)
+
+
+def _empty(checkpoint: Checkpoint) -> nn.Module:
+    config = AutoConfig.from_pretrained(str(checkpoint.folder / "text_encoder"), local_files_only=True)
+    # not AutoModel.from_config, which makes the buffers in the dtype of the file's config: a bfloat16 embed_scale in a
+    # float32 run moves the embeddings by 2e-3
+    return build_empty(lambda: Gemma2Model(config))
+
+
+def _refuse(checkpoint: Checkpoint, why: str) -> None:
+    raise FileError(f"The text encoder of {checkpoint.name!r} {why}. Lumina Image 2.0 needs Gemma2 2B.")

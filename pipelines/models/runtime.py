@@ -1,0 +1,119 @@
+"""What the shared sampler asks of a model's code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .facts import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..checkpoint import Checkpoint
+    from ..handle import Quantization, RuntimeOptions
+    from ..sizes import Size
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as the encoder gets it, with everything that changes its embedding: the key of the prompt cache.
+
+    Attributes:
+        text: template and prompt.
+        length: tokens; longer texts are cut, shorter ones padded.
+        settings: what else the model's encoder can be told; hashable, made and read by the model alone.
+    """
+
+    text: str
+    length: int
+    settings: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """An encoded text, on the CPU.
+
+    Attributes:
+        embeds: [1, length, D], in the run's dtype.
+        mask: [1, length], int64, 1 at the tokens.
+        cut_tokens: how many tokens did not fit.
+    """
+
+    embeds: torch.Tensor
+    mask: torch.Tensor
+    cut_tokens: int
+
+
+@dataclass(frozen=True)
+class DenoiseJob:
+    """Everything the loop of one picture needs.
+
+    Attributes:
+        latents: [1, C, h, w], the start, in the run's dtype, on the compute device.
+        sigmas: [steps + 1], float32, on the compute device, falling to 0.
+        conditioning: the embeddings of the recipe's texts, in order, on the compute device.
+        guidance_scale: as the user gave it.
+        on_step: called after each step with the number of steps done and the estimated clean latent [1, C, h, w].
+        check: called before each model call; raises to interrupt.
+    """
+
+    latents: torch.Tensor
+    sigmas: torch.Tensor
+    conditioning: Sequence[Embedding]
+    guidance_scale: float
+    on_step: Callable[[int, torch.Tensor], None]
+    check: Callable[[], None]
+
+
+class ModelRuntime(Protocol):
+    """One model's code. Its methods hold no state: weights come in, pictures go out."""
+
+    def check_weights(self, part: str, checkpoint: Checkpoint) -> None:
+        """Raises FileError where a part's files are missing, damaged or of another model; reads no weights."""
+        ...
+
+    def load(self, part: str, checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization) -> nn.Module:
+        """Loads ``transformer``, ``text_encoder`` or ``vae`` to the CPU."""
+        ...
+
+    def texts(
+        self, recipe: Recipe, prompt: str, negative_prompt: str, system_prompt: str, options: RuntimeOptions,
+        guidance_scale: float, checkpoint: Checkpoint,
+    ) -> list[Text]:  # fmt: skip
+        """The texts to encode, in the order that the loop wants them."""
+        ...
+
+    def encode(self, text_encoder: nn.Module, text: Text, device: str) -> Embedding:
+        """Encodes one text on ``device``."""
+        ...
+
+    def noise_shape(self, size: Size) -> tuple[int, ...]:
+        """Shape of one picture's latents."""
+        ...
+
+    def sigmas(self, recipe: Recipe, steps: int, size: Size) -> torch.Tensor:
+        """[steps + 1], float32, CPU: the noise level before each step, then 0."""
+        ...
+
+    def denoise(self, transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
+        """Runs the loop; returns the final latents [1, C, h, w]."""
+        ...
+
+    def decode(self, vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+        """[1, C, h, w] -> uint8 [H, W, 3], CPU."""
+        ...
+
+    def to_comfy(self, latents: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
+        """Model latents -> the scale that ComfyUI's VAE nodes use."""
+        ...
+
+    def from_comfy(self, latents: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
+        """The inverse of :meth:`to_comfy`."""
+        ...
+
+    def describe(self, recipe: Recipe, texts: Sequence[Text]) -> dict[str, Any]:
+        """What the report says about the recipe: schedule, guidance, templates, encoder settings."""
+        ...

@@ -1,0 +1,166 @@
+"""Safetensors files: what their header says, whether they are whole, and their tensors.
+
+The header is read and checked before anything else touches a file, so that a truncated download, an HTML page or a
+pickle gives an error that says so, and not one of a parser's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import FileError
+
+if TYPE_CHECKING:
+    import torch
+
+# bits per value, from the safetensors format description
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}  # fmt: skip
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+
+_SIGNATURES = (
+    (b"<!doctype html", "an HTML page (a download that needed a login, or a web page saved by mistake)"),
+    (b"<html", "an HTML page (a download that needed a login, or a web page saved by mistake)"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself (run 'git lfs pull', or download it again)"),
+    (b"PK\x03\x04", "a PyTorch pickle or zip archive; only safetensors files are loaded, since a pickle can run code"),
+    (b"\x80\x02", "a Python pickle; only safetensors files are loaded, since a pickle can run code"),
+    (b"GGUF", "a GGUF file"),
+)
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """Tells a file from its replacement without reading it: path, size in bytes, time of last change in ns."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        """Raises FileError where there is no such file."""
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
+        return cls(path, stat.st_size, stat.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a header: dtype in safetensors' spelling (``"BF16"``), shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header.
+
+    Attributes:
+        path: the file.
+        tensors: name -> dtype and shape, in the file's order.
+        metadata: the ``__metadata__`` strings, empty where the file has none.
+    """
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Reads and checks the header of a safetensors file; reads nothing else of it.
+
+    Raises:
+        FileError: the file is missing, no safetensors file, damaged, or shorter or longer than its header says.
+    """
+    name = path.name
+    size = FileStamp.of(path).size
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+            length = int.from_bytes(start[:8], "little")
+            for magic, kind in _SIGNATURES:
+                if start.lstrip()[: len(magic)].lower() == magic.lower():
+                    raise FileError(f"{name!r} is no safetensors file: it is {kind}.")
+            if size < 10:
+                raise FileError(f"{name!r} is no safetensors file: it has only {size} bytes. Download it again.")
+            if not 2 <= length <= _MAX_HEADER:
+                raise FileError(f"{name!r} is no safetensors file: it does not begin with a header length.")
+            if 8 + length > size:
+                raise FileError(
+                    f"{name!r} is cut off: its header alone needs {8 + length:,} bytes, the file has {size:,}. "
+                    "Download it again."
+                )
+            file.seek(8)
+            raw = file.read(length)
+    except OSError as error:
+        raise FileError(f"{name!r} cannot be read: {error.strerror}.") from error
+    try:
+        entries = json.loads(raw)
+    except ValueError as error:
+        raise FileError(f"{name!r} is damaged: its header is not valid JSON. Download it again.") from error
+    return _checked(path, entries, size - 8 - length)
+
+
+def _checked(path: Path, entries: Any, data_size: int) -> Header:
+    damaged = f"{path.name!r} is damaged: "
+    if not isinstance(entries, dict):
+        raise FileError(damaged + "its header is no JSON object. Download it again.")
+    metadata = entries.pop("__metadata__", None) or {}
+    tensors: dict[str, TensorInfo] = {}
+    spans: list[tuple[int, int, str]] = []
+    for key, entry in entries.items():
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
+            bits = _BITS[dtype] * math.prod(shape)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(damaged + f"the header's entry for {key!r} cannot be understood.") from error
+        if (end - begin) * 8 != bits:
+            raise FileError(damaged + f"{key!r} has {end - begin} bytes, its shape {list(shape)} needs {bits // 8}.")
+        tensors[key] = TensorInfo(dtype, shape)
+        spans.append((begin, end, key))
+    position = 0
+    for begin, end, key in sorted(spans):
+        if begin != position:
+            raise FileError(damaged + f"the data of {key!r} does not begin where the tensor before it ends.")
+        position = end
+    if position > data_size:
+        raise FileError(
+            f"{path.name!r} is cut off: its tensors need {position:,} bytes, the file holds {data_size:,}. "
+            "Download it again."
+        )
+    if position < data_size:
+        raise FileError(damaged + f"{data_size - position:,} bytes follow after its last tensor.")
+    return Header(path, tensors, {str(key): str(value) for key, value in metadata.items()})
+
+
+def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors of a file one by one, on the CPU, in their stored dtype.
+
+    Args:
+        path: a safetensors file that :func:`read_header` accepts.
+        names: which ones; all of them by default.
+    """
+    from safetensors import safe_open
+
+    with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+        for name in file.keys() if names is None else names:  # noqa: SIM118 - safe_open is no mapping
+            yield name, file.get_tensor(name)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of the whole file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,296 @@
+"""One run of the sampler node: from a handle and a request to pictures and a report. Model-independent.
+
+The order is fixed: check the request, encode, apply LoRAs, denoise each picture of the batch alone, decode, report.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .engine import Engine, clear_memory_errors
+from .errors import InputError
+from .handle import ControlImages, PipelineHandle
+from .loading import torch_dtype
+from .lora.stack import AppliedLora
+from .models import find_model
+from .models.facts import ModelFacts, Recipe
+from .models.runtime import DenoiseJob, Embedding, Text
+from .observer import Observer
+from .report import describe_loras, describe_weights, machine_state, versions
+from .sizes import Size, snap
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_SEED = 2**53  # the largest whole number that the editor, a JavaScript program, holds exactly
+MAX_STEPS = 10_000
+MAX_BATCH = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class SampleRequest:
+    """The sampler node's inputs.
+
+    Attributes:
+        recipe: a name of the model's recipes.
+        prompt, negative_prompt: as typed.
+        width, height: pixels, before snapping; not used with ``latent``.
+        steps: 1 or more.
+        guidance_scale: as the model understands it.
+        seed: of the first picture, 0..2**53; picture i of a batch uses seed + i.
+        trigger_word: replaces ``[trigger]`` and ``[name]`` in the prompt; empty leaves them as they are.
+        system_prompt: empty is the recipe's own.
+        batch_size: pictures.
+        denoise: 0 < denoise <= 1; below 1 the last part of a longer schedule runs, from ``latent``.
+        latent: [1 or batch_size, C, h, w] in ComfyUI's scale, or None.
+        control: reference images, or None.
+    """
+
+    recipe: str
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 1024
+    height: int = 1024
+    steps: int = 25
+    guidance_scale: float = 4.0
+    seed: int = 42
+    trigger_word: str = ""
+    system_prompt: str = ""
+    batch_size: int = 1
+    denoise: float = 1.0
+    latent: torch.Tensor | None = None
+    control: ControlImages | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SampleResult:
+    """What the sampler node hands on.
+
+    Attributes:
+        images: [B, H, W, 3], float32; every value is a whole number of 255ths, so that saving gives the exact pixels.
+        latent: [B, C, h, w], float32, in ComfyUI's scale.
+        sigmas: [steps + 1], float32.
+        size: as rendered.
+        report: JSON-able.
+        notes: what the user should see on the node.
+    """
+
+    images: torch.Tensor
+    latent: torch.Tensor
+    sigmas: torch.Tensor
+    size: Size
+    report: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 3)
+
+
+def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, observer: Observer) -> SampleResult:
+    """Runs a request. Whatever it raises, the engine stays usable and its weights are as they should be.
+
+    Raises:
+        AITKError: bad input, files that do not fit, out of memory; or whatever the observer raises to interrupt.
+    """
+    import torch
+
+    model = find_model(handle.model)
+    recipe = check_request(model, handle, request)
+    plan = engine.plan_loras(handle, recipe)
+    size = _size(model, handle, recipe, request)
+    runtime = engine.runtime(model)
+    prompt = insert_trigger(request.prompt, request.trigger_word)
+    texts = runtime.texts(
+        recipe, prompt, request.negative_prompt, request.system_prompt, handle.options, request.guidance_scale,
+        handle.checkpoint,
+    )  # fmt: skip
+    before = replace(engine.counters)
+    clock = _Clock()
+    device = engine.device
+    # ComfyUI runs nodes in inference mode, where tensors cannot be used again outside of it; this is the same everywhere
+    with torch.inference_mode(False), torch.no_grad(), machine_state(device) as peak, clear_memory_errors(device):
+        with clock.phase("encode"):
+            conditioning = [engine.embedding(handle, text, observer) for text in texts]
+        with clock.phase("prepare"):
+            engine.apply_loras(handle, plan, observer)
+        sigmas = _schedule(runtime.sigmas(recipe, schedule_length(request), size), request.steps)
+        latents = _denoise_batch(engine, handle, request, size, conditioning, sigmas, observer, clock)
+        observer.stage("decoding")
+        with clock.phase("decode"), engine.on_device(handle, "vae", observer) as vae:
+            images = []
+            for latent in latents:
+                observer.check()
+                images.append(runtime.decode(vae, latent.to(device)))
+    notes = (*size.notes, *_text_notes(request, prompt, conditioning))
+    report = {
+        "model": {"id": model.id, **describe_weights(engine, handle)},
+        "recipe": recipe.name,
+        **runtime.describe(recipe, texts),
+        "loras": describe_loras(plan, handle),
+        "prompt": prompt,
+        "negative_prompt_used": len(texts) > 1,
+        "size": {"asked": [request.width, request.height], "rendered": [size.width, size.height]},
+        "steps": request.steps,
+        "denoise": request.denoise,
+        "guidance_scale": request.guidance_scale,
+        "seed": request.seed,
+        "batch_size": request.batch_size,
+        "sigmas": [round(float(value), 7) for value in sigmas],
+        "notes": list(notes),
+        "work": {name: value - getattr(before, name) for name, value in asdict(engine.counters).items()},
+        "seconds": clock.seconds,
+        "peak_memory": peak,
+        "device": device,
+        "versions": versions(),
+    }
+    if request.latent is not None:
+        report["size"]["asked"] = "from the latent"
+    comfy = torch.cat([runtime.to_comfy(latent.float(), handle.checkpoint) for latent in latents])
+    pixels = torch.stack(images).to(torch.float32) / 255
+    return SampleResult(pixels, comfy, sigmas, size, report, notes)
+
+
+def check_request(model: ModelFacts, handle: PipelineHandle, request: SampleRequest) -> Recipe:
+    """Refuses what cannot be run before anything is loaded; returns the recipe.
+
+    Raises:
+        InputError: names the value, its range and what to do.
+    """
+    if request.recipe not in model.recipes:
+        raise InputError(f"{model.title} has no recipe {request.recipe!r}. It has: {', '.join(model.recipes)}.")
+    if not 1 <= request.steps <= MAX_STEPS:
+        raise InputError(f"steps is {request.steps}: choose 1 to {MAX_STEPS}.")
+    if not 1 <= request.batch_size <= MAX_BATCH:
+        raise InputError(f"batch_size is {request.batch_size}: choose 1 to {MAX_BATCH}.")
+    if not 0 <= request.seed <= MAX_SEED:
+        raise InputError(f"seed is {request.seed}: choose 0 to 2^53 ({MAX_SEED}).")
+    if not 0 < request.denoise <= 1:
+        raise InputError(f"denoise is {request.denoise}: choose a value above 0, up to 1.")
+    if not 0 <= request.guidance_scale <= 1000:
+        raise InputError(f"guidance_scale is {request.guidance_scale}: choose 0 to 1000.")
+    if request.denoise < 1 and request.latent is None:
+        raise InputError("denoise is below 1, but no latent is connected: there is nothing to start from.")
+    given = len(request.control.images) if request.control is not None else 0
+    if given > model.control_images:
+        takes = f"at most {model.control_images}" if model.control_images else "no"
+        raise InputError(
+            f"{model.title} takes {takes} control images, and {given} are connected. Disconnect `control` from the "
+            "sampler, or load a model that edits images."
+        )
+    return model.recipes[request.recipe]
+
+
+def schedule_length(request: SampleRequest) -> int:
+    """Steps of the whole schedule, of which the last ``steps`` run: ComfyUI's rule for denoise."""
+    return request.steps if request.denoise == 1 else int(request.steps / request.denoise)
+
+
+def insert_trigger(prompt: str, trigger_word: str) -> str:
+    """Replaces ``[trigger]`` and ``[name]`` as AI Toolkit does (toolkit/prompt_utils.py); without a word, nothing."""
+    if not trigger_word:
+        return prompt
+    return prompt.replace("[name]", trigger_word).replace("[trigger]", trigger_word)
+
+
+def initial_noise(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The noise of one picture, on the CPU: drawn in the run's dtype, as both references do.
+
+    A bfloat16 draw is not promised to be the rounded float32 draw.
+    """
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)
+
+
+def _size(model: ModelFacts, handle: PipelineHandle, recipe: Recipe, request: SampleRequest) -> Size:
+    largest = model.largest_side(handle.checkpoint)
+    if request.latent is None:
+        return snap(request.width, request.height, recipe.size, largest)
+    shape = tuple(request.latent.shape)
+    if len(shape) != 4 or shape[1] != model.latent_channels:
+        raise InputError(
+            f"The latent has shape {list(shape)}; {model.title} needs [batch, {model.latent_channels}, h, w]. "
+            "Encode the picture with this model's VAE."
+        )
+    if shape[0] not in (1, request.batch_size):
+        raise InputError(f"The latent holds {shape[0]} pictures, and batch_size is {request.batch_size}.")
+    width, height = shape[3] * model.latent_downscale, shape[2] * model.latent_downscale
+    if width % recipe.size.multiple or height % recipe.size.multiple or max(width, height) > largest:
+        raise InputError(
+            f"The latent stands for {width} x {height} pixels; {model.title} needs multiples of "
+            f"{recipe.size.multiple}, up to {largest}. Resize it first."
+        )
+    return Size(width, height)
+
+
+def _schedule(sigmas: torch.Tensor, steps: int) -> torch.Tensor:
+    return sigmas[-(steps + 1) :]
+
+
+def _denoise_batch(
+    engine: Engine, handle: PipelineHandle, request: SampleRequest, size: Size, conditioning: list[Embedding],
+    sigmas: torch.Tensor, observer: Observer, clock: _Clock,
+) -> list[torch.Tensor]:  # fmt: skip
+    """Final latents of each picture, [1, C, h, w], on the CPU."""
+    runtime = engine.runtime(find_model(handle.model))
+    device = engine.device
+    total = request.steps * request.batch_size
+    finished = []
+    observer.stage("sampling")
+    with clock.phase("sample"), engine.on_device(handle, "transformer", observer) as transformer:
+        conditioning = [Embedding(e.embeds.to(device), e.mask.to(device), e.cut_tokens) for e in conditioning]
+        for index in range(request.batch_size):
+            done = index * request.steps
+
+            def on_step(step: int, x0: torch.Tensor, done: int = done) -> None:
+                observer.step(done + step, total, x0)
+
+            job = DenoiseJob(
+                latents=_start(runtime, handle, request, size, sigmas, index).to(device),
+                sigmas=sigmas.to(device),
+                conditioning=conditioning,
+                guidance_scale=request.guidance_scale,
+                on_step=on_step,
+                check=observer.check,
+            )
+            finished.append(runtime.denoise(transformer, job).cpu())
+    return finished
+
+
+def _start(
+    runtime: Any, handle: PipelineHandle, request: SampleRequest, size: Size, sigmas: torch.Tensor, index: int
+) -> torch.Tensor:
+    """Where picture ``index`` starts: noise, mixed with the given latent as far as the first sigma leaves it."""
+    dtype = torch_dtype(handle.dtype)
+    noise = initial_noise(request.seed + index, runtime.noise_shape(size), dtype)
+    sigma = float(sigmas[0])
+    if request.latent is None or sigma == 1:
+        return noise
+    given = request.latent[index if len(request.latent) > 1 else 0][None].to("cpu").float()
+    given = runtime.from_comfy(given, handle.checkpoint)
+    return ((1 - sigma) * given + sigma * noise.float()).to(dtype)
+
+
+def _text_notes(request: SampleRequest, prompt: str, conditioning: list[Embedding]) -> Iterator[str]:
+    if not prompt.strip():
+        yield "the prompt is empty"
+    for name, embedding in zip(("prompt", "negative prompt"), conditioning, strict=False):
+        if embedding.cut_tokens:
+            length = embedding.mask.shape[1]
+            yield f"the {name} was cut at {length} tokens: its last {embedding.cut_tokens} were left out"
+    if request.negative_prompt and len(conditioning) < 2:
+        yield "the negative prompt is not used: guidance_scale is 1 or less"
