@@ -4,11 +4,13 @@ Inside ComfyUI that is ComfyUI's own model folders, progress bar, previews, inte
 (``tasks.py``, tests) a plain stand-in with the same methods. No other module of this pack imports ComfyUI.
 """
 
+# ComfyUI's modules are not installed packages: the type checker cannot find them
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SaveTarget:
-    """Where a picture goes: ``folder / f"{stem}_{counter:05}_.{extension}"``, counted on for each picture of a batch."""
+    """Where a picture goes: ``folder / f"{stem}_{counter:05}_.{extension}"``, counted on in a batch."""
 
     folder: Path
     stem: str
@@ -163,16 +165,26 @@ class PlainHost:
         input: folder of the pictures that a workflow loads.
         output: folder of the pictures that it saves.
         device: compute device; by default CUDA, else Apple's MPS, else the CPU.
+        extra_roots: one more folder of a model kind, as extra_model_paths.yaml gives ComfyUI.
     """
 
-    def __init__(self, models: Path, input: Path, output: Path, device: str | None = None) -> None:
+    def __init__(
+        self,
+        models: Path,
+        input: Path,
+        output: Path,
+        device: str | None = None,
+        extra_roots: Mapping[str, Path] | None = None,
+    ) -> None:
         self.models = models
         self.input = input
         self.output = output
         self._device = device
+        self._extra_roots = dict(extra_roots or {})
 
     def model_roots(self, kind: str) -> list[Path]:
-        return [self.models / kind]
+        extra = self._extra_roots.get(kind)
+        return [self.models / kind] if extra is None else [self.models / kind, extra]
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
         now = time.localtime()

@@ -78,9 +78,9 @@ class LoadAITKModel:
     SEARCH_ALIASES = ["ai toolkit", "ostris", "lumina", "load diffusers model", "model loader"]
 
     @classmethod
-    def VALIDATE_INPUTS(cls, weights: str) -> bool:
-        """Names are checked in ``load``, whose message says what to do; this switches off the plain list check."""
-        return True
+    def VALIDATE_INPUTS(cls, weights: str | None = None) -> bool | str:
+        """Refuses a folder that is not there or not allowed when the prompt is queued; a linked name waits."""
+        return weights in (None, DEFAULT_WEIGHTS) or why_refused(weights, "diffusers", "model folder") or True
 
     @classmethod
     def IS_CHANGED(cls, model: str, weights: str, dtype: str, repo_id: str = "", options: Any = None) -> str:
@@ -99,16 +99,27 @@ class LoadAITKModel:
         if weights == DEFAULT_WEIGHTS:
             checkpoint = open_repo(repo_id or facts.repo_id, facts.components)
         elif repo_id:
-            raise InputError(f"repo_id {repo_id!r} is set, and weights is {weights!r}. Set weights to default, or empty it.")
+            raise InputError(f"repo_id {repo_id!r} needs weights = default, not {weights!r}. Change one of them.")
         else:
             checkpoint = _folder(facts, weights)
         found = checkpoint.config("transformer").get("_class_name")
         if found != facts.transformer_class:
             fits = [other.id for other in catalogue().values() if other.transformer_class == found]
             hint = f"Set model to {fits[0]}." if fits else "Choose the folder of another model."
-            raise FileError(f"{checkpoint.name!r} holds a {found}, and {facts.title} is a {facts.transformer_class}. {hint}")
+            raise FileError(
+                f"{checkpoint.name!r} holds a {found}, and {facts.title} is a {facts.transformer_class}. {hint}"
+            )
         run_dtype = "bfloat16" if dtype == "auto" else cast(DType, dtype)
         return (PipelineHandle(facts.id, checkpoint, run_dtype, options or RuntimeOptions()),)
+
+
+def why_refused(name: str, kind: str, what: str) -> str:
+    """The message of a name that cannot be resolved below a model kind's folders; empty for one that can."""
+    try:
+        resolve_name(name, current_host().model_roots(kind), what)
+    except FileError as error:
+        return str(error)
+    return ""
 
 
 def _folder(facts: ModelFacts, weights: str) -> Checkpoint:
@@ -146,8 +157,8 @@ class AITKRuntimeOptions:
                     list(TEXT_ENCODER_ATTENTIONS),
                     {
                         "default": "auto",
-                        "tooltip": "Soft-capping of Gemma2's attention logits. auto: off, as under the versions that AI "
-                        "Toolkit pins. softcap: on, as the newest transformers does by itself.",
+                        "tooltip": "Soft-capping of Gemma2's attention logits. auto: off, as under the versions that "
+                        "AI Toolkit pins. softcap: on, as the newest transformers does by itself.",
                     },
                 ),
             }

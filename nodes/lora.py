@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, cast
 
 from ..pipelines.errors import InputError
@@ -12,7 +13,7 @@ from ..pipelines.lora.file import open_lora
 from ..pipelines.models import find_model
 from ..pipelines.safetensors_file import FileStamp
 from .host import current_host
-from .load_model import CATEGORY
+from .load_model import CATEGORY, why_refused
 
 _SUFFIXES = (".safetensors", ".sft")
 
@@ -65,9 +66,9 @@ class ApplyAITKLoRA:
     SEARCH_ALIASES = ["ai toolkit lora", "lora loader", "load lora", "ostris"]
 
     @classmethod
-    def VALIDATE_INPUTS(cls, lora_name: str) -> bool:
-        """Names are checked in ``apply``, whose message says what to do; this switches off the plain list check."""
-        return True
+    def VALIDATE_INPUTS(cls, lora_name: str | None = None) -> bool | str:
+        """Refuses a file that is not there or not allowed when the prompt is queued; a linked name waits."""
+        return lora_name is None or why_refused(lora_name, "loras", "LoRA") or True
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, pipeline: Any = None, strength: Any = None, application: Any = None) -> str:
@@ -88,5 +89,5 @@ class ApplyAITKLoRA:
         return (pipeline.with_lora(spec), file.trigger_word, file.summary())
 
 
-def _path(lora_name: str) -> Any:
+def _path(lora_name: str) -> Path:
     return resolve_name(lora_name, current_host().model_roots("loras"), "LoRA")

@@ -80,7 +80,7 @@ class AITKSampler:
                 "height": _side("Height", defaults.height),
                 "steps": (
                     "INT",
-                    {"default": defaults.steps, "min": 1, "max": MAX_STEPS, "tooltip": "Sampling steps (sample_steps)."},
+                    {"default": defaults.steps, "min": 1, "max": MAX_STEPS, "tooltip": "Steps (sample_steps)."},
                 ),
                 "guidance_scale": (
                     "FLOAT",
@@ -108,8 +108,8 @@ class AITKSampler:
                     recipes,
                     {
                         "default": recipes[0],
-                        "tooltip": "reference pipeline: as the model's page documents (diffusers). trainer preview: what "
-                        "AI Toolkit itself renders while it trains. They are different pictures.",
+                        "tooltip": "reference pipeline: as the model's page documents (diffusers). trainer preview: "
+                        "what AI Toolkit itself renders while it trains. They are different pictures.",
                     },
                 ),
                 "trigger_word": (
@@ -138,7 +138,7 @@ class AITKSampler:
                 "control": ("AITK_CONTROL", {"tooltip": "From AITK Control Images, for models that take any."}),
                 "latent": (
                     "LATENT",
-                    {"tooltip": "A start other than noise, used where denoise is below 1. Its size replaces width, height."},
+                    {"tooltip": "A start other than noise, where denoise is below 1. Its size replaces width, height."},
                 ),
                 "denoise": (
                     "FLOAT",

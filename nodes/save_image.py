@@ -10,6 +10,8 @@ from .host import current_host
 from .load_model import CATEGORY
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from PIL.Image import Image
 
@@ -92,7 +94,7 @@ class AITKSaveImage:
         return {"ui": {"images": saved, REPORT_KEY: [report]}}
 
 
-def write_image(image: Image, path: Any, format: str, texts: dict[str, str]) -> str:
+def write_image(image: Image, path: Path, format: str, texts: dict[str, str]) -> str:
     """Writes one picture; returns what the user should know about its metadata, or an empty string.
 
     Pixels are encoded with Pillow's defaults, as AI Toolkit does (``image.save(path)``): JPEG quality 75 with 4:2:0
@@ -108,7 +110,7 @@ def write_image(image: Image, path: Any, format: str, texts: dict[str, str]) -> 
         return ""
     exif = image.getexif()
     for tag, (key, value) in zip(range(_FIRST_TAG, 0, -1), texts.items(), strict=False):
-        exif[tag] = f"{key}:{value}"
+        exif[tag] = f"{key}:{_ascii(value)}"
     data = exif.tobytes() if texts else b""
     if format == "jpg" and len(data) > _JPEG_EXIF_LIMIT:
         image.save(path)
@@ -116,5 +118,13 @@ def write_image(image: Image, path: Any, format: str, texts: dict[str, str]) -> 
             f"{path.name} was saved without workflow and report: they need {len(data):,} bytes, and a JPEG holds "
             f"{_JPEG_EXIF_LIMIT:,}. Save as png or webp to keep them."
         )
-    image.save(path, exif=data) if data else image.save(path)
+    if data:
+        image.save(path, exif=data)
+    else:
+        image.save(path)
     return ""
+
+
+def _ascii(text: str) -> str:
+    """JSON text with everything beyond ASCII escaped: EXIF strings hold nothing else."""
+    return "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)

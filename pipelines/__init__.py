@@ -1,1 +1,1 @@
-"""The library behind the nodes: models, LoRA, sampling. Knows nothing of ComfyUI and imports torch only when it runs."""
+"""The library behind the nodes: models, LoRA, sampling. Knows nothing of ComfyUI and imports torch late."""

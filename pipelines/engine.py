@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint
 from .errors import DeviceMemoryError
-from .handle import DType, PipelineHandle, Quantization
+from .handle import DType, PipelineHandle, Quantization, QuantizationChoice
 from .loading import torch_dtype
 from .lora.file import PART as LORA_PART
 from .lora.stack import AppliedLora, LoraStack, resolve
@@ -96,12 +96,14 @@ class Engine:
 
     def part_key(self, handle: PipelineHandle, part: str) -> PartKey:
         """What a handle means by a part, quantisation decided."""
-        choice = {
+        choices: dict[str, QuantizationChoice] = {
             "transformer": handle.options.transformer_quantization,
             "text_encoder": handle.options.text_encoder_quantization,
-        }.get(part, "none")
-        quantization = find_model(handle.model).quantization.get(part, "none") if choice == "model default" else choice
-        return PartKey(handle.model, handle.checkpoint, part, handle.dtype, quantization)
+        }
+        choice = choices.get(part, "none")
+        if choice == "model default":
+            choice = find_model(handle.model).quantization[part]
+        return PartKey(handle.model, handle.checkpoint, part, handle.dtype, choice)
 
     def plan_loras(self, handle: PipelineHandle, recipe: Recipe) -> tuple[AppliedLora, ...]:
         """How each of the handle's LoRAs will be applied.
@@ -144,16 +146,11 @@ class Engine:
         assert stack is not None
         observer.check()
         try:
-            stack.set(wanted, find_model(handle.model))
+            stack.set(wanted, find_model(handle.model), observer.check)
         finally:
             self.counters.lora_files_read += stack.files_read
             self.counters.tensors_restored += stack.tensors_read
             stack.files_read = stack.tensors_read = 0
-
-    def release(self) -> None:
-        """Drops all weights; the kept embeddings stay."""
-        self._parts.clear()
-        self._collect()
 
     def _part(self, handle: PipelineHandle, part: str, observer: Observer) -> _Part:
         key = self.part_key(handle, part)
@@ -168,42 +165,33 @@ class Engine:
         del held
         for name in [name for name, other in self._parts.items() if name == part or other.key.model != key.model]:
             del self._parts[name]
-        self._collect()
+        gc.collect()
         dtype = torch_dtype(key.dtype)
-        module = runtime.load(part, handle.checkpoint, dtype, key.quantization)
+        module = runtime.load(part, handle.checkpoint, dtype, key.quantization, observer.check)
         loras = LoraStack(module, handle.checkpoint, dtype, self.device) if part == LORA_PART else None
         self._parts[part] = _Part(key, module, loras)
         self.counters.parts_loaded += 1
         return self._parts[part]
 
-    def _collect(self) -> None:
-        gc.collect()
-        free_device_cache(self.device)
-
-
-def free_device_cache(device: str) -> None:
-    """Gives memory that torch keeps but does not use back to the device."""
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    elif device.startswith("mps"):
-        torch.mps.empty_cache()
-
 
 @contextmanager
-def clear_memory_errors(device: str) -> Iterator[None]:
-    """Turns torch's out-of-memory error into one that says what to do."""
+def device_memory(device: str) -> Iterator[None]:
+    """Hands the device's memory back after a run, and turns an out-of-memory error into one that says what to do."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        free_device_cache(device)
         raise DeviceMemoryError(
             f"{device} ran out of memory. Render a smaller size, set a quantization on AITK Runtime Options, or close "
             "other programs that use the device. What is loaded is kept: the next run starts from it."
         ) from error
+    finally:
+        # torch keeps what it freed; other nodes and programs would miss it
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        elif device.startswith("mps"):
+            torch.mps.empty_cache()
 
 
 def _size(module: torch.nn.Module) -> int:

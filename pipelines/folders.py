@@ -62,22 +62,26 @@ def resolve_name(name: str, roots: Sequence[Path], what: str) -> Path:
 
 def list_files(roots: Iterable[Path], suffixes: Sequence[str]) -> list[str]:
     """Relative, ``/``-separated names of the files below ``roots`` whose name ends in one of ``suffixes``, sorted."""
-    return sorted({
-        path.relative_to(root).as_posix()
-        for root in roots
-        for path in _walk(root)
-        if path.name.lower().endswith(tuple(suffixes))
-    })
+    return sorted(
+        {
+            path.relative_to(root).as_posix()
+            for root in roots
+            for path in _walk(root)
+            if path.name.lower().endswith(tuple(suffixes))
+        }
+    )
 
 
 def list_folders_with(roots: Iterable[Path], marker: str) -> list[str]:
     """Relative, ``/``-separated names of the folders below ``roots`` that hold a file called ``marker``, sorted."""
-    return sorted({
-        path.parent.relative_to(root).as_posix()
-        for root in roots
-        for path in _walk(root)
-        if path.name == marker and path.parent != root
-    })
+    return sorted(
+        {
+            path.parent.relative_to(root).as_posix()
+            for root in roots
+            for path in _walk(root)
+            if path.name == marker and path.parent != root
+        }
+    )
 
 
 def _walk(root: Path) -> Iterator[Path]:

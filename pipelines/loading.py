@@ -38,7 +38,14 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def fill(model: M, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, where: str, prefix: str = "") -> M:
+def fill(
+    model: M,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    dtype: torch.dtype,
+    where: str,
+    check: Callable[[], None],
+    prefix: str = "",
+) -> M:
     """Puts tensors into a model made by :func:`build_empty`.
 
     Args:
@@ -46,6 +53,7 @@ def fill(model: M, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dty
         tensors: name and value; floating-point values are cast to ``dtype``.
         dtype: what the model runs in.
         where: names the source in errors.
+        check: called before each tensor; raises to interrupt.
         prefix: what the names may have in front of the model's.
 
     Returns:
@@ -58,6 +66,7 @@ def fill(model: M, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dty
 
     slots: Mapping[str, torch.Tensor] = model.state_dict(keep_vars=True)
     for name, value in tensors:
+        check()
         own = name.removeprefix(prefix)
         if own not in slots:
             continue

@@ -47,14 +47,17 @@ def describe_loras(plan: Sequence[AppliedLora], handle: PipelineHandle) -> list[
     rows = []
     for spec in handle.loras:
         applied = planned.get(spec)
-        rows.append({
-            "name": spec.name,
-            "sha256": _sha256(spec.file),
-            "format": "LoRA (lora_A / lora_B)",
-            "strength": spec.strength,
-            "application": "not applied" if applied is None else applied.mode,
-            "arithmetic": None if applied is None else "float32 merge" if applied.mode == "merged" else applied.arithmetic,
-        })
+        merged = applied is not None and applied.mode == "merged"
+        rows.append(
+            {
+                "name": spec.name,
+                "sha256": _sha256(spec.file),
+                "format": "LoRA (lora_A / lora_B)",
+                "strength": spec.strength,
+                "application": "not applied" if applied is None else applied.mode,
+                "arithmetic": "float32 merge" if merged else applied and applied.arithmetic,
+            }
+        )
     return rows
 
 
@@ -64,7 +67,7 @@ def _sha256(stamp: FileStamp) -> str:
 
 
 @contextmanager
-def machine_state(device: str) -> Iterator[dict[str, int]]:
+def peak_memory(device: str) -> Iterator[dict[str, int]]:
     """Yields a dict that holds peak memory in bytes after the block: of the device, and of the process where known."""
     import torch
 

@@ -156,7 +156,7 @@ def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[s
     from safetensors import safe_open
 
     with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
-        for name in file.keys() if names is None else names:  # noqa: SIM118 - safe_open is no mapping
+        for name in file.keys() if names is None else names:
             yield name, file.get_tensor(name)
 
 

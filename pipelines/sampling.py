@@ -11,16 +11,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .engine import Engine, clear_memory_errors
+from .engine import Engine, device_memory
 from .errors import InputError
 from .handle import ControlImages, PipelineHandle
 from .loading import torch_dtype
-from .lora.stack import AppliedLora
 from .models import find_model
 from .models.facts import ModelFacts, Recipe
-from .models.runtime import DenoiseJob, Embedding, Text
+from .models.runtime import DenoiseJob, Embedding
 from .observer import Observer
-from .report import describe_loras, describe_weights, machine_state, versions
+from .report import describe_loras, describe_weights, peak_memory, versions
 from .sizes import Size, snap
 
 if TYPE_CHECKING:
@@ -121,13 +120,13 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     before = replace(engine.counters)
     clock = _Clock()
     device = engine.device
-    # ComfyUI runs nodes in inference mode, where tensors cannot be used again outside of it; this is the same everywhere
-    with torch.inference_mode(False), torch.no_grad(), machine_state(device) as peak, clear_memory_errors(device):
+    # ComfyUI runs nodes in inference mode, whose tensors are of no use outside of it; here every host is alike
+    with torch.inference_mode(False), torch.no_grad(), peak_memory(device) as peak, device_memory(device):
         with clock.phase("encode"):
             conditioning = [engine.embedding(handle, text, observer) for text in texts]
         with clock.phase("prepare"):
             engine.apply_loras(handle, plan, observer)
-        sigmas = _schedule(runtime.sigmas(recipe, schedule_length(request), size), request.steps)
+        sigmas = runtime.sigmas(recipe, schedule_length(request), size)[-(request.steps + 1) :]
         latents = _denoise_batch(engine, handle, request, size, conditioning, sigmas, observer, clock)
         observer.stage("decoding")
         with clock.phase("decode"), engine.on_device(handle, "vae", observer) as vae:
@@ -143,7 +142,10 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         "loras": describe_loras(plan, handle),
         "prompt": prompt,
         "negative_prompt_used": len(texts) > 1,
-        "size": {"asked": [request.width, request.height], "rendered": [size.width, size.height]},
+        "size": {
+            "asked": [request.width, request.height] if request.latent is None else "the latent's",
+            "rendered": [size.width, size.height],
+        },
         "steps": request.steps,
         "denoise": request.denoise,
         "guidance_scale": request.guidance_scale,
@@ -157,8 +159,6 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         "device": device,
         "versions": versions(),
     }
-    if request.latent is not None:
-        report["size"]["asked"] = "from the latent"
     comfy = torch.cat([runtime.to_comfy(latent.float(), handle.checkpoint) for latent in latents])
     pixels = torch.stack(images).to(torch.float32) / 255
     return SampleResult(pixels, comfy, sigmas, size, report, notes)
@@ -235,10 +235,6 @@ def _size(model: ModelFacts, handle: PipelineHandle, recipe: Recipe, request: Sa
             f"{recipe.size.multiple}, up to {largest}. Resize it first."
         )
     return Size(width, height)
-
-
-def _schedule(sigmas: torch.Tensor, steps: int) -> torch.Tensor:
-    return sigmas[-(steps + 1) :]
 
 
 def _denoise_batch(

@@ -1,1 +1,1 @@
-"""LoRA files: their formats (``formats``), whose they are (``families``), how they apply (``merged``, ``live``, ``stack``)."""
+"""LoRA files: ``formats`` reads them, ``families`` tells whose they are, ``merged``, ``live``, ``stack`` apply them."""

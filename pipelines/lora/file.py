@@ -41,7 +41,7 @@ class LoraFile:
     def trigger_word(self) -> str:
         """The trigger word of an AI Toolkit job, or an empty string.
 
-        AI Toolkit writes it as the only tag of ``ss_tag_frequency`` (metadata of its saves, fact sheet 4.7).
+        AI Toolkit writes it as the only tag of ``ss_tag_frequency`` (BaseSDTrainProcess.update_training_metadata).
         """
         tags = _json_object(self.header.metadata.get("ss_tag_frequency"))
         words = {word for folder in tags.values() if isinstance(folder, dict) for word in folder}
@@ -118,9 +118,7 @@ def _open(stamp: FileStamp, name: str, model_id: str, checkpoint: Checkpoint) ->
     header = read_header(stamp.path)
     targets = lora_targets(checkpoint)
     prefixes = tuple(model.lora.prefixes)
-    own_keys = any(
-        key.startswith(prefixes) and module_of(key, prefixes) in targets for key in header.tensors
-    )
+    own_keys = any(key.startswith(prefixes) and module_of(key, prefixes) in targets for key in header.tensors)
     layers = recognise(header, name, model.title, prefixes, own_keys)
     _check_fit(layers, targets, name, model.title)
     return LoraFile(name, header, tuple(layers))

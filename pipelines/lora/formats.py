@@ -1,7 +1,7 @@
 """What a LoRA file holds, read from its header alone.
 
-A key is a prefix, a module and a suffix. Prefixes come from the model's facts, suffixes from the table below; nothing is
-renamed by replacing strings. Adding a format is adding rows and a reader.
+A key is a prefix, a module and a suffix. Prefixes come from the model's facts, suffixes from the table below; nothing
+is renamed by replacing strings. Adding a format is adding rows and a reader.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def recognise(header: Header, name: str, title: str, prefixes: tuple[str, ...], 
     family = families.recognise(keys, header.metadata)
     if not own_keys:
         looks = f"It looks like a LoRA for {family}." if family else f"Its first key is {keys[0]!r}."
-        raise LoraError(f"{name!r} is no LoRA for {title}: not one of its {len(keys)} keys names a layer of it. {looks}")
+        raise LoraError(f"{name!r} is no LoRA for {title}: none of its {len(keys)} keys names a layer of it. {looks}")
     parts: dict[str, dict[str, str]] = {}
     strange: list[str] = []
     for key in keys:
@@ -127,5 +127,5 @@ def _layer(header: Header, name: str, module: str, roles: Mapping[str, str]) -> 
         )
     alpha = roles.get("alpha")
     if alpha is not None and header.tensors[alpha].shape not in ((), (1,)):
-        raise LoraError(f"{name!r} is damaged: {alpha!r} has shape {list(header.tensors[alpha].shape)}, not one number.")
+        raise LoraError(f"{name!r} is damaged: {alpha!r} has shape {list(header.tensors[alpha].shape)}, not one value.")
     return LoraLayer(module, roles["down"], roles["up"], alpha, down.shape[0], (up.shape[0], down.shape[1]))

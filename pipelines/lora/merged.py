@@ -1,6 +1,6 @@
 """The merge that AI Toolkit makes before a preview round: W' = cast(float32(W) + m * (B @ A) * scale), one rounding.
 
-Source: AI Toolkit network_mixins.py, ToolkitModuleMixin.merge_in (fact sheet 5.1). There is no inverse here: a merge is
+Source: AI Toolkit network_mixins.py, ToolkitModuleMixin.merge_in. There is no inverse here: a merge is
 undone by reading the tensor again, since subtracting in bfloat16 leaves 5 to 8 % of the values changed.
 """
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from ..checkpoint import Checkpoint
 from ..errors import FileError, LoraError
@@ -78,8 +78,8 @@ class LoraStack:
         self._live: dict[str, LiveLayer] = {}
         self._weights: dict[FileStamp, dict[str, LoraWeights]] = {}
 
-    def set(self, wanted: tuple[AppliedLora, ...], model: ModelFacts) -> None:
-        """Applies ``wanted`` and nothing else.
+    def set(self, wanted: tuple[AppliedLora, ...], model: ModelFacts, check: Callable[[], None]) -> None:
+        """Applies ``wanted`` and nothing else; ``check`` is called before each weight and raises to interrupt.
 
         All files are read and checked first. If anything fails after that, the weights are put back as the checkpoint
         has them.
@@ -99,7 +99,7 @@ class LoraStack:
             self._remove_live()
             if not same_merge:
                 self._restore()
-                self._merge(merged)
+                self._merge(merged, check)
             self._add_live(live)
         except BaseException:
             self.clear()
@@ -128,21 +128,26 @@ class LoraStack:
             self.tensors_read += 1
         self._merged.clear()
 
-    def _merge(self, loras: Sequence[tuple[AppliedLora, dict[str, LoraWeights]]]) -> None:
+    def _merge(self, loras: Sequence[tuple[AppliedLora, dict[str, LoraWeights]]], check: Callable[[], None]) -> None:
         from .merged import merge
 
         for lora, layers in loras:
             for module, pair in layers.items():
+                check()
                 if not pair.is_zero:
                     self._merged.add(module)
-                    weight = self._transformer.get_submodule(module).weight
+                    weight = self._linear(module).weight
                     self._put(module, merge(weight, pair, lora.spec.strength, self._device))
+
+    def _linear(self, module: str) -> nn.Linear:
+        # a quantised layer is a Linear too
+        return cast("nn.Linear", self._transformer.get_submodule(module))
 
     def _put(self, module: str, value: torch.Tensor) -> None:
         """Replaces a weight and never writes into it: the tensor there may be a map of the file."""
         import torch
 
-        layer = self._transformer.get_submodule(module)
+        layer = self._linear(module)
         old = layer.weight
         layer.weight = torch.nn.Parameter(value.to(old.device, old.dtype), requires_grad=False)
 
@@ -154,8 +159,8 @@ class LoraStack:
                 if pair.is_zero:
                     continue
                 if module not in self._live:
-                    layer = self._transformer.get_submodule(module)
-                    self._live[module] = LiveLayer(layer, self._dtype, lora.arithmetic, self._device)
+                    layer = self._linear(module)
+                    self._live[module] = LiveLayer(layer, self._dtype, lora.arithmetic)
                 self._live[module].append(pair, lora.spec.strength)
 
     def _remove_live(self) -> None:

@@ -75,8 +75,11 @@ class ModelRuntime(Protocol):
         """Raises FileError where a part's files are missing, damaged or of another model; reads no weights."""
         ...
 
-    def load(self, part: str, checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization) -> nn.Module:
-        """Loads ``transformer``, ``text_encoder`` or ``vae`` to the CPU."""
+    def load(
+        self, part: str, checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization,
+        check: Callable[[], None],
+    ) -> nn.Module:  # fmt: skip
+        """Loads ``transformer``, ``text_encoder`` or ``vae`` to the CPU; ``check`` raises to interrupt."""
         ...
 
     def texts(

@@ -53,9 +53,7 @@ def model_time(sigma: torch.Tensor) -> torch.Tensor:
     return (1 - sigma * _TRAIN_TIMESTEPS / _TRAIN_TIMESTEPS).reshape(1)
 
 
-def predict(
-    transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, job: DenoiseJob
-) -> Prediction:
+def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, job: DenoiseJob) -> Prediction:
     """Calls the transformer once per text and combines the results.
 
     Guidance is v_u + g * (v_c - v_u), scaled so that each row of the latent (its last axis) keeps the length that it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ...loading import build_empty, fill, parameter_shapes, quantize
 from ...sizes import Size
 from ..facts import Recipe
 from ..runtime import DenoiseJob, Embedding, Text
-from . import loop, text
+from . import gemma2, loop
 from .facts import PROMPT_MARKER, SYSTEM_PROMPT, TEXT_LENGTH, VAE_DOWNSCALE, Lumina2Recipe
 
 _CLASSES = {"transformer": Lumina2Transformer2DModel, "vae": AutoencoderKL}
@@ -28,15 +28,18 @@ class Lumina2Runtime:
 
     def check_weights(self, part: str, checkpoint: Checkpoint) -> None:
         if part == "text_encoder":
-            text.check_files(checkpoint)
+            gemma2.check_files(checkpoint)
         else:
             checkpoint.check_complete(part, parameter_shapes(self._empty(part, checkpoint)))
 
-    def load(self, part: str, checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization) -> nn.Module:
+    def load(
+        self, part: str, checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization,
+        check: Callable[[], None],
+    ) -> nn.Module:  # fmt: skip
         if part == "text_encoder":
-            return text.load(checkpoint, dtype, quantization)
+            return gemma2.load(checkpoint, dtype, quantization, check)
         tensors = checkpoint.read(part, checkpoint.tensor_infos(part))
-        model = fill(self._empty(part, checkpoint), tensors, dtype, f"{checkpoint.name} {part}")
+        model = fill(self._empty(part, checkpoint), tensors, dtype, f"{checkpoint.name} {part}", check)
         return quantize(model, quantization) if part == "transformer" else model
 
     def _empty(self, part: str, checkpoint: Checkpoint) -> nn.Module:
@@ -53,7 +56,7 @@ class Lumina2Runtime:
         assert isinstance(recipe, Lumina2Recipe)
         wanted = {"auto": recipe.softcap, "softcap": True, "no softcap": False}[options.text_encoder_attention]
         value = checkpoint.config("text_encoder").get("attn_logit_softcapping") or _DEFAULT_SOFTCAP
-        settings = text.Gemma2Settings(value if wanted else None, recipe.cast_rope)
+        settings = gemma2.Gemma2Settings(value if wanted else None, recipe.cast_rope)
         template = (system_prompt or SYSTEM_PROMPT) + PROMPT_MARKER
         texts = [Text(template + prompt, TEXT_LENGTH, settings)]
         if guidance_scale > 1:
@@ -61,10 +64,10 @@ class Lumina2Runtime:
             texts.append(Text(negative, TEXT_LENGTH, settings))
         return texts
 
-    def encode(self, text_encoder: nn.Module, text_: Text, device: str) -> Embedding:
-        assert isinstance(text_encoder, text.Gemma2TextEncoder)
-        text_encoder.configure(text_.settings)
-        return text_encoder(text_, device)
+    def encode(self, text_encoder: nn.Module, text: Text, device: str) -> Embedding:
+        assert isinstance(text_encoder, gemma2.Gemma2TextEncoder)
+        text_encoder.configure(text.settings)
+        return text_encoder(text, device)
 
     def noise_shape(self, size: Size) -> tuple[int, ...]:
         return (1, 16, size.height // VAE_DOWNSCALE, size.width // VAE_DOWNSCALE)
@@ -79,7 +82,7 @@ class Lumina2Runtime:
     def decode(self, vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
         assert isinstance(vae, AutoencoderKL)
         config = vae.config
-        image = vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
+        image = vae.decode(latents / config["scaling_factor"] + config["shift_factor"], return_dict=False)[0]
         # denormalised and clamped in the run's dtype, then rounded half to even: diffusers' VaeImageProcessor
         image = (image * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu()
         if not bool(torch.isfinite(image).all()):
@@ -102,7 +105,7 @@ class Lumina2Runtime:
         settings = texts[0].settings
         return {
             "schedule": {"name": "flow-match Euler", "shift": recipe.shift},
-            "guidance": "classifier-free, rescaled to the norm of the prompt's prediction" if len(texts) > 1 else "none",
+            "guidance": "none" if len(texts) == 1 else "classifier-free, rescaled to the prompt's norm",
             "negative_prompt": "with the system prompt" if recipe.template_negative else "bare",
             "text_encoder": {
                 "softcap": settings.softcap,

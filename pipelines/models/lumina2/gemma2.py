@@ -11,11 +11,13 @@ Differences from calling the library's model as it comes, each of which changes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, Gemma2Model
+from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
 from ...checkpoint import Checkpoint
 from ...errors import FileError
@@ -43,12 +45,12 @@ class Gemma2Settings:
 class Gemma2TextEncoder(nn.Module):
     """Tokenizer and encoder; returns the hidden states before the last layer."""
 
-    def __init__(self, tokenizer, model: nn.Module, dtype: torch.dtype) -> None:  # noqa: ANN001 - any tokenizer class
+    def __init__(self, tokenizer: Any, model: Gemma2Model, dtype: torch.dtype) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.model = model
         self.run_dtype = dtype
-        self._attention = model.config._attn_implementation
+        self._attention = str(model.config._attn_implementation)
         # kept apart: the buffers in the model are overwritten
         self._frequencies = {name: buffer.clone() for name, buffer in model.named_buffers() if "inv_freq" in name}
 
@@ -58,15 +60,10 @@ class Gemma2TextEncoder(nn.Module):
         if self.model.config._attn_implementation != implementation:
             self.model.set_attn_implementation(implementation)
         for layer in self.model.layers:
-            layer.self_attn.attn_logit_softcapping = settings.softcap
+            cast(Any, layer).self_attn.attn_logit_softcapping = settings.softcap
         for name, exact in self._frequencies.items():
             value = exact.to(self.run_dtype).to(exact.dtype) if settings.cast_rope else exact
             self.model.get_buffer(name).copy_(value)
-
-    @property
-    def attention_implementation(self) -> str:
-        """transformers' name of the attention that the last call used."""
-        return self.model.config._attn_implementation
 
     def forward(self, text: Text, device: str) -> Embedding:
         tokens = self.tokenizer(
@@ -90,18 +87,20 @@ def check_files(checkpoint: Checkpoint) -> None:
     checkpoint.check_complete("text_encoder", expected, prefix=_PREFIX)
 
 
-def load(checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization) -> Gemma2TextEncoder:
-    """Loads tokenizer and encoder to the CPU."""
+def load(
+    checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization, check: Callable[[], None]
+) -> Gemma2TextEncoder:
+    """Loads tokenizer and encoder to the CPU; ``check`` raises to interrupt."""
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder / "tokenizer"), local_files_only=True)
     tokenizer.padding_side = "right"
     model = _empty(checkpoint)
     names = checkpoint.tensor_infos("text_encoder")
-    fill(model, checkpoint.read("text_encoder", names), dtype, f"{checkpoint.name} text_encoder", _PREFIX)
+    fill(model, checkpoint.read("text_encoder", names), dtype, f"{checkpoint.name} text_encoder", check, _PREFIX)
     return Gemma2TextEncoder(tokenizer, quantize(model, quantization), dtype)
 
 
-def _empty(checkpoint: Checkpoint) -> nn.Module:
-    config = AutoConfig.from_pretrained(str(checkpoint.folder / "text_encoder"), local_files_only=True)
+def _empty(checkpoint: Checkpoint) -> Gemma2Model:
+    config = Gemma2Config.from_pretrained(str(checkpoint.folder / "text_encoder"), local_files_only=True)
     # not AutoModel.from_config, which makes the buffers in the dtype of the file's config: a bfloat16 embed_scale in a
     # float32 run moves the embeddings by 2e-3
     return build_empty(lambda: Gemma2Model(config))

@@ -1,0 +1,1 @@
+"""Runs workflow files without the editor: in this process, or on a running ComfyUI server."""

@@ -1,0 +1,122 @@
+"""The command ``run``: a workflow from a file, in this process or on a ComfyUI server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from ..nodes.host import PlainHost, use_host
+from ..pipelines.errors import AITKError
+from .core_nodes import CORE_CLASSES, CORE_NAMES
+from .execute import RunResult, run_prompt
+from .prompt import Prompt
+from .server import run_on_server
+from .workflow import apply_sets, definitions_of, is_editor_format, read_workflow, to_prompt
+
+
+@dataclass(frozen=True)
+class _Made:
+    images: list[Path]
+    reports: dict[str, Any]
+    seconds: float
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Runs the command with its arguments (the word ``run`` itself left out); returns the exit status.
+
+    0: done; 1: an error, which is printed; 2: wrong arguments (raised as SystemExit by argparse); 130: Ctrl-C.
+    """
+    arguments = _parse(argv)
+    try:
+        made = _run_on_server(arguments) if arguments.server else _run_here(arguments)
+        for image in made.images:
+            print(image)
+        if arguments.report:
+            _write_report(arguments.report, made, arguments.output)
+    except AITKError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run", description="Run a workflow without ComfyUI's page, and print the path of each picture it saves."
+    )
+    parser.add_argument("workflow", type=Path, help="a .json file saved by ComfyUI, of either format")
+    parser.add_argument("--models", type=Path, help="folder with ComfyUI's layout: diffusers, loras, vae, ...")
+    parser.add_argument("--input", type=Path, help="folder of the pictures to load (default: the workflow's folder)")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder for the pictures (default: output)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="replace an input; NODE is an id, a class or a title; may be given several times",
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write pictures, reports and seconds there as JSON")
+    parser.add_argument("--server", metavar="URL", help="run it on this ComfyUI, e.g. http://127.0.0.1:8188")
+    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu, ... (default: the best there is)")
+    arguments = parser.parse_args(argv)
+    if not arguments.server and arguments.models is None:
+        parser.error("--models is needed, unless the workflow runs on a --server")
+    if arguments.input is None:
+        arguments.input = arguments.workflow.parent
+    return arguments
+
+
+def _run_here(arguments: argparse.Namespace) -> _Made:
+    document = read_workflow(arguments.workflow)
+    use_host(PlainHost(arguments.models, arguments.input, arguments.output, arguments.device))
+    classes = {**CORE_CLASSES, **NODE_CLASS_MAPPINGS}
+    definitions = definitions_of(classes, {**CORE_NAMES, **NODE_DISPLAY_NAME_MAPPINGS})
+    prompt = apply_sets(to_prompt(document, definitions), arguments.set, definitions)
+    result = run_prompt(prompt, classes, extra_pnginfo={"workflow": document} if is_editor_format(document) else None)
+    images = [
+        arguments.output / entry["subfolder"] / entry["filename"]
+        for shown in result.outputs.values()
+        for entry in shown.get("images") or ()
+        if entry["type"] == "output"
+    ]
+    return _Made(images, _reports(prompt, result, classes), result.seconds)
+
+
+def _run_on_server(arguments: argparse.Namespace) -> _Made:
+    made = run_on_server(
+        read_workflow(arguments.workflow),
+        arguments.server,
+        sets=arguments.set,
+        output=arguments.output,
+        input=arguments.input,
+        progress=lambda line: print(line, file=sys.stderr),
+    )
+    return _Made(made.images, made.reports, made.seconds)
+
+
+def _reports(prompt: Prompt, result: RunResult, classes: dict[str, Any]) -> dict[str, Any]:
+    """The reports of the nodes that ran: every output called ``report`` is one, as JSON."""
+    reports: dict[str, Any] = {}
+    for node_id, values in result.results.items():
+        names = getattr(classes[prompt[node_id]["class_type"]], "RETURN_NAMES", ())
+        if "report" in names:
+            reports[node_id] = json.loads(values[names.index("report")])
+    return reports
+
+
+def _write_report(path: Path, made: _Made, output: Path) -> None:
+    content = {
+        "images": [image.relative_to(output).as_posix() for image in made.images],
+        "reports": made.reports,
+        "seconds": round(made.seconds, 3),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

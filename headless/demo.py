@@ -1,0 +1,92 @@
+"""The command ``demo``: from nothing to a picture through the pack's real nodes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from ..nodes.host import PlainHost, use_host
+from ..pipelines.errors import AITKError
+from .execute import run_prompt
+from .workflow import apply_sets, definitions_of, read_workflow, to_prompt
+
+_ROOT = Path(__file__).resolve().parent.parent
+_WORKFLOW = "lumina2_lora.json"
+_PLAIN_WORKFLOW = "lumina2_text_to_image.json"
+_TINY = "tiny-lumina2"
+_TINY_LORA = "tiny-lora.safetensors"
+
+
+def demo_command(argv: Sequence[str]) -> int:
+    """Runs the demo; returns the exit status: 0, or 1 after an error, which is printed."""
+    arguments = _parse(argv)
+    try:
+        saved, report = _run(arguments)
+    except AITKError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(json.dumps(report, indent=1, ensure_ascii=False))
+    for path in saved:
+        print(f"\nThe picture, with the workflow and this report inside: {path}")
+    if arguments.weights is None:
+        print(
+            "\nIt is noise-like: the model is tiny and its weights are random. The same on real weights:\n"
+            "  python3 tasks.py demo --weights Alpha-VLLM/Lumina-Image-2.0 --lora YOUR_LORA.safetensors\n"
+            "  python3 tasks.py demo --weights FOLDER     (a diffusers folder, with model_index.json)"
+        )
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tasks.py demo", description="Render one picture and say where it is.")
+    parser.add_argument("--weights", help="hub id (owner/name) or a diffusers folder; default: a tiny random model")
+    parser.add_argument("--lora", type=Path, help="a LoRA that AI Toolkit trained for these weights")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder (default: demo-output)")
+    parser.add_argument("--device", help="cuda, mps, cpu, ... (default: the best there is)")
+    parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="replace an input")
+    return parser.parse_args(argv)
+
+
+def _run(arguments: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
+    models = arguments.output / "models"
+    roots: dict[str, Path] = {}
+    lora = arguments.lora
+    if arguments.weights is None:
+        _make_tiny(models)
+        sets = [f"LoadAITKModel.weights={_TINY}", "AITKSampler.width=512", "AITKSampler.height=512"]
+        lora = lora or models / "loras" / _TINY_LORA
+    elif Path(arguments.weights).is_dir():
+        folder = Path(arguments.weights).resolve()
+        roots["diffusers"] = folder.parent
+        sets = [f"LoadAITKModel.weights={folder.name}"]
+    else:
+        sets = ["LoadAITKModel.weights=default", f"LoadAITKModel.repo_id={arguments.weights}"]
+    if lora is not None:
+        roots["loras"] = lora.resolve().parent
+        sets.append(f"ApplyAITKLoRA.lora_name={lora.name}")
+    use_host(PlainHost(models, arguments.output, arguments.output, arguments.device, roots))
+    document = read_workflow(_ROOT / "example_workflows" / (_PLAIN_WORKFLOW if lora is None else _WORKFLOW))
+    definitions = definitions_of(NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS)
+    prompt = apply_sets(to_prompt(document, definitions), [*sets, *arguments.set], definitions)
+    result = run_prompt(prompt, NODE_CLASS_MAPPINGS, extra_pnginfo={"workflow": document})
+    (shown,) = result.outputs.values()
+    saved = [arguments.output / entry["subfolder"] / entry["filename"] for entry in shown["images"]]
+    return [path.resolve() for path in saved], json.loads(shown["aitk_report"][0])
+
+
+def _make_tiny(models: Path) -> None:
+    from .tiny.lumina2 import make_checkpoint, make_lora
+
+    checkpoint = models / "diffusers" / _TINY
+    if not (checkpoint / "model_index.json").is_file():
+        make_checkpoint(checkpoint)
+    if not (models / "loras" / _TINY_LORA).is_file():
+        make_lora(models / "loras" / _TINY_LORA, checkpoint, trigger_word="t1ny")

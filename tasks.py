@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Everything a person does with this checkout, with nothing but Python's standard library.
+
+    python3 tasks.py demo     a picture from a tiny model, or from real weights with --weights
+    python3 tasks.py run      a workflow from a file, without ComfyUI or on a running one
+    python3 tasks.py test     the tests; further arguments go to pytest
+    python3 tasks.py lint     ruff and the type checker
+
+The first command makes an environment in .venv and installs requirements-dev.txt into it; later ones reuse it.
+"""
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+REQUIREMENTS = ROOT / "requirements-dev.txt"
+OLDEST = (3, 11)
+PACKAGE = "comfyui_aitk"
+
+
+def load_pack():
+    """Imports this checkout as the package ``comfyui_aitk``, whatever its folder is called; sys.path stays as it is."""
+    if PACKAGE not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            PACKAGE, str(ROOT / "__init__.py"), submodule_search_locations=[str(ROOT)]
+        )
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[PACKAGE] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[PACKAGE]
+            raise
+    return sys.modules[PACKAGE]
+
+
+def ensure_environment():
+    """Makes .venv where it is missing, damaged or out of date; returns its interpreter."""
+    python = VENV / ("Scripts" if os.name == "nt" else "bin") / ("python.exe" if os.name == "nt" else "python")
+    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()
+    stamp = VENV / "installed.txt"
+    if python.exists() and stamp.is_file() and stamp.read_text() == wanted:
+        return python
+    print("Setting up .venv (once; it downloads PyTorch and the other requirements) ...", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
+    install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "-r", str(REQUIREMENTS)]
+    subprocess.run(install, check=True)
+    # written last: an installation that was cut off is made again
+    stamp.write_text(wanted)
+    return python
+
+
+def test(arguments):
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=str(ROOT)).returncode
+
+
+def lint(arguments):
+    tools = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["basedpyright"])
+    return max(subprocess.run([sys.executable, "-m", *tool, *arguments], cwd=str(ROOT)).returncode for tool in tools)
+
+
+def demo(arguments):
+    load_pack()
+    return importlib.import_module(PACKAGE + ".headless.demo").demo_command(arguments)
+
+
+def run(arguments):
+    load_pack()
+    return importlib.import_module(PACKAGE + ".headless.cli").run_command(arguments)
+
+
+COMMANDS = {"demo": demo, "run": run, "test": test, "lint": lint}
+
+
+def main(arguments):
+    if sys.version_info < OLDEST:
+        print("This needs Python {}.{} or newer; this is {}.".format(*OLDEST, sys.version.split()[0]), file=sys.stderr)
+        return 2
+    if not arguments or arguments[0] not in COMMANDS:
+        print(__doc__, file=sys.stderr)
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    if Path(sys.prefix).resolve() == VENV.resolve():
+        return COMMANDS[arguments[0]](arguments[1:])
+    try:
+        python = ensure_environment()
+        return subprocess.run([str(python), str(Path(__file__).resolve()), *arguments]).returncode
+    except subprocess.CalledProcessError as error:
+        print("Setting up .venv failed with {}: {}".format(error.returncode, " ".join(error.cmd)), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
