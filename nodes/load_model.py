@@ -105,7 +105,7 @@ class LoadAITKModel:
         found = checkpoint.config("transformer").get("_class_name")
         if found != facts.transformer_class:
             fits = [other.id for other in catalogue().values() if other.transformer_class == found]
-            hint = f"Set model to {fits[0]}." if fits else "Choose the folder of another model."
+            hint = f"Set model to {fits[0]}." if fits else f"Choose weights that hold {facts.title}."
             raise FileError(
                 f"{checkpoint.name!r} holds a {found}, and {facts.title} is a {facts.transformer_class}. {hint}"
             )

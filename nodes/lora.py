@@ -38,7 +38,7 @@ class ApplyAITKLoRA:
                         "max": 100.0,
                         "step": 0.05,
                         "tooltip": "AI Toolkit's network_multiplier: 1 is the LoRA as trained, 0 none, below 0 its "
-                        "opposite. Changing it reloads nothing.",
+                        "opposite. Changing it loads no model again.",
                     },
                 ),
                 "application": (

@@ -89,6 +89,7 @@ class AITKSampler:
                         "min": 0.0,
                         "max": 1000.0,
                         "step": 0.1,
+                        "round": 0.001,
                         "tooltip": "How strongly the prompt is followed. Lumina Image 2.0: above 1 each step calls the "
                         "model twice.",
                     },
@@ -100,7 +101,7 @@ class AITKSampler:
                         "min": 0,
                         "max": MAX_SEED,
                         "control_after_generate": True,
-                        "tooltip": "The noise is drawn on the CPU, as in AI Toolkit: one seed, one picture on every "
+                        "tooltip": "The noise is drawn on the CPU, as in AI Toolkit: one seed, one noise on every "
                         "device. Picture i of a batch uses seed + i.",
                     },
                 ),
@@ -114,7 +115,10 @@ class AITKSampler:
                 ),
                 "trigger_word": (
                     "STRING",
-                    {"default": "", "tooltip": "Replaces [trigger] in the prompt; empty leaves [trigger] as it is."},
+                    {
+                        "default": "",
+                        "tooltip": "Replaces [trigger] and [name] in the prompt; empty leaves them as they are.",
+                    },
                 ),
                 "system_prompt": (
                     "STRING",
@@ -144,7 +148,7 @@ class AITKSampler:
                     "FLOAT",
                     {
                         "default": 1.0,
-                        "min": 0.0,
+                        "min": 0.01,
                         "max": 1.0,
                         "step": 0.01,
                         "tooltip": "1 starts from noise; less keeps more of the latent. Works as in KSampler.",
@@ -232,7 +236,7 @@ def _side(name: str, default: int) -> tuple[str, dict[str, Any]]:
             "default": default,
             "min": 0,
             "max": _MAX_SIDE,
-            "step": 16,
+            "step": 8,
             "tooltip": f"{name} in pixels. The recipe snaps it; the size that was rendered is on the outputs.",
         },
     )

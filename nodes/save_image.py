@@ -108,21 +108,30 @@ def write_image(image: Image, path: Path, format: str, texts: dict[str, str]) ->
             info.add_text(key, value)
         image.save(path, pnginfo=info)
         return ""
-    exif = image.getexif()
-    for tag, (key, value) in zip(range(_FIRST_TAG, 0, -1), texts.items(), strict=False):
-        exif[tag] = f"{key}:{_ascii(value)}"
-    data = exif.tobytes() if texts else b""
+    data = _exif(image, texts)
+    note = ""
     if format == "jpg" and len(data) > _JPEG_EXIF_LIMIT:
-        image.save(path)
-        return (
-            f"{path.name} was saved without workflow and report: they need {len(data):,} bytes, and a JPEG holds "
-            f"{_JPEG_EXIF_LIMIT:,}. Save as png or webp to keep them."
+        note = (
+            f"{path.name} was saved without the workflow: it needs {len(data):,} bytes, and a JPEG holds "
+            f"{_JPEG_EXIF_LIMIT:,}. Save as png or webp to keep it."
         )
+        data = _exif(image, {REPORT_KEY: texts[REPORT_KEY]})
+        if len(data) > _JPEG_EXIF_LIMIT:
+            data = b""
+            note = note.replace("the workflow", "the workflow and the report")
     if data:
         image.save(path, exif=data)
     else:
         image.save(path)
-    return ""
+    return note
+
+
+def _exif(image: Image, texts: dict[str, str]) -> bytes:
+    """``texts`` as EXIF, empty without any."""
+    exif = image.getexif()
+    for tag, (key, value) in zip(range(_FIRST_TAG, 0, -1), texts.items(), strict=False):
+        exif[tag] = f"{key}:{_ascii(value)}"
+    return exif.tobytes() if texts else b""
 
 
 def _ascii(text: str) -> str:

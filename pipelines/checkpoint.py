@@ -97,7 +97,7 @@ class Checkpoint:
                 return [folder / f"{stem}.safetensors"]
         others = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".pt", ".ckpt")]
         why = f" It has {others[0]}, which is not loaded: a pickle can run code." if others else ""
-        raise FileError(f"{self.name!r} has no safetensors weights in {component}.{why} Download those.")
+        raise FileError(f"{self.name!r} has no safetensors weights in {component}.{why} Get a safetensors copy.")
 
     def headers(self, component: str) -> list[Header]:
         """The checked headers of the component's weight files."""

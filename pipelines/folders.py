@@ -24,12 +24,11 @@ def check_name(name: str, what: str) -> PurePosixPath:
     """
     posix = PurePosixPath(name.replace("\\", "/"))
     if not name.strip() or "\0" in name or posix.name == "":
-        raise FileError(f"No {what} is chosen (the name is {name!r}). Choose one in the node's list.")
+        raise FileError(f"No {what} is given: {name!r} is no name.")
     if posix.is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root or ".." in posix.parts:
         raise FileError(
             f"{what} {name!r} is refused: a workflow may only name files inside ComfyUI's own folders, "
-            "so absolute paths and '..' are not allowed. Put the file into the folder (or add the folder to "
-            "extra_model_paths.yaml) and choose it in the node's list."
+            "so absolute paths and '..' are not allowed. Models on other disks belong into extra_model_paths.yaml."
         )
     return posix
 
@@ -95,6 +94,9 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         for entry in folder.iterdir():
+            if entry.is_symlink() and not entry.resolve().is_relative_to(root.resolve()):
+                # resolve_name would refuse it
+                continue
             if entry.is_dir():
                 if not entry.name.startswith("."):
                     waiting.append(entry)

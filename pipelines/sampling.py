@@ -5,6 +5,7 @@ The order is fixed: check the request, encode, apply LoRAs, denoise each picture
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,13 +142,15 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         **runtime.describe(recipe, texts),
         "loras": describe_loras(plan, handle),
         "prompt": prompt,
-        "negative_prompt_used": len(texts) > 1,
+        "negative_prompt": request.negative_prompt if len(texts) > 1 else None,
+        "system_prompt": request.system_prompt or "the recipe's own",
         "size": {
             "asked": [request.width, request.height] if request.latent is None else "the latent's",
             "rendered": [size.width, size.height],
         },
         "steps": request.steps,
         "denoise": request.denoise,
+        "latent_sha256": None if request.latent is None else _tensor_sha256(request.latent),
         "guidance_scale": request.guidance_scale,
         "seed": request.seed,
         "batch_size": request.batch_size,
@@ -162,6 +165,10 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     comfy = torch.cat([runtime.to_comfy(latent.float(), handle.checkpoint) for latent in latents])
     pixels = torch.stack(images).to(torch.float32) / 255
     return SampleResult(pixels, comfy, sigmas, size, report, notes)
+
+
+def _tensor_sha256(value: torch.Tensor) -> str:
+    return hashlib.sha256(value.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def check_request(model: ModelFacts, handle: PipelineHandle, request: SampleRequest) -> Recipe:
@@ -188,7 +195,7 @@ def check_request(model: ModelFacts, handle: PipelineHandle, request: SampleRequ
     if given > model.control_images:
         takes = f"at most {model.control_images}" if model.control_images else "no"
         raise InputError(
-            f"{model.title} takes {takes} control images, and {given} are connected. Disconnect `control` from the "
+            f"{model.title} takes {takes} control images; connected: {given}. Disconnect `control` from the "
             "sampler, or load a model that edits images."
         )
     return model.recipes[request.recipe]

@@ -22,8 +22,10 @@ _OTHER_FORMATS = {
     ".hada_w1_a": "LoHa", ".hada_w1_b": "LoHa", ".hada_w2_a": "LoHa", ".hada_w2_b": "LoHa",
     ".magnitude": "DoRA", ".dora_scale": "DoRA", ".lora_magnitude_vector": "DoRA",
     ".diff": "full difference", ".diff_b": "full difference",
+    ".lora_A.default.weight": "PEFT (with an adapter name)", ".lora_B.default.weight": "PEFT (with an adapter name)",
     ".lora_down.weight": "kohya (lora_down/lora_up)", ".lora_up.weight": "kohya (lora_down/lora_up)",
 }  # fmt: skip
+_APPLIED = "This version applies LoRA files with lora_A and lora_B, as AI Toolkit saves them by default."
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -66,7 +68,7 @@ def recognise(header: Header, name: str, title: str, prefixes: tuple[str, ...], 
     keys = list(header.tensors)
     family = families.recognise(keys, header.metadata)
     if not own_keys:
-        looks = f"It looks like a LoRA for {family}." if family else f"Its first key is {keys[0]!r}."
+        looks = f"It looks like one for {family}." if family else f"Its first key is {keys[0]!r}."
         raise LoraError(f"{name!r} is no LoRA for {title}: none of its {len(keys)} keys names a layer of it. {looks}")
     parts: dict[str, dict[str, str]] = {}
     strange: list[str] = []
@@ -81,6 +83,8 @@ def recognise(header: Header, name: str, title: str, prefixes: tuple[str, ...], 
             parts[module][role] = key
     if strange:
         raise LoraError(_strange_message(name, strange, len(keys)))
+    if all(roles.keys() == {"down"} for roles in parts.values()):
+        raise LoraError(f"{name!r} is a full-rank file (AI Toolkit's network type fullrank). {_APPLIED}")
     return [_layer(header, name, module, roles) for module, roles in parts.items()]
 
 
@@ -89,7 +93,8 @@ def module_of(key: str, prefixes: tuple[str, ...]) -> str:
     for prefix in prefixes:
         key = key.removeprefix(prefix)
     for suffix in (*_ROLES, *_OTHER_FORMATS):
-        key = key.removesuffix(suffix)
+        if key.endswith(suffix):
+            return key.removesuffix(suffix)
     return key
 
 
@@ -105,10 +110,7 @@ def _strange_message(name: str, strange: list[str], total: int) -> str:
     kinds = {kind for key in strange for suffix, kind in _OTHER_FORMATS.items() if key.endswith(suffix)}
     some = ", ".join(repr(key) for key in strange[:4]) + (f" and {len(strange) - 4} more" if len(strange) > 4 else "")
     if kinds:
-        return (
-            f"{name!r} is a {' / '.join(sorted(kinds))} file; this version applies LoRA files with lora_A and lora_B "
-            f"(AI Toolkit, PEFT). Keys that cannot be applied: {some}."
-        )
+        return f"{name!r} is a {' / '.join(sorted(kinds))} file. {_APPLIED} Keys that cannot be applied: {some}."
     return f"{name!r} has {len(strange)} of {total} keys that are of no known kind: {some}."
 
 

@@ -1,0 +1,60 @@
+"""Loads the pack under test as ``comfyui_aitk``, and makes what many tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# no test reaches out; set before huggingface_hub is imported
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+_spec = importlib.util.spec_from_file_location("tasks", ROOT / "tasks.py")
+assert _spec is not None and _spec.loader is not None
+tasks = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tasks)
+tasks.load_pack()
+
+from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint, make_lora  # noqa: E402
+from comfyui_aitk.nodes.host import PlainHost, use_host  # noqa: E402
+from comfyui_aitk.nodes.sampler import engine as node_engine  # noqa: E402
+from comfyui_aitk.pipelines.checkpoint import Checkpoint  # noqa: E402
+from comfyui_aitk.pipelines.engine import Engine  # noqa: E402
+from comfyui_aitk.pipelines.models import find_model  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder in ComfyUI's layout with the checkpoint ``tiny`` and the LoRA ``tiny.safetensors``. Read only."""
+    folder = tmp_path_factory.mktemp("models")
+    checkpoint = make_checkpoint(folder / "diffusers" / "tiny")
+    make_lora(folder / "loras" / "tiny.safetensors", checkpoint, trigger_word="t1ny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(models: Path) -> Checkpoint:
+    return Checkpoint.open(models / "diffusers" / "tiny", "tiny", find_model("lumina2").components)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    """An engine of its own, on the CPU: nothing is loaded."""
+    return Engine(lambda: "cpu", lambda size: None)
+
+
+@pytest.fixture
+def host(models: Path, tmp_path: Path):
+    """The nodes' host for a test, with nothing loaded; pictures go to ``tmp_path / "output"``."""
+    plain = PlainHost(models, tmp_path / "input", tmp_path / "output", "cpu")
+    (tmp_path / "input").mkdir()
+    use_host(plain)
+    node_engine.cache_clear()
+    yield plain
+    use_host(None)
+    node_engine.cache_clear()
