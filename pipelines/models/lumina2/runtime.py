@@ -106,7 +106,7 @@ class Lumina2Runtime:
         return {
             "schedule": {"name": "flow-match Euler", "shift": recipe.shift},
             "guidance": "none" if len(texts) == 1 else "classifier-free, rescaled to the prompt's norm",
-            "negative_prompt": "with the system prompt" if recipe.template_negative else "bare",
+            "negative_template": "system prompt and marker" if recipe.template_negative else "none",
             "text_encoder": {
                 "softcap": settings.softcap,
                 "rope_in_run_dtype": settings.cast_rope,

@@ -1,0 +1,173 @@
+"""What the engine keeps, and that nothing that goes wrong leaves it unusable or its weights changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint
+from comfyui_aitk.pipelines.errors import AITKError, FileError
+from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.observer import SilentObserver
+from comfyui_aitk.pipelines.safetensors_file import FileStamp
+from comfyui_aitk.pipelines.sampling import SampleRequest, sample
+from safetensors.torch import load_file, save_file
+
+REQUEST = SampleRequest("trainer preview", "a cat", width=64, height=64, steps=2, batch_size=2)
+
+
+class Stop(BaseException):
+    """What newer ComfyUI versions raise to interrupt: no Exception."""
+
+
+class StopAt(SilentObserver):
+    """Interrupts at the n-th check."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.reached_end = False
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Stop
+
+
+class Recorder(SilentObserver):
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int, tuple[int, ...]]] = []
+
+    def step(self, done, total, x0) -> None:
+        self.steps.append((done, total, tuple(x0.shape)))
+
+
+@pytest.fixture
+def handle(checkpoint, models) -> PipelineHandle:
+    path = models / "loras" / "tiny.safetensors"
+    return PipelineHandle("lumina2", checkpoint).with_lora(LoraSpec(path.name, FileStamp.of(path), 0.8))
+
+
+def _transformer_state(engine, handle) -> dict[str, torch.Tensor]:
+    with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+        return {name: value.clone() for name, value in transformer.state_dict().items()}
+
+
+def test_interrupting_at_every_check_leaves_the_engine_usable(engine, handle):
+    expected = sample(engine, handle, REQUEST, SilentObserver())
+    base = replace(handle, loras=())
+    sample(engine, base, REQUEST, SilentObserver())
+    pristine = _transformer_state(engine, base)
+    interrupted = 0
+    while True:
+        # a text that was not encoded yet, and LoRAs that are not on: every phase has work to do
+        request = replace(REQUEST, prompt=f"a cat {interrupted}")
+        try:
+            sample(engine, handle, request, StopAt(interrupted + 1))
+        except Stop:
+            interrupted += 1
+            sample(engine, base, replace(REQUEST, batch_size=1, steps=1), SilentObserver())
+            state = _transformer_state(engine, base)
+            assert all(torch.equal(state[name], pristine[name]) for name in pristine), interrupted
+        else:
+            break
+    # encode, merge of each layer, two calls per step, decode: far more than the steps alone
+    assert interrupted > 40
+    assert torch.equal(sample(engine, handle, REQUEST, SilentObserver()).images, expected.images)
+
+
+def test_interrupting_a_load_is_made_good_by_the_next_run(engine, handle):
+    with pytest.raises(Stop):
+        sample(engine, handle, REQUEST, StopAt(20))
+    assert sample(engine, handle, REQUEST, SilentObserver()).images.shape == (2, 64, 64, 3)
+
+
+def test_steps_are_reported_over_the_whole_batch(engine, handle):
+    recorder = Recorder()
+    sample(engine, handle, REQUEST, recorder)
+    assert recorder.steps == [(done, 4, (1, 16, 8, 8)) for done in (1, 2, 3, 4)]
+
+
+def test_a_batch_item_equals_its_single_run(engine, handle):
+    batch = sample(engine, handle, replace(REQUEST, seed=5, batch_size=3), SilentObserver())
+    for index in range(3):
+        single = sample(engine, handle, replace(REQUEST, seed=5 + index, batch_size=1), SilentObserver())
+        assert torch.equal(batch.images[index], single.images[0])
+        assert torch.equal(batch.latent[index], single.latent[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "float32"},
+        {"options": RuntimeOptions(text_encoder_quantization="qfloat8")},
+        {"options": RuntimeOptions(text_encoder_quantization="qint8")},
+        {"options": RuntimeOptions(text_encoder_attention="softcap")},
+        {"options": RuntimeOptions(transformer_quantization="qint8")},
+    ],
+    ids=str,
+)
+def test_every_option_counts_and_leads_back(engine, checkpoint, change):
+    handle = PipelineHandle("lumina2", checkpoint)
+    request = replace(REQUEST, batch_size=1)
+    plain = sample(engine, handle, request, SilentObserver())
+    other = sample(engine, replace(handle, **change), request, SilentObserver())
+    assert not torch.equal(plain.latent, other.latent)
+    back = sample(engine, handle, request, SilentObserver())
+    assert torch.equal(plain.latent, back.latent)
+    assert back.report["work"]["texts_encoded"] == 0, "the embeddings of the first run are still known"
+
+
+def test_a_text_is_encoded_once_per_way_of_encoding_it(engine, checkpoint):
+    handle = PipelineHandle("lumina2", checkpoint)
+
+    def encoded(handle: PipelineHandle = handle, **change: object) -> int:
+        request = replace(REQUEST, batch_size=1, **change)
+        return sample(engine, handle, request, SilentObserver()).report["work"]["texts_encoded"]
+
+    assert encoded() == 2
+    assert encoded(seed=9, steps=1, width=96) == 0
+    assert encoded(prompt="a dog") == 1
+    assert encoded(system_prompt="Draw.") == 2
+    # bfloat16: the recipes round Gemma2's rotary frequencies differently
+    assert encoded(recipe="reference pipeline") == 2
+    assert encoded(replace(handle, options=RuntimeOptions(text_encoder_attention="softcap"))) == 2
+    assert encoded() == 0
+
+
+def test_a_damaged_checkpoint_leaves_the_loaded_one(engine, checkpoint, tmp_path):
+    from comfyui_aitk.pipelines.checkpoint import Checkpoint
+
+    good = PipelineHandle("lumina2", checkpoint)
+    request = replace(REQUEST, batch_size=1)
+    expected = sample(engine, good, request, SilentObserver())
+    folder = make_checkpoint(tmp_path / "bad", seed=3)
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    bad = PipelineHandle("lumina2", Checkpoint.open(folder, "bad", ["transformer", "text_encoder", "tokenizer", "vae"]))
+    with pytest.raises(FileError, match=r"'diffusion_pytorch_model.safetensors' is cut off"):
+        engine.apply_loras(bad, (), SilentObserver())
+    again = sample(engine, good, request, SilentObserver())
+    assert again.report["work"]["parts_loaded"] == 0
+    assert torch.equal(again.images, expected.images)
+
+
+def test_a_lora_that_fails_half_way_is_taken_off_whole(engine, checkpoint, models, tmp_path):
+    base = PipelineHandle("lumina2", checkpoint)
+    request = replace(REQUEST, batch_size=1)
+    expected = sample(engine, base, request, SilentObserver())
+    path = tmp_path / "nan.safetensors"
+    tensors = load_file(models / "loras" / "tiny.safetensors")
+    tensors["transformer.layers.1.norm1.linear.lora_B.weight"][3, 1] = float("nan")
+    save_file(tensors, path)
+    good = models / "loras" / "tiny.safetensors"
+    handle = base.with_lora(LoraSpec(good.name, FileStamp.of(good), 1.0)).with_lora(
+        LoraSpec(path.name, FileStamp.of(path), 1.0)
+    )
+    with pytest.raises(AITKError, match=r"'nan.safetensors' holds NaN or Inf in 'transformer.layers.1.norm1"):
+        sample(engine, handle, request, SilentObserver())
+    again = sample(engine, base, request, SilentObserver())
+    assert torch.equal(again.images, expected.images)
+    assert again.report["work"] == {
+        "parts_loaded": 0, "texts_encoded": 0, "lora_files_read": 0, "tensors_restored": 0,
+    }  # fmt: skip

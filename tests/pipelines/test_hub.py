@@ -1,0 +1,171 @@
+"""Hub repositories: the cache, downloads, and what is said when they cannot be had.
+
+A small hub of our own speaks the API over loopback; huggingface_hub itself runs in a child process, since it reads its
+settings when it is imported.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+from comfyui_aitk.pipelines.errors import HubError, InputError
+from comfyui_aitk.pipelines.hub import open_repo
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COMPONENTS = ["transformer", "text_encoder", "tokenizer", "vae"]
+REPO = "owner/tiny"
+
+CHILD = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("tasks", {str(ROOT / "tasks.py")!r})
+tasks = importlib.util.module_from_spec(spec); spec.loader.exec_module(tasks); tasks.load_pack()
+from comfyui_aitk.pipelines.errors import AITKError
+from comfyui_aitk.pipelines.hub import open_repo
+try:
+    print(open_repo(sys.argv[1], {COMPONENTS!r}).name)
+except AITKError as error:
+    print(type(error).__name__ + ": " + str(error))
+"""
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Serves one folder as the repository ``owner/tiny``; others are gated or not there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder = folder
+        self.fetched: list[str] = []
+        self.tokens: set[str] = set()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, with_body: bool) -> None:
+        path = urlparse(self.path).path
+        if "owner/gated" in path:
+            return self._send(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
+        if REPO not in path:
+            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        files = sorted(p for p in self.server.folder.rglob("*") if p.is_file())
+        if "/tree/" in path:
+            tree = [
+                {"type": "file", "path": p.relative_to(self.server.folder).as_posix(), "size": p.stat().st_size,
+                 "oid": f"{index:040x}"}
+                for index, p in enumerate(files)
+            ]  # fmt: skip
+            return self._send(200, json.dumps(tree).encode(), {})
+        if "/resolve/" in path:
+            name = path.split(f"/resolve/{COMMIT}/")[1]
+            file = self.server.folder / name
+            if with_body:
+                self.server.fetched.append(name)
+            body = file.read_bytes()
+            headers = {"ETag": f'"{files.index(file):040x}"', "X-Repo-Commit": COMMIT}
+            return self._send(200, body if with_body else b"", headers, len(body))
+        siblings = [{"rfilename": p.relative_to(self.server.folder).as_posix()} for p in files]
+        return self._send(200, json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings}).encode(), {})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str], length: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def hub(checkpoint, tmp_path):
+    folder = tmp_path / "repo"
+    shutil.copytree(checkpoint.folder, folder)
+    (folder / "consolidated.00-of-01.pth").write_bytes(b"a pickle")
+    (folder / "transformer" / "pytorch_model.bin").write_bytes(b"a pickle")
+    server = Hub(folder)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def _open(repo: str, cache: Path, endpoint: str, **environment: str) -> str:
+    settings = {"HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", CHILD, repo],
+        env={**os.environ, **settings, "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip().splitlines()[-1]
+
+
+def test_a_repository_is_downloaded_once_then_read_from_the_cache(hub, tmp_path):
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    assert _open(REPO, tmp_path / "cache", endpoint) == f"{REPO}@{COMMIT[:12]}"
+    assert "transformer/diffusion_pytorch_model.safetensors" in hub.fetched
+    assert not [name for name in hub.fetched if name.endswith((".pth", ".bin"))], "pickles are not even downloaded"
+
+    hub.fetched.clear()
+    assert _open(REPO, tmp_path / "cache", endpoint, HF_HUB_OFFLINE="1") == f"{REPO}@{COMMIT[:12]}"
+    assert not hub.fetched
+
+    # a download that was cut off: one file is not there, and only that one is fetched
+    (lost,) = (tmp_path / "cache").glob("hub/*/snapshots/*/vae/diffusion_pytorch_model.safetensors")
+    lost.resolve().unlink()
+    lost.unlink(missing_ok=True)
+    assert "HF_HUB_OFFLINE forbids downloads" in _open(REPO, tmp_path / "cache", endpoint, HF_HUB_OFFLINE="1")
+    assert _open(REPO, tmp_path / "cache", endpoint) == f"{REPO}@{COMMIT[:12]}"
+    assert hub.fetched == ["vae/diffusion_pytorch_model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("repo", "message"),
+    [
+        ("owner/gated", "HubError: 'owner/gated' is gated: its licence must be accepted"),
+        ("owner/nothing", "HubError: There is no repository 'owner/nothing' on the hub, or it is private"),
+    ],
+)
+def test_what_the_hub_refuses(hub, tmp_path, repo, message):
+    answer = _open(repo, tmp_path / "cache", f"http://127.0.0.1:{hub.server_port}", HF_TOKEN="hf_secret")
+    assert answer.startswith(message)
+    assert "secret" not in answer
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path):
+    answer = _open(REPO, tmp_path / "cache", "http://127.0.0.1:9")
+    assert answer.startswith("HubError: 'owner/tiny' is not in the cache, and the hub cannot be reached. Connect to")
+
+
+def test_offline_and_not_cached(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(HubError, match=r"'owner/tiny' is not \(wholly\) in the cache, and HF_HUB_OFFLINE forbids"):
+        open_repo(REPO, COMPONENTS)
+
+
+@pytest.mark.parametrize(
+    "repo", ["tiny", "owner/tiny/more", "../tiny", "/owner/tiny", "owner/..", "a b/c", "https://x/y"]
+)
+def test_names_that_are_no_repository(repo):
+    with pytest.raises(InputError, match="is no Hugging Face repository id"):
+        open_repo(repo, COMPONENTS)

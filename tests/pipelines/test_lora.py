@@ -1,0 +1,161 @@
+"""LoRAs on a real (tiny) transformer: merged and live against the same deltas by hand, and undone exactly."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from comfyui_aitk.headless.tiny.lumina2 import make_lora
+from comfyui_aitk.pipelines.errors import LoraError
+from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.lora.file import open_lora
+from comfyui_aitk.pipelines.models import find_model
+from comfyui_aitk.pipelines.observer import SilentObserver
+from comfyui_aitk.pipelines.safetensors_file import FileStamp
+from comfyui_aitk.pipelines.sampling import SampleRequest, sample
+from safetensors.torch import load_file, save_file
+
+LAYER = "layers.1.attn.to_q"
+MODEL = find_model("lumina2")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def _spec(path, strength: float = 1.0, application: str = "auto") -> LoraSpec:
+    return LoraSpec(path.name, FileStamp.of(path), strength, application)
+
+
+def _weights(engine, handle, recipe: str = "trainer preview") -> dict[str, torch.Tensor]:
+    engine.apply_loras(handle, engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
+    with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+        return {name: value.clone() for name, value in transformer.state_dict().items()}
+
+
+def _run_layer(engine, handle, recipe: str, x: torch.Tensor) -> torch.Tensor:
+    engine.apply_loras(handle, engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
+    with torch.no_grad(), engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+        return transformer.get_submodule(LAYER)(x)
+
+
+def _pair(path) -> tuple[torch.Tensor, torch.Tensor]:
+    tensors = load_file(path)
+    return tensors[f"transformer.{LAYER}.lora_A.weight"].float(), tensors[f"transformer.{LAYER}.lora_B.weight"].float()
+
+
+@pytest.fixture
+def stack(tmp_path, checkpoint):
+    """Two LoRAs: one on every layer with an alpha that is not its rank, one on the attention alone."""
+    first = make_lora(tmp_path / "first.safetensors", checkpoint.folder, rank=6, alpha=2.0, dtype=torch.float32)
+    second = make_lora(tmp_path / "second.safetensors", checkpoint.folder, rank=3, seed=9, only=["attn"])
+    return [(first, 0.7, 2 / 6), (second, -1.3, 1.0)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_merged_stack_is_the_deltas_added_by_hand_with_one_rounding_each(engine, checkpoint, stack, dtype):
+    base = PipelineHandle("lumina2", checkpoint, dtype)
+    expected = _weights(engine, base)[f"{LAYER}.weight"]
+    handle = base
+    for path, strength, scale in stack:
+        down, up = _pair(path)
+        expected = (expected.float() + strength * (up @ down) * scale).to(DTYPES[dtype])
+        handle = handle.with_lora(_spec(path, strength))
+    assert torch.equal(_weights(engine, handle)[f"{LAYER}.weight"], expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_live_branches_are_computed_as_the_recipe_does(engine, checkpoint, stack, dtype):
+    x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0)).to(DTYPES[dtype])
+    base = PipelineHandle("lumina2", checkpoint, dtype)
+    trainer = reference = _run_layer(engine, base, "trainer preview", x)
+    handle = base
+    for path, strength, scale in stack:
+        down, up = _pair(path)
+        branch = (x.float() @ down.T @ up.T) * torch.tensor(scale) * torch.tensor([strength])
+        trainer = trainer + branch.to(x.dtype)
+        down, up = down.to(x.dtype), up.to(x.dtype)
+        reference = reference + (x @ down.T @ up.T) * (strength * scale)
+        handle = handle.with_lora(_spec(path, strength, "live"))
+    assert torch.equal(_run_layer(engine, handle, "trainer preview", x), trainer)
+    assert torch.equal(_run_layer(engine, handle, "reference pipeline", x), reference)
+    if dtype == "bfloat16":
+        assert not torch.equal(trainer, reference)
+
+
+@pytest.mark.parametrize("quantization", ["qfloat8", "qint8"])
+def test_live_on_quantised_weights(engine, checkpoint, stack, quantization):
+    options = RuntimeOptions(transformer_quantization=quantization)
+    x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
+    base = PipelineHandle("lumina2", checkpoint, "float32", options)
+    path, strength, scale = stack[0]
+    down, up = _pair(path)
+    expected = _run_layer(engine, base, "trainer preview", x) + strength * scale * (x @ down.T @ up.T)
+    # auto is live here, although the recipe merges on plain weights
+    ours = _run_layer(engine, base.with_lora(_spec(path, strength)), "trainer preview", x)
+    assert torch.allclose(ours, expected, atol=1e-5)
+    with pytest.raises(LoraError, match=r"'first.safetensors' cannot be merged: the transformer is quantised"):
+        engine.plan_loras(base.with_lora(_spec(path, 1.0, "merged")), MODEL.recipes["trainer preview"])
+
+
+@pytest.mark.parametrize("application", ["merged", "live"])
+def test_taking_loras_off_gives_the_weights_back_to_the_bit(engine, checkpoint, stack, application):
+    base = PipelineHandle("lumina2", checkpoint)
+    before = _weights(engine, base)
+    handle = base
+    for path, strength, _ in stack:
+        handle = handle.with_lora(_spec(path, strength, application))
+    _weights(engine, handle)
+    after = _weights(engine, base)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_zero_pair_and_a_zero_strength_touch_nothing(engine, checkpoint, tmp_path):
+    path = make_lora(tmp_path / "zero.safetensors", checkpoint.folder)
+    tensors = {k: v * 0 if "lora_B" in k and "layers.0" in k else v for k, v in load_file(path).items()}
+    save_file(tensors, path)
+    base = PipelineHandle("lumina2", checkpoint)
+    before = _weights(engine, base)
+    after = _weights(engine, base.with_lora(_spec(path)))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert "layers.0.attn.to_q.weight" in same
+    assert "layers.1.attn.to_q.weight" not in same
+    unchanged = _weights(engine, base.with_lora(_spec(path, 0.0)))
+    assert all(torch.equal(before[name], unchanged[name]) for name in before)
+
+
+@pytest.mark.parametrize("recipe", ["reference pipeline", "trainer preview"])
+@pytest.mark.parametrize("application", ["merged", "live"])
+def test_strength_and_seed_changes_load_and_encode_nothing(engine, checkpoint, models, recipe, application):
+    base = PipelineHandle("lumina2", checkpoint, "float32")
+    path = models / "loras" / "tiny.safetensors"
+    sizes = {"width": 64, "height": 64, "steps": 1}
+
+    def run(strength: float, seed: int = 1):
+        handle = base.with_lora(_spec(path, strength, application))
+        return sample(engine, handle, SampleRequest(recipe, "a cat", seed=seed, **sizes), SilentObserver())
+
+    first = run(1.0)
+    assert first.report["work"]["parts_loaded"] == 3
+    assert first.report["work"]["texts_encoded"] == 2
+    other = run(-0.5)
+    again = run(-0.5, seed=2)
+    back = run(1.0)
+    for result in (other, again, back):
+        assert result.report["work"]["parts_loaded"] == 0
+        assert result.report["work"]["texts_encoded"] == 0
+        assert result.report["work"]["lora_files_read"] == 0
+    assert again.report["work"]["tensors_restored"] == 0
+    assert not torch.equal(first.images, other.images)
+    assert torch.equal(first.images, back.images)
+
+
+def test_trigger_word_and_summary_come_from_the_metadata(checkpoint, models, tmp_path):
+    file = open_lora(models / "loras" / "tiny.safetensors", "tiny.safetensors", MODEL, checkpoint)
+    assert file.trigger_word == "t1ny"
+    for part in ("rank 4", "ai-toolkit 0.12.26", "step: 250", "base model: lumina2", "trigger word: t1ny", "scale 1"):
+        assert part in file.summary()
+    # other trainers list every caption tag there: none of them is the trigger
+    tags = {"1_cat": {"cat": 3, "grass": 2}}
+    path = tmp_path / "tags.safetensors"
+    save_file(load_file(models / "loras" / "tiny.safetensors"), path, {"ss_tag_frequency": json.dumps(tags)})
+    assert open_lora(path, "tags.safetensors", MODEL, checkpoint).trigger_word == ""
