@@ -108,14 +108,14 @@ def write_image(image: Image, path: Path, format: str, texts: dict[str, str]) ->
             info.add_text(key, value)
         image.save(path, pnginfo=info)
         return ""
-    data = _exif(image, texts)
+    data = _exif(texts)
     note = ""
     if format == "jpg" and len(data) > _JPEG_EXIF_LIMIT:
         note = (
             f"{path.name} was saved without the workflow: it needs {len(data):,} bytes, and a JPEG holds "
             f"{_JPEG_EXIF_LIMIT:,}. Save as png or webp to keep it."
         )
-        data = _exif(image, {REPORT_KEY: texts[REPORT_KEY]})
+        data = _exif({REPORT_KEY: texts[REPORT_KEY]})
         if len(data) > _JPEG_EXIF_LIMIT:
             data = b""
             note = note.replace("the workflow", "the workflow and the report")
@@ -126,9 +126,11 @@ def write_image(image: Image, path: Path, format: str, texts: dict[str, str]) ->
     return note
 
 
-def _exif(image: Image, texts: dict[str, str]) -> bytes:
+def _exif(texts: dict[str, str]) -> bytes:
     """``texts`` as EXIF, empty without any."""
-    exif = image.getexif()
+    from PIL.Image import Exif
+
+    exif = Exif()
     for tag, (key, value) in zip(range(_FIRST_TAG, 0, -1), texts.items(), strict=False):
         exif[tag] = f"{key}:{_ascii(value)}"
     return exif.tobytes() if texts else b""

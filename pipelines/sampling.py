@@ -263,7 +263,7 @@ def _denoise_batch(
                 observer.step(done + step, total, x0)
 
             job = DenoiseJob(
-                latents=_start(runtime, handle, request, size, sigmas, index).to(device),
+                latents=start_latents(runtime, handle, request, size, sigmas, index).to(device),
                 sigmas=sigmas.to(device),
                 conditioning=conditioning,
                 guidance_scale=request.guidance_scale,
@@ -274,7 +274,7 @@ def _denoise_batch(
     return finished
 
 
-def _start(
+def start_latents(
     runtime: Any, handle: PipelineHandle, request: SampleRequest, size: Size, sigmas: torch.Tensor, index: int
 ) -> torch.Tensor:
     """Where picture ``index`` starts: noise, mixed with the given latent as far as the first sigma leaves it."""

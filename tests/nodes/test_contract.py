@@ -1,0 +1,166 @@
+"""What every shared workflow relies on, and what a user of ComfyUI expects of each node."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from comfyui_aitk import WEB_DIRECTORY
+from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+ROOT = Path(__file__).resolve().parents[2]
+# part of every shared workflow: these lists only grow at their end
+INPUTS = {
+    "LoadAITKModel": ["model", "weights", "dtype", "repo_id", "options"],
+    "AITKRuntimeOptions": ["transformer_quantization", "text_encoder_quantization", "text_encoder_attention"],
+    "ApplyAITKLoRA": ["pipeline", "lora_name", "strength", "application"],
+    "AITKControlImages": ["image_1", "image_2", "image_3"],
+    "AITKSampler": [
+        "pipeline", "prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed", "recipe",
+        "trigger_word", "system_prompt", "batch_size", "control", "latent", "denoise",
+    ],
+    "AITKSaveImage": ["images", "report", "filename_prefix", "format"],
+}  # fmt: skip
+OUTPUTS = {
+    "LoadAITKModel": [("pipeline", "AITK_PIPELINE")],
+    "AITKRuntimeOptions": [("options", "AITK_OPTIONS")],
+    "ApplyAITKLoRA": [("pipeline", "AITK_PIPELINE"), ("trigger_word", "STRING"), ("info", "STRING")],
+    "AITKControlImages": [("control", "AITK_CONTROL")],
+    "AITKSampler": [
+        ("image", "IMAGE"), ("pipeline", "AITK_PIPELINE"), ("width", "INT"), ("height", "INT"), ("latent", "LATENT"),
+        ("sigmas", "SIGMAS"), ("report", "STRING"),
+    ],
+    "AITKSaveImage": [],
+}  # fmt: skip
+DEFAULTS = {
+    "width": 1024,
+    "height": 1024,
+    "steps": 25,
+    "guidance_scale": 4.0,
+    "seed": 42,
+    "batch_size": 1,
+    "denoise": 1.0,
+}
+
+
+def _inputs(cls) -> dict:
+    declared = cls.INPUT_TYPES()
+    return {**declared.get("required", {}), **declared.get("optional", {})}
+
+
+def test_names_and_order_are_the_published_ones(host):
+    assert list(NODE_CLASS_MAPPINGS) == list(INPUTS)
+    for name, cls in NODE_CLASS_MAPPINGS.items():
+        assert list(_inputs(cls)) == INPUTS[name]
+        assert list(zip(getattr(cls, "RETURN_NAMES", ()), cls.RETURN_TYPES, strict=True)) == OUTPUTS[name]
+
+
+def test_defaults_are_the_model_page_s(host):
+    inputs = _inputs(NODE_CLASS_MAPPINGS["AITKSampler"])
+    assert {name: inputs[name][1]["default"] for name in DEFAULTS} == DEFAULTS
+    assert inputs["seed"][1]["max"] == 2**53
+    assert inputs["recipe"][0] == ["reference pipeline", "trainer preview"]
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_node_explains_itself(host, name):
+    cls = NODE_CLASS_MAPPINGS[name]
+    for label, declaration in _inputs(cls).items():
+        assert len(declaration[1]["tooltip"]) > 10, label
+    assert len(getattr(cls, "OUTPUT_TOOLTIPS", ())) == len(cls.RETURN_TYPES)
+    assert cls.DESCRIPTION
+    assert cls.SEARCH_ALIASES
+    assert NODE_DISPLAY_NAME_MAPPINGS[name]
+    page = (ROOT / WEB_DIRECTORY / "docs" / name / "en.md").read_text("utf-8")
+    for label in _inputs(cls):
+        assert f"`{label}`" in page, f"the help page does not name the input {label}"
+
+
+def test_importing_the_pack_is_light():
+    """No heavy library, and not even ComfyUI: it imports within its own start, beside a hundred other packs."""
+    code = (
+        "import importlib.util, sys, time\n"
+        f"spec = importlib.util.spec_from_file_location('any name', {str(ROOT / '__init__.py')!r},"
+        f" submodule_search_locations=[{str(ROOT)!r}])\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "sys.modules['any name'] = module\n"
+        "spec.loader.exec_module(module)\n"
+        "[cls.INPUT_TYPES() for cls in module.NODE_CLASS_MAPPINGS.values()]\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'safetensors', 'huggingface_hub', 'numpy', 'PIL', 'comfy'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_pipelines_know_nothing_of_comfyui():
+    hosts = re.compile(r"^\s*(from|import)\s+(comfy|folder_paths|server|latent_preview|execution)\b", re.MULTILINE)
+    outside = [p for p in ROOT.glob("*/**/*.py") if p.name != "host.py" and ".venv" not in p.parts]
+    assert len(outside) > 40
+    assert [p for p in outside if hosts.search(p.read_text("utf-8"))] == []
+    nodes = re.compile(r"from \.+nodes")
+    assert [p for p in (ROOT / "pipelines").rglob("*.py") if nodes.search(p.read_text("utf-8"))] == []
+
+
+def test_handles_are_values(host, models):
+    load, apply = NODE_CLASS_MAPPINGS["LoadAITKModel"], NODE_CLASS_MAPPINGS["ApplyAITKLoRA"]
+    (first,) = load().load("lumina2", "tiny", "auto")
+    (second,) = load().load("lumina2", "tiny", "bfloat16")
+    assert first == second
+    assert hash(first) == hash(second)
+    with_lora, trigger, info = apply().apply(first, "tiny.safetensors", 0.5, "live")
+    assert first.loras == ()
+    assert with_lora != first
+    assert with_lora.loras[0].strength == 0.5
+    assert trigger == "t1ny"
+    assert "rank 4" in info
+    assert with_lora == apply().apply(second, "tiny.safetensors", 0.5, "live")[0]
+
+
+def test_a_file_that_was_saved_again_is_noticed(host, models, tmp_path):
+    import os
+
+    apply = NODE_CLASS_MAPPINGS["ApplyAITKLoRA"]
+    before = apply.IS_CHANGED("tiny.safetensors")
+    assert apply.IS_CHANGED("tiny.safetensors") == before
+    path = models / "loras" / "tiny.safetensors"
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns + 10**9))
+    assert apply.IS_CHANGED("tiny.safetensors") != before
+
+
+def test_a_prompt_with_a_forbidden_name_is_refused_when_it_is_queued(host):
+    validate = NODE_CLASS_MAPPINGS["ApplyAITKLoRA"].VALIDATE_INPUTS
+    assert validate(lora_name="tiny.safetensors") is True
+    assert "is refused" in validate(lora_name="../tiny.safetensors")
+    validate = NODE_CLASS_MAPPINGS["LoadAITKModel"].VALIDATE_INPUTS
+    assert validate(weights="default") is True
+    assert validate(weights="tiny") is True
+    assert "is refused" in validate(weights="/etc")
+
+
+def test_no_node_takes_a_secret(host):
+    names = [label for cls in NODE_CLASS_MAPPINGS.values() for label in _inputs(cls)]
+    assert not [label for label in names if re.search("token|key|secret|password", label)]
+
+
+def test_package_metadata_is_what_the_registry_wants():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["name"] == "aitk-nodes"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"])
+    assert project["tool"]["comfy"]["PublisherId"]
+    requirements = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line]
+    assert all(re.fullmatch(r"[A-Za-z-]+>=[\d.]+", line) for line in requirements), "lower bounds only"
+    assert not [line for line in requirements if line.startswith("torch")]
+
+
+def test_golden_files_stay_small():
+    size = sum(p.stat().st_size for p in (ROOT / "tests" / "golden").rglob("*") if p.is_file())
+    assert size < 25 * 2**20
+    assert json.loads((ROOT / "tests" / "golden" / "lumina2" / "index.json").read_text())["cases"]
