@@ -14,9 +14,8 @@ from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.host import PlainHost, use_host
 from ..pipelines.errors import AITKError
 from .core_nodes import CORE_CLASSES, CORE_NAMES
-from .execute import RunResult, run_prompt
-from .prompt import Prompt
-from .server import run_on_server
+from .execute import run_prompt
+from .server import reports_in, run_on_server
 from .workflow import apply_sets, definitions_of, is_editor_format, read_workflow, to_prompt
 
 
@@ -87,7 +86,7 @@ def _run_here(arguments: argparse.Namespace) -> _Made:
         for entry in shown.get("images") or ()
         if entry["type"] == "output"
     ]
-    return _Made(images, _reports(prompt, result, classes), result.seconds)
+    return _Made(images, reports_in(result.outputs), result.seconds)
 
 
 def _run_on_server(arguments: argparse.Namespace) -> _Made:
@@ -100,16 +99,6 @@ def _run_on_server(arguments: argparse.Namespace) -> _Made:
         progress=lambda line: print(line, file=sys.stderr),
     )
     return _Made(made.images, made.reports, made.seconds)
-
-
-def _reports(prompt: Prompt, result: RunResult, classes: dict[str, Any]) -> dict[str, Any]:
-    """The reports of the nodes that ran: every output called ``report`` is one, as JSON."""
-    reports: dict[str, Any] = {}
-    for node_id, values in result.results.items():
-        names = getattr(classes[prompt[node_id]["class_type"]], "RETURN_NAMES", ())
-        if "report" in names:
-            reports[node_id] = json.loads(values[names.index("report")])
-    return reports
 
 
 def _write_report(path: Path, made: _Made, output: Path) -> None:

@@ -13,6 +13,7 @@ from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.host import PlainHost, use_host
 from ..pipelines.errors import AITKError
 from .execute import run_prompt
+from .server import reports_in
 from .workflow import apply_sets, definitions_of, read_workflow, to_prompt
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -77,9 +78,9 @@ def _run(arguments: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
     definitions = definitions_of(NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS)
     prompt = apply_sets(to_prompt(document, definitions), [*sets, *arguments.set], definitions)
     result = run_prompt(prompt, NODE_CLASS_MAPPINGS, extra_pnginfo={"workflow": document})
-    (shown,) = result.outputs.values()
-    saved = [arguments.output / entry["subfolder"] / entry["filename"] for entry in shown["images"]]
-    return [path.resolve() for path in saved], json.loads(shown["aitk_report"][0])
+    (report,) = reports_in(result.outputs).values()
+    images = [entry for shown in result.outputs.values() for entry in shown.get("images", ())]
+    return [(arguments.output / entry["subfolder"] / entry["filename"]).resolve() for entry in images], report
 
 
 def _make_tiny(models: Path) -> None:

@@ -75,7 +75,7 @@ def run_on_server(
             raise
     outputs = _history(connection, prompt_id).get("outputs") or {}
     seconds = time.monotonic() - start
-    return ServerResult(_download(connection, outputs, output), _reports(outputs), seconds)
+    return ServerResult(_download(connection, outputs, output), reports_in(outputs), seconds)
 
 
 @dataclass
@@ -259,7 +259,8 @@ def _save(connection: Connection, entry: Mapping[str, Any], folder: Path) -> Pat
     return path
 
 
-def _reports(outputs: Mapping[str, Any]) -> dict[str, Any]:
+def reports_in(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The reports of the samplers that ran, by node id: what they show beside their outputs."""
     reports: dict[str, Any] = {}
     for node_id, shown in outputs.items():
         for text in shown.get("aitk_report") or ():

@@ -13,6 +13,7 @@ from ..pipelines.models import catalogue, find_model
 from ..pipelines.sampling import MAX_BATCH, MAX_SEED, MAX_STEPS, SampleRequest, sample
 from .host import Host, ProgressBar, current_host
 from .load_model import CATEGORY
+from .save_image import REPORT_KEY
 
 if TYPE_CHECKING:
     import torch
@@ -192,7 +193,7 @@ class AITKSampler:
         latent: dict[str, Any] | None = None,
         denoise: float = 1.0,
         unique_id: str | None = None,
-    ) -> tuple[torch.Tensor, PipelineHandle, int, int, dict[str, Any], torch.Tensor, str]:
+    ) -> dict[str, Any]:
         request = SampleRequest(
             recipe=recipe,
             prompt=prompt,
@@ -215,7 +216,12 @@ class AITKSampler:
         host.show_text(unique_id, "\n".join(result.notes) or f"{result.size.width} x {result.size.height}, {recipe}")
         report = json.dumps(result.report, ensure_ascii=False, indent=1)
         size = result.size
-        return (result.images, pipeline, size.width, size.height, {"samples": result.latent}, result.sigmas, report)
+        latents = {"samples": result.latent}
+        return {
+            # kept in the server's history, where a client that is not the page finds it
+            "ui": {REPORT_KEY: [report]},
+            "result": (result.images, pipeline, size.width, size.height, latents, result.sigmas, report),
+        }
 
 
 def latent_samples(latent: dict[str, Any]) -> torch.Tensor:

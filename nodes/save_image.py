@@ -91,7 +91,7 @@ class AITKSaveImage:
             if left_out:
                 host.show_text(unique_id, left_out)
             saved.append({"filename": name, "subfolder": target.subfolder, "type": "output"})
-        return {"ui": {"images": saved, REPORT_KEY: [report]}}
+        return {"ui": {"images": saved}}
 
 
 def write_image(image: Image, path: Path, format: str, texts: dict[str, str]) -> str:

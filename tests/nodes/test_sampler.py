@@ -20,7 +20,7 @@ def run(host):
 
     def run(**inputs: object) -> dict:
         cls = NODE_CLASS_MAPPINGS["AITKSampler"]
-        values = cls().sample(**BASE | {"pipeline": pipeline} | inputs)
+        values = cls().sample(**BASE | {"pipeline": pipeline} | inputs)["result"]
         return dict(zip(cls.RETURN_NAMES, values, strict=True)) | {"given": pipeline}
 
     return run
