@@ -101,7 +101,7 @@ class AITKSampler:
                         "default": defaults.seed,
                         "min": 0,
                         "max": MAX_SEED,
-                        "control_after_generate": True,
+                        "control_after_generate": "fixed",
                         "tooltip": "The noise is drawn on the CPU, as in AI Toolkit: one seed, one noise on every "
                         "device. Picture i of a batch uses seed + i.",
                     },

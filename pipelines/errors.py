@@ -6,6 +6,10 @@ from __future__ import annotations
 class AITKError(Exception):
     """Base of every error that this pack raises on purpose; its text is meant for the user."""
 
+    def __init_subclass__(cls) -> None:
+        # ComfyUI shows an error's module to the user, and a custom node's module is called like its whole path
+        cls.__module__ = "aitk"
+
 
 class InputError(AITKError, ValueError):
     """A value on a node (size, steps, seed, prompt, control images, ...) cannot be used."""
