@@ -181,7 +181,10 @@ def device_memory(device: str) -> Iterator[None]:
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # torch has a class of its own for CUDA alone
+        if not any(words in str(error) for words in ("out of memory", "allocate memory")):
+            raise
         raise DeviceMemoryError(
             f"{device} ran out of memory. Render a smaller size, set a quantization on AITK Runtime Options, or close "
             "other programs that use the device. What is loaded is kept: the next run starts from it."

@@ -70,7 +70,8 @@ def fill(
         own = name.removeprefix(prefix)
         if own not in slots:
             continue
-        cast = value.to(dtype) if value.is_floating_point() else value
+        # a copy also where the dtype is the same: a model that is a map of its files breaks when they are replaced
+        cast = value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
         check_finite(cast, name, where)
         owner, _, leaf = own.rpartition(".")
         module = model.get_submodule(owner)

@@ -34,6 +34,7 @@ def versions() -> dict[str, str]:
 def describe_weights(engine: Engine, handle: PipelineHandle) -> dict[str, Any]:
     """Where the weights come from and how they are held."""
     return {
+        "id": handle.model,
         "weights": handle.checkpoint.name,
         "fingerprint": handle.checkpoint.fingerprint(),
         "dtype": handle.dtype,

@@ -26,6 +26,7 @@ _BITS = {
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
 }  # fmt: skip
+_OPEN_FOR = 1 << 28  # bytes read before a file is opened anew
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 _SIGNATURES = (
@@ -149,18 +150,31 @@ def _checked(path: Path, entries: Any, data_size: int) -> Header:
 def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields the tensors of a file one by one, on the CPU, in their stored dtype.
 
+    They may be maps of the file: who keeps one, copies it. The file is opened anew every quarter of a gigabyte, since
+    the pages that were read count as this process's memory as long as it is open.
+
     Args:
         path: a safetensors file that :func:`read_header` accepts.
         names: which ones; all of them by default.
     """
     from safetensors import safe_open
 
-    with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
-        for name in file.keys() if names is None else names:
-            yield name, file.get_tensor(name)
+    waiting = list(read_header(path).tensors) if names is None else list(names)
+    while waiting:
+        size = 0
+        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+            while waiting and size < _OPEN_FOR:
+                name = waiting.pop(0)
+                tensor = file.get_tensor(name)
+                size += tensor.numel() * tensor.element_size()
+                yield name, tensor
+                del tensor
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of the whole file, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of the whole file, as 64 hex digits; raises FileError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error

@@ -18,7 +18,7 @@ from .handle import ControlImages, PipelineHandle
 from .loading import torch_dtype
 from .models import find_model
 from .models.facts import ModelFacts, Recipe
-from .models.runtime import DenoiseJob, Embedding
+from .models.runtime import DenoiseJob, Embedding, ModelRuntime
 from .observer import Observer
 from .report import describe_loras, describe_weights, peak_memory, versions
 from .sizes import Size, snap
@@ -127,6 +127,8 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
             conditioning = [engine.embedding(handle, text, observer) for text in texts]
         with clock.phase("prepare"):
             engine.apply_loras(handle, plan, observer)
+            # read now: the files may be gone when the picture is done
+            sources = {"model": describe_weights(engine, handle), "loras": describe_loras(plan, handle)}
         sigmas = runtime.sigmas(recipe, schedule_length(request), size)[-(request.steps + 1) :]
         latents = _denoise_batch(engine, handle, request, size, conditioning, sigmas, observer, clock)
         observer.stage("decoding")
@@ -137,23 +139,12 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
                 images.append(runtime.decode(vae, latent.to(device)))
     notes = (*size.notes, *_text_notes(request, prompt, conditioning))
     report = {
-        "model": {"id": model.id, **describe_weights(engine, handle)},
+        **sources,
         "recipe": recipe.name,
         **runtime.describe(recipe, texts),
-        "loras": describe_loras(plan, handle),
+        **_describe_request(request, size),
         "prompt": prompt,
         "negative_prompt": request.negative_prompt if len(texts) > 1 else None,
-        "system_prompt": request.system_prompt or "the recipe's own",
-        "size": {
-            "asked": [request.width, request.height] if request.latent is None else "the latent's",
-            "rendered": [size.width, size.height],
-        },
-        "steps": request.steps,
-        "denoise": request.denoise,
-        "latent_sha256": None if request.latent is None else _tensor_sha256(request.latent),
-        "guidance_scale": request.guidance_scale,
-        "seed": request.seed,
-        "batch_size": request.batch_size,
         "sigmas": [round(float(value), 7) for value in sigmas],
         "notes": list(notes),
         "work": {name: value - getattr(before, name) for name, value in asdict(engine.counters).items()},
@@ -167,8 +158,23 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     return SampleResult(pixels, comfy, sigmas, size, report, notes)
 
 
-def _tensor_sha256(value: torch.Tensor) -> str:
-    return hashlib.sha256(value.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
+def _describe_request(request: SampleRequest, size: Size) -> dict[str, Any]:
+    latent = request.latent
+    return {
+        "system_prompt": request.system_prompt or "the recipe's own",
+        "size": {
+            "asked": [request.width, request.height] if latent is None else "the latent's",
+            "rendered": [size.width, size.height],
+        },
+        "steps": request.steps,
+        "denoise": request.denoise,
+        "latent_sha256": latent
+        if latent is None
+        else hashlib.sha256(latent.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest(),
+        "guidance_scale": request.guidance_scale,
+        "seed": request.seed,
+        "batch_size": request.batch_size,
+    }
 
 
 def check_request(model: ModelFacts, handle: PipelineHandle, request: SampleRequest) -> Recipe:
@@ -236,7 +242,8 @@ def _size(model: ModelFacts, handle: PipelineHandle, recipe: Recipe, request: Sa
     if shape[0] not in (1, request.batch_size):
         raise InputError(f"The latent holds {shape[0]} pictures, and batch_size is {request.batch_size}.")
     width, height = shape[3] * model.latent_downscale, shape[2] * model.latent_downscale
-    if width % recipe.size.multiple or height % recipe.size.multiple or max(width, height) > largest:
+    fits = width % recipe.size.multiple == height % recipe.size.multiple == 0
+    if not fits or min(width, height) == 0 or max(width, height) > largest:
         raise InputError(
             f"The latent stands for {width} x {height} pixels; {model.title} needs multiples of "
             f"{recipe.size.multiple}, up to {largest}. Resize it first."
@@ -275,7 +282,12 @@ def _denoise_batch(
 
 
 def start_latents(
-    runtime: Any, handle: PipelineHandle, request: SampleRequest, size: Size, sigmas: torch.Tensor, index: int
+    runtime: ModelRuntime,
+    handle: PipelineHandle,
+    request: SampleRequest,
+    size: Size,
+    sigmas: torch.Tensor,
+    index: int,
 ) -> torch.Tensor:
     """Where picture ``index`` starts: noise, mixed with the given latent as far as the first sigma leaves it."""
     dtype = torch_dtype(handle.dtype)

@@ -144,12 +144,12 @@ class LoraStack:
         return cast("nn.Linear", self._transformer.get_submodule(module))
 
     def _put(self, module: str, value: torch.Tensor) -> None:
-        """Replaces a weight and never writes into it: the tensor there may be a map of the file."""
+        """Puts a copy of ``value`` in a weight's place, in that weight's dtype and on its device."""
         import torch
 
         layer = self._linear(module)
         old = layer.weight
-        layer.weight = torch.nn.Parameter(value.to(old.device, old.dtype), requires_grad=False)
+        layer.weight = torch.nn.Parameter(value.to(old.device, old.dtype, copy=True), requires_grad=False)
 
     def _add_live(self, loras: Sequence[tuple[AppliedLora, dict[str, LoraWeights]]]) -> None:
         from .live import LiveLayer

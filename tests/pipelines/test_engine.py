@@ -171,3 +171,17 @@ def test_a_lora_that_fails_half_way_is_taken_off_whole(engine, checkpoint, model
     assert again.report["work"] == {
         "parts_loaded": 0, "texts_encoded": 0, "lora_files_read": 0, "tensors_restored": 0,
     }  # fmt: skip
+
+
+def test_running_out_of_memory_is_said_clearly(engine, handle, monkeypatch):
+    from comfyui_aitk.pipelines.errors import DeviceMemoryError
+    from comfyui_aitk.pipelines.models.lumina2 import loop
+
+    def too_large(*_: object) -> torch.Tensor:
+        return torch.empty(2**60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "predict", too_large)
+        with pytest.raises(DeviceMemoryError, match=r"cpu ran out of memory\. Render a smaller size"):
+            sample(engine, handle, REQUEST, SilentObserver())
+    assert sample(engine, handle, REQUEST, SilentObserver()).report["work"]["parts_loaded"] == 1, "the VAE alone"
