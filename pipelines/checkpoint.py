@@ -153,9 +153,8 @@ def _fingerprint(stamps: tuple[FileStamp, ...], folder: Path) -> str:
     digest = hashlib.sha256()
     for stamp in stamps:
         digest.update(f"{stamp.path.relative_to(folder).as_posix()}\0{stamp.size}\0".encode())
+        digest.update(repr(read_header(stamp.path).tensors).encode())
         with stamp.path.open("rb") as file:
-            head = file.read(8)
-            digest.update(head + file.read(int.from_bytes(head, "little")))
             for index in range(_SAMPLES):
                 file.seek(stamp.size * index // _SAMPLES)
                 digest.update(file.read(_SAMPLE_SIZE))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .observer import Observer
 
+PARTS = ("text_encoder", "transformer", "vae")
 _MOST_EMBEDDINGS = 64  # kept texts; one is about 1 MB with Lumina2
 _HEADROOM = 1 << 30  # bytes asked for beside the weights, for activations
 
@@ -83,6 +84,7 @@ class Engine:
         self._parts: dict[str, _Part] = {}
         self._embeddings: OrderedDict[tuple[PartKey, Text, str], Embedding] = OrderedDict()
         self._runtimes: dict[str, ModelRuntime] = {}
+        self._checked: set[tuple[str, Checkpoint]] = set()
 
     @property
     def device(self) -> str:
@@ -104,6 +106,17 @@ class Engine:
         if choice == "model default":
             choice = find_model(handle.model).quantization[part]
         return PartKey(handle.model, handle.checkpoint, part, handle.dtype, choice)
+
+    def check_weights(self, handle: PipelineHandle) -> None:
+        """Refuses damaged or incomplete files of any part before the run starts, and before a loaded part is given up.
+
+        Raises:
+            FileError: names the file or the tensor.
+        """
+        if (handle.model, handle.checkpoint) not in self._checked:
+            for part in PARTS:
+                self.runtime(find_model(handle.model)).check_weights(part, handle.checkpoint)
+            self._checked = {(handle.model, handle.checkpoint)}
 
     def plan_loras(self, handle: PipelineHandle, recipe: Recipe) -> tuple[AppliedLora, ...]:
         """How each of the handle's LoRAs will be applied.
@@ -158,8 +171,6 @@ class Engine:
         if held is not None and held.key == key:
             return held
         runtime = self.runtime(find_model(handle.model))
-        # before anything that is loaded is given up for it
-        runtime.check_weights(part, handle.checkpoint)
         observer.stage(f"loading {part} of {handle.checkpoint.name}")
         observer.check()
         del held

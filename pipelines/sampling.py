@@ -112,6 +112,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     recipe = check_request(model, handle, request)
     plan = engine.plan_loras(handle, recipe)
     size = _size(model, handle, recipe, request)
+    engine.check_weights(handle)
     runtime = engine.runtime(model)
     prompt = insert_trigger(request.prompt, request.trigger_word)
     texts = runtime.texts(

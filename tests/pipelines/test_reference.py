@@ -22,9 +22,12 @@ def _diffusers(folder, dtype: str, softcap: bool) -> Lumina2Pipeline:
     pipeline = Lumina2Pipeline.from_pretrained(folder, torch_dtype=DTYPES[dtype])
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
     pipeline.set_progress_bar_config(disable=True)
-    if not softcap:
-        for layer in pipeline.text_encoder.layers:
-            layer.self_attn.attn_logit_softcapping = None
+    # what a plain encoder does depends on the version of transformers
+    encoder = pipeline.text_encoder
+    if softcap:
+        encoder.config._attn_implementation = "eager"
+    for layer in encoder.layers:
+        layer.self_attn.attn_logit_softcapping = encoder.config.attn_logit_softcapping if softcap else None
     return pipeline
 
 
@@ -84,7 +87,7 @@ def test_same_pixels_as_diffusers_with_a_stack_of_loras(engine, checkpoint, dtyp
     pipeline = _diffusers(checkpoint.folder, dtype, softcap=False)
     handle = PipelineHandle("lumina2", checkpoint, dtype)
     for name, (path, strength) in files.items():
-        pipeline.load_lora_weights(str(path), adapter_name=name)
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
         handle = handle.with_lora(LoraSpec(path.name, FileStamp.of(path), strength))
     pipeline.set_adapters(list(files), [strength for _, strength in files.values()])
     request = SampleRequest("reference pipeline", "a cat", width=64, height=64, steps=3, seed=11)

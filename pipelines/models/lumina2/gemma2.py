@@ -57,8 +57,8 @@ class Gemma2TextEncoder(nn.Module):
     def configure(self, settings: Gemma2Settings) -> None:
         """Makes the next call use these settings."""
         implementation = self._attention if settings.softcap is None else "eager"
-        if self.model.config._attn_implementation != implementation:
-            self.model.set_attn_implementation(implementation)
+        # every layer reads it there on every call; the public setter is missing before transformers 4.53
+        self.model.config._attn_implementation = implementation
         for layer in self.model.layers:
             cast(Any, layer).self_attn.attn_logit_softcapping = settings.softcap
         for name, exact in self._frequencies.items():
