@@ -1,4 +1,4 @@
-"""Fills a model with a checkpoint's tensors: one at a time, straight into the dtype it runs in, each one checked.
+"""Fills a model with tensors: one at a time, each checked, straight into the dtype or quantisation that it runs in.
 
 The model is made without storage first, so that at no time more than one tensor exists twice.
 """
@@ -44,6 +44,8 @@ def fill(
     dtype: torch.dtype,
     where: str,
     check: Callable[[], None],
+    *,
+    quantization: Quantization = "none",
     prefix: str = "",
 ) -> M:
     """Puts tensors into a model made by :func:`build_empty`.
@@ -54,6 +56,8 @@ def fill(
         dtype: what the model runs in.
         where: names the source in errors.
         check: called before each tensor; raises to interrupt.
+        quantization: of the weights of every Linear layer, with optimum-quanto; each one as soon as it is read. No
+            layer is left out, as in AI Toolkit's treatment of these models.
         prefix: what the names may have in front of the model's.
 
     Returns:
@@ -77,6 +81,8 @@ def fill(
         module = model.get_submodule(owner)
         if leaf in module._parameters:
             module._parameters[leaf] = torch.nn.Parameter(cast, requires_grad=False)
+            if quantization != "none" and leaf == "weight":
+                _quantize_layer(model, owner, quantization)
         else:
             module._buffers[leaf] = cast
     return model.eval().requires_grad_(False)
@@ -96,15 +102,11 @@ def check_finite(value: torch.Tensor, name: str, where: str) -> None:
     raise FileError(f"{where} is damaged: its tensor {name!r} holds NaN or Inf.{hint} Download it again.")
 
 
-def quantize(model: M, quantization: Quantization) -> M:
-    """Quantises the weights of every Linear layer with optimum-quanto, in place; ``none`` leaves them.
-
-    AI Toolkit does the same with these models: no layer is left out.
-    """
-    if quantization == "none":
-        return model
+def _quantize_layer(model: nn.Module, name: str, quantization: Quantization) -> None:
+    """Replaces a layer by its quantised form, where quanto has one for its kind; the full weight is given up."""
     from optimum import quanto
 
-    quanto.quantize(model, weights=quanto.qtypes[quantization])
-    quanto.freeze(model)
-    return model
+    owner, _, leaf = name.rpartition(".")
+    parent = model.get_submodule(owner)
+    quanto.quantize(parent, weights=quanto.qtypes[quantization], include=leaf)
+    quanto.freeze(parent.get_submodule(leaf))

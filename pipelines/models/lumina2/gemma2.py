@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 from ...checkpoint import Checkpoint
 from ...errors import FileError
 from ...handle import Quantization
-from ...loading import build_empty, fill, parameter_shapes, quantize
+from ...loading import build_empty, fill, parameter_shapes
 from ..runtime import Embedding, Text
 
 # a Gemma2ForCausalLM checkpoint has both; a Gemma2Model has neither
@@ -93,10 +93,10 @@ def load(
     """Loads tokenizer and encoder to the CPU; ``check`` raises to interrupt."""
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder / "tokenizer"), local_files_only=True)
     tokenizer.padding_side = "right"
-    model = _empty(checkpoint)
-    names = checkpoint.tensor_infos("text_encoder")
-    fill(model, checkpoint.read("text_encoder", names), dtype, f"{checkpoint.name} text_encoder", check, _PREFIX)
-    return Gemma2TextEncoder(tokenizer, quantize(model, quantization), dtype)
+    tensors = checkpoint.read("text_encoder", checkpoint.tensor_infos("text_encoder"))
+    where = f"{checkpoint.name} text_encoder"
+    model = fill(_empty(checkpoint), tensors, dtype, where, check, quantization=quantization, prefix=_PREFIX)
+    return Gemma2TextEncoder(tokenizer, model, dtype)
 
 
 def _empty(checkpoint: Checkpoint) -> Gemma2Model:

@@ -12,7 +12,7 @@ from torch import nn
 from ...checkpoint import Checkpoint
 from ...errors import FileError, InputError
 from ...handle import Quantization, RuntimeOptions
-from ...loading import build_empty, fill, parameter_shapes, quantize
+from ...loading import build_empty, fill, parameter_shapes
 from ...sizes import Size
 from ..facts import Recipe
 from ..runtime import DenoiseJob, Embedding, Text
@@ -39,8 +39,8 @@ class Lumina2Runtime:
         if part == "text_encoder":
             return gemma2.load(checkpoint, dtype, quantization, check)
         tensors = checkpoint.read(part, checkpoint.tensor_infos(part))
-        model = fill(self._empty(part, checkpoint), tensors, dtype, f"{checkpoint.name} {part}", check)
-        return quantize(model, quantization) if part == "transformer" else model
+        where = f"{checkpoint.name} {part}"
+        return fill(self._empty(part, checkpoint), tensors, dtype, where, check, quantization=quantization)
 
     def _empty(self, part: str, checkpoint: Checkpoint) -> nn.Module:
         cls = _CLASSES[part]
