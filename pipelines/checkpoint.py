@@ -113,16 +113,19 @@ class Checkpoint:
         for header in self.headers(component):
             yield from read_tensors(header.path, [name for name in header.tensors if name in wanted])
 
-    def check_complete(self, component: str, expected: Mapping[str, Sequence[int]], prefix: str = "") -> None:
+    def check_complete(
+        self, component: str, expected: Mapping[str, Sequence[int]], prefix: str = "", surplus: Sequence[str] = ()
+    ) -> None:
         """Compares the files with what the model needs, before anything is loaded.
 
         Args:
             component: subfolder.
             expected: state-dict name -> shape.
             prefix: what the file's names may have in front of the model's.
+            surplus: parts of names that may be there although the model has no place for them.
 
         Raises:
-            FileError: tensors are missing or have other shapes; or a file is damaged.
+            FileError: tensors are missing, have other shapes or no place in the model; or a file is damaged.
         """
         infos = self.tensor_infos(component)
         found = {name.removeprefix(prefix): info for name, info in infos.items()}
@@ -131,6 +134,12 @@ class Checkpoint:
             raise FileError(
                 f"{self.name!r} is incomplete: {component} lacks {len(missing)} of {len(expected)} tensors, "
                 f"the first is {missing[0]!r}. Download it again."
+            )
+        unknown = [name for name in found if name not in expected and not any(part in name for part in surplus)]
+        if unknown:
+            raise FileError(
+                f"{self.name!r} does not fit its own {component}/config.json: the model has no place for "
+                f"{len(unknown)} of its tensors, the first is {unknown[0]!r}. Download both from one repository."
             )
         for name, shape in expected.items():
             if found[name].shape != tuple(shape):

@@ -61,13 +61,13 @@ class LoraStack:
     """The LoRAs on one loaded transformer.
 
     Attributes:
-        applied: what is on it now.
+        applied: what is on it now; None after a change that could be neither finished nor undone.
         tensors_read: how many of the checkpoint's tensors were read again so far.
         files_read: how many LoRA files were read so far.
     """
 
     def __init__(self, transformer: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> None:
-        self.applied: tuple[AppliedLora, ...] = ()
+        self.applied: tuple[AppliedLora, ...] | None = ()
         self.tensors_read = 0
         self.files_read = 0
         self._transformer = transformer
@@ -94,7 +94,10 @@ class LoraStack:
         self._weights = {file: value for file, value in self._weights.items() if file in kept}
         merged = [(lora, value) for lora, value in weights if lora.mode == "merged"]
         live = [(lora, value) for lora, value in weights if lora.mode == "live"]
-        same_merge = [lora for lora, _ in merged] == [lora for lora in self.applied if lora.mode == "merged"]
+        same_merge = self.applied is not None and [lora for lora, _ in merged] == [
+            lora for lora in self.applied if lora.mode == "merged"
+        ]
+        self.applied = None
         try:
             self._remove_live()
             if not same_merge:
@@ -108,9 +111,9 @@ class LoraStack:
 
     def clear(self) -> None:
         """Takes everything off; the weights are the checkpoint's."""
-        self.applied = ()
         self._remove_live()
         self._restore()
+        self.applied = ()
 
     def _read(self, spec: LoraSpec, model: ModelFacts) -> dict[str, LoraWeights]:
         if spec.file not in self._weights:

@@ -219,6 +219,10 @@ def _tensor_edit(folder: Path, part: str, edit) -> None:
             "'bad' is incomplete: transformer lacks 1 of",
         ),
         (
+            lambda f: _tensor_edit(f, "transformer", lambda t: t | {"layers.9.norm2.weight": torch.zeros(3)}),
+            "'bad' does not fit its own transformer/config.json: the model has no place for 1 of its tensors",
+        ),
+        (
             lambda f: _tensor_edit(f, "vae", lambda t: t | {"decoder.conv_in.bias": torch.zeros(3)}),
             "'bad' does not fit its own vae/config.json: 'decoder.conv_in.bias' has shape [3] in the file and [16]",
         ),

@@ -185,3 +185,40 @@ def test_running_out_of_memory_is_said_clearly(engine, handle, monkeypatch):
         with pytest.raises(DeviceMemoryError, match=r"cpu ran out of memory\. Render a smaller size"):
             sample(engine, handle, REQUEST, SilentObserver())
     assert sample(engine, handle, REQUEST, SilentObserver()).report["work"]["parts_loaded"] == 1, "the VAE alone"
+
+
+def test_a_text_encoder_saved_as_a_causal_model_is_the_same(engine, checkpoint, tmp_path):
+    """``Gemma2ForCausalLM`` checkpoints have a prefix and a head that is not needed."""
+    from comfyui_aitk.pipelines.checkpoint import Checkpoint
+
+    folder = make_checkpoint(tmp_path / "causal")
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = {f"model.{name}": value for name, value in load_file(path).items()}
+    save_file(tensors | {"lm_head.weight": torch.zeros(2, 2)}, path)
+    causal = Checkpoint.open(folder, "causal", ["transformer", "text_encoder", "tokenizer", "vae"])
+    images = [
+        sample(engine, PipelineHandle("lumina2", source), replace(REQUEST, batch_size=1), SilentObserver()).images
+        for source in (checkpoint, causal)
+    ]
+    assert torch.equal(*images)
+
+
+def test_a_restore_that_fails_is_made_up_for_by_the_next_run(engine, models, tmp_path):
+    from comfyui_aitk.pipelines.checkpoint import Checkpoint
+
+    folder = make_checkpoint(tmp_path / "moving")
+    base = PipelineHandle(
+        "lumina2", Checkpoint.open(folder, "moving", ["transformer", "text_encoder", "tokenizer", "vae"])
+    )
+    path = models / "loras" / "tiny.safetensors"
+    merged = base.with_lora(LoraSpec(path.name, FileStamp.of(path), 1.0))
+    request = replace(REQUEST, batch_size=1)
+    expected = sample(engine, base, request, SilentObserver()).images
+    sample(engine, merged, request, SilentObserver())
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.rename(tmp_path / "away")
+    for _ in range(2):
+        with pytest.raises(FileError, match="'moving' has no safetensors weights in transformer"):
+            sample(engine, base, request, SilentObserver())
+    (tmp_path / "away").rename(weights)
+    assert torch.equal(sample(engine, base, request, SilentObserver()).images, expected)

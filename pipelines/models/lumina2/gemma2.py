@@ -25,8 +25,9 @@ from ...handle import Quantization
 from ...loading import build_empty, fill, parameter_shapes
 from ..runtime import Embedding, Text
 
-# a Gemma2ForCausalLM checkpoint has both; a Gemma2Model has neither
+# of a Gemma2ForCausalLM checkpoint, or one of an older transformers; a Gemma2Model has neither
 _PREFIX = "model."
+_SURPLUS = ("lm_head.", "rotary_emb.")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def check_files(checkpoint: Checkpoint) -> None:
     if not any((checkpoint.folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         _refuse(checkpoint, "has no tokenizer: tokenizer/tokenizer.json is missing")
     expected = parameter_shapes(_empty(checkpoint))
-    checkpoint.check_complete("text_encoder", expected, prefix=_PREFIX)
+    checkpoint.check_complete("text_encoder", expected, _PREFIX, _SURPLUS)
 
 
 def load(
