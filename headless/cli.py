@@ -12,7 +12,7 @@ from typing import Any
 
 from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.host import PlainHost, use_host
-from ..pipelines.errors import AITKError
+from ..pipelines.errors import AITKError, FileError
 from .core_nodes import CORE_CLASSES, CORE_NAMES
 from .execute import run_prompt
 from .server import reports_in, run_on_server
@@ -75,6 +75,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _run_here(arguments: argparse.Namespace) -> _Made:
     document = read_workflow(arguments.workflow)
+    if not arguments.models.is_dir():
+        raise FileError(
+            f"--models {str(arguments.models)!r} is no folder. Give the one that holds diffusers, loras, ..."
+        )
     use_host(PlainHost(arguments.models, arguments.input, arguments.output, arguments.device))
     classes = {**CORE_CLASSES, **NODE_CLASS_MAPPINGS}
     definitions = definitions_of(classes, {**CORE_NAMES, **NODE_DISPLAY_NAME_MAPPINGS})
