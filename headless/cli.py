@@ -77,7 +77,7 @@ def _run_here(arguments: argparse.Namespace) -> _Made:
     document = read_workflow(arguments.workflow)
     if not arguments.models.is_dir():
         raise FileError(
-            f"--models {str(arguments.models)!r} is no folder. Give the one that holds diffusers, loras, ..."
+            f"--models {str(arguments.models)!r} is no folder. It holds diffusers, loras, ..."
         )
     use_host(PlainHost(arguments.models, arguments.input, arguments.output, arguments.device))
     classes = {**CORE_CLASSES, **NODE_CLASS_MAPPINGS}
