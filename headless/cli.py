@@ -76,9 +76,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _run_here(arguments: argparse.Namespace) -> _Made:
     document = read_workflow(arguments.workflow)
     if not arguments.models.is_dir():
-        raise FileError(
-            f"--models {str(arguments.models)!r} is no folder. It holds diffusers, loras, ..."
-        )
+        raise FileError(f"--models {str(arguments.models)!r} is no folder. It holds diffusers, loras, ...")
     use_host(PlainHost(arguments.models, arguments.input, arguments.output, arguments.device))
     classes = {**CORE_CLASSES, **NODE_CLASS_MAPPINGS}
     definitions = definitions_of(classes, {**CORE_NAMES, **NODE_DISPLAY_NAME_MAPPINGS})

@@ -85,7 +85,14 @@ class ApplyAITKLoRA:
             raise InputError(f"strength is {strength}: choose a number.")
         path = _path(lora_name)
         file = open_lora(path, lora_name, find_model(pipeline.model), pipeline.checkpoint)
-        spec = LoraSpec(lora_name, FileStamp.of(path), float(strength), cast(Application, application))
+        spec = LoraSpec(
+            lora_name,
+            FileStamp.of(path),
+            float(strength),
+            cast(Application, application),
+            file.kind.title,
+            file.kind.mergeable,
+        )
         return (pipeline.with_lora(spec), file.trigger_word, file.summary())
 
 

@@ -51,12 +51,16 @@ class LoraSpec:
         file: the file, told from a replacement of the same name.
         strength: any number; AI Toolkit's ``network_multiplier``.
         application: ``auto`` is resolved per recipe when the sampler runs.
+        format: title of the file's kind.
+        mergeable: False for a kind that AI Toolkit never merges.
     """
 
     name: str
     file: FileStamp
     strength: float
     application: Application = "auto"
+    format: str = "LoRA (lora_A / lora_B)"
+    mergeable: bool = True
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def describe_loras(plan: Sequence[AppliedLora], handle: PipelineHandle) -> list[
             {
                 "name": spec.name,
                 "sha256": _sha256(spec.file),
-                "format": "LoRA (lora_A / lora_B)",
+                "format": spec.format,
                 "strength": spec.strength,
                 "application": "not applied" if applied is None else applied.mode,
                 "arithmetic": "float32 merge" if merged else applied and applied.arithmetic,

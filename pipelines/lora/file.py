@@ -8,16 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint
 from ..errors import LoraError
 from ..models.facts import ModelFacts
 from ..safetensors_file import FileStamp, Header, read_header, read_tensors
-from .formats import LoraLayer, module_of, recognise
-
-if TYPE_CHECKING:
-    import torch
+from .formats import LoraLayer, recognise
+from .kinds import Adapter, Kind
 
 PART = "transformer"
 _MOST_BLOCKS = 12  # lines of an error that list blocks
@@ -30,11 +27,13 @@ class LoraFile:
     Attributes:
         name: as the user sees it.
         header: tensors' names and shapes, metadata.
+        kind: what sort of change it makes.
         layers: what it changes, in the file's order.
     """
 
     name: str
     header: Header
+    kind: Kind
     layers: tuple[LoraLayer, ...]
 
     @property
@@ -49,12 +48,12 @@ class LoraFile:
 
     def summary(self) -> str:
         """A few lines for people: format, layers, ranks, dtype, and what the metadata tells."""
-        ranks = Counter(layer.rank for layer in self.layers)
-        alphas = sum(layer.alpha is not None for layer in self.layers)
-        dtypes = sorted({self.header.tensors[layer.up].dtype for layer in self.layers})
+        ranks = Counter(layer.rank or 0 for layer in self.layers)
+        alphas = sum("alpha" in layer.keys for layer in self.layers)
+        dtypes = sorted({info.dtype for info in self.header.tensors.values()})
         lines = [
-            f"{self.name}: LoRA (lora_A / lora_B), {len(self.layers)} layers",
-            "rank " + ", ".join(f"{rank} ({count} layers)" for rank, count in sorted(ranks.items())),
+            f"{self.name}: {self.kind.title}, {len(self.layers)} layers",
+            "rank " + ", ".join(f"{rank or 'full'} ({count} layers)" for rank, count in sorted(ranks.items())),
             f"dtype {', '.join(dtypes)}; alpha {f'on {alphas} layers' if alphas else 'none (scale 1)'}",
         ]
         metadata = self.header.metadata
@@ -69,35 +68,6 @@ class LoraFile:
         }
         lines += [f"{label}: {value}" for label, value in facts.items() if value not in (None, "")]
         return "\n".join(lines)
-
-
-@dataclass(frozen=True, eq=False)
-class LoraWeights:
-    """The tensors of one layer, float32 on the CPU.
-
-    Attributes:
-        down: A, [rank, in].
-        up: B, [out, rank].
-        alpha: the file's, or the rank where it has none.
-    """
-
-    down: torch.Tensor
-    up: torch.Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        """alpha / rank, with this layer's own rank; exactly 1 without alpha."""
-        return self.alpha / self.rank
-
-    @property
-    def is_zero(self) -> bool:
-        """True where the product is zero because one factor is: such a pair changes nothing and is skipped."""
-        return not bool(self.down.any()) or not bool(self.up.any())
 
 
 def open_lora(path: Path, name: str, model: ModelFacts, checkpoint: Checkpoint) -> LoraFile:
@@ -118,10 +88,9 @@ def _open(stamp: FileStamp, name: str, model_id: str, checkpoint: Checkpoint) ->
     header = read_header(stamp.path)
     targets = lora_targets(checkpoint)
     prefixes = tuple(model.lora.prefixes)
-    own_keys = any(key.startswith(prefixes) and module_of(key, prefixes) in targets for key in header.tensors)
-    layers = recognise(header, name, model.title, prefixes, own_keys)
+    kind, layers = recognise(header, name, model.title, prefixes, targets.keys())
     _check_fit(layers, targets, name, model.title)
-    return LoraFile(name, header, tuple(layers))
+    return LoraFile(name, header, kind, tuple(layers))
 
 
 @lru_cache(maxsize=8)
@@ -141,10 +110,10 @@ def _check_fit(layers: list[LoraLayer], targets: Mapping[str, tuple[int, int]], 
         lines = [f"  {block}: {count} layers" for block, count in list(blocks.items())[:_MOST_BLOCKS]]
         if len(blocks) > _MOST_BLOCKS:
             lines.append(f"  and {len(blocks) - _MOST_BLOCKS} more blocks")
+        first = next(iter(unmatched[0].keys.values()))
         raise LoraError(
             f"{name!r} does not fit these weights of {title}: {len(unmatched)} of its {len(layers)} layers are not in "
-            f"the model, the first is {unmatched[0].down!r}. Was it trained on another version of the model?\n"
-            + "\n".join(lines)
+            f"the model, the first is {first!r}. Was it trained on another version of the model?\n" + "\n".join(lines)
         )
     for layer in layers:
         if layer.shape != targets[layer.module]:
@@ -163,8 +132,8 @@ def _block(module: str) -> str:
     return module
 
 
-def read_lora(lora: LoraFile) -> dict[str, LoraWeights]:
-    """Module name -> weights. All tensors are read and checked before the first is returned.
+def read_lora(lora: LoraFile) -> dict[str, Adapter]:
+    """Module name -> what is done to it. All tensors are read and checked before the first is returned.
 
     Raises:
         LoraError: a tensor holds NaN or Inf.
@@ -175,19 +144,15 @@ def read_lora(lora: LoraFile) -> dict[str, LoraWeights]:
     for key, value in read_tensors(lora.header.path):
         # a copy even where the file is float32: what the library returns may still be mapped to the file
         tensor = value.to(torch.float32, copy=True)
-        if not bool(torch.isfinite(tensor).all()):
+        # the alpha of a whole LoKr is a mark, inf in float16, and not computed with
+        if not bool(torch.isfinite(tensor).all()) and not (key.endswith(".alpha") and bool(torch.isposinf(tensor))):
             raise LoraError(
                 f"{lora.name!r} holds NaN or Inf in {key!r}: the training went wrong, or the file is damaged. "
                 "Use an earlier save of the job."
             )
         tensors[key] = tensor
     return {
-        layer.module: LoraWeights(
-            tensors[layer.down],
-            tensors[layer.up],
-            float(layer.rank) if layer.alpha is None else float(tensors[layer.alpha]),
-        )
-        for layer in lora.layers
+        layer.module: lora.kind.make({role: tensors[key] for role, key in layer.keys.items()}) for layer in lora.layers
     }
 
 

@@ -11,14 +11,16 @@ from ..errors import FileError, LoraError
 from ..handle import LoraSpec, PipelineHandle, Quantization
 from ..models.facts import Recipe
 from ..safetensors_file import FileStamp
-from .file import PART, LoraWeights, open_lora, read_lora
+from .file import PART, open_lora, read_lora
+from .kinds import Adapter
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from ..models.facts import ModelFacts
-    from .live import Arithmetic, LiveLayer
+    from .kinds.kind import Arithmetic
+    from .live import LiveLayer
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,13 @@ def resolve(handle: PipelineHandle, recipe: Recipe, quantization: Quantization) 
                 f"{spec.name!r} cannot be merged: the transformer is quantised ({quantization}), and a merge would be "
                 "rounded away. Set application to 'live' or 'auto', or transformer_quantization to 'none'."
             )
+        if mode == "merged" and not spec.mergeable:
+            raise LoraError(
+                f"{spec.name!r} cannot be merged: it is a {spec.format} file, which AI Toolkit never merges. Set "
+                "application to 'live' or 'auto'."
+            )
         if mode == "auto":
-            mode = "live" if quantization != "none" else recipe.lora_application
+            mode = "live" if quantization != "none" or not spec.mergeable else recipe.lora_application
         if spec.strength != 0:
             applied.append(AppliedLora(spec, mode, recipe.lora_arithmetic))
     return tuple(applied)
@@ -76,7 +83,7 @@ class LoraStack:
         self._device = device
         self._merged: set[str] = set()
         self._live: dict[str, LiveLayer] = {}
-        self._weights: dict[FileStamp, dict[str, LoraWeights]] = {}
+        self._weights: dict[FileStamp, dict[str, Adapter]] = {}
 
     def set(self, wanted: tuple[AppliedLora, ...], model: ModelFacts, check: Callable[[], None]) -> None:
         """Applies ``wanted`` and nothing else; ``check`` is called before each weight and raises to interrupt.
@@ -115,7 +122,7 @@ class LoraStack:
         self._restore()
         self.applied = ()
 
-    def _read(self, spec: LoraSpec, model: ModelFacts) -> dict[str, LoraWeights]:
+    def _read(self, spec: LoraSpec, model: ModelFacts) -> dict[str, Adapter]:
         if spec.file not in self._weights:
             if FileStamp.of(spec.file.path) != spec.file:
                 raise FileError(f"{spec.name!r} was replaced after its node ran. Run again to use the new file.")
@@ -131,16 +138,14 @@ class LoraStack:
             self.tensors_read += 1
         self._merged.clear()
 
-    def _merge(self, loras: Sequence[tuple[AppliedLora, dict[str, LoraWeights]]], check: Callable[[], None]) -> None:
-        from .merged import merge
-
+    def _merge(self, loras: Sequence[tuple[AppliedLora, dict[str, Adapter]]], check: Callable[[], None]) -> None:
         for lora, layers in loras:
             for module, pair in layers.items():
                 check()
                 if not pair.is_zero:
                     self._merged.add(module)
                     weight = self._linear(module).weight
-                    self._put(module, merge(weight, pair, lora.spec.strength, self._device))
+                    self._put(module, pair.merge(weight, lora.spec.strength, self._device))
 
     def _linear(self, module: str) -> nn.Linear:
         # a quantised layer is a Linear too
@@ -154,7 +159,7 @@ class LoraStack:
         old = layer.weight
         layer.weight = torch.nn.Parameter(value.to(old.device, old.dtype, copy=True), requires_grad=False)
 
-    def _add_live(self, loras: Sequence[tuple[AppliedLora, dict[str, LoraWeights]]]) -> None:
+    def _add_live(self, loras: Sequence[tuple[AppliedLora, dict[str, Adapter]]]) -> None:
         from .live import LiveLayer
 
         for lora, layers in loras:

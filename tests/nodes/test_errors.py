@@ -152,7 +152,7 @@ FIRST = "transformer.context_refiner.0.attn.to_k"
         ),
         (
             _lora(lambda good: good | {f"{FIRST}.lora_B.weight": torch.zeros(16, 3)}),
-            "has lora_A [4, 48] and lora_B [16, 3], which do not multiply",
+            "lora_B and lora_A [16, 3] and [4, 48] do not multiply to one matrix",
         ),
         (
             _lora(
@@ -170,14 +170,34 @@ FIRST = "transformer.context_refiner.0.attn.to_k"
         ),
         (_lora(lambda good: good | {f"{FIRST}.alpha": torch.zeros(3)}), "has shape [3], not one value"),
         (_lora(lambda good: good | {f"{FIRST}.lora_A.weight": torch.zeros(4, 48, dtype=torch.int8)}), "is I8"),
-        (_lora(lambda good: good | {f"{FIRST}.lokr_w1": torch.zeros(2, 2)}), "is a LoKr file. This version applies"),
-        (_lora(lambda good: {k: v for k, v in good.items() if "lora_A" in k}), "is a full-rank file"),
+        (
+            _lora(lambda good: good | {f"{FIRST}.lokr_w1": torch.zeros(2, 2)}),
+            "mixes formats: its layers have lokr_w1, l",
+        ),
+        (_lora(lambda good: good | {f"{FIRST}.hada_w1_a": torch.zeros(2, 2)}), "is a LoHa file. This version applies"),
+        (_lora(lambda good: _lokr(good, "lokr_w1", "lokr_w2_a")), "'context_refiner.0.attn.to_k' has no lokr_w2_b"),
+        (_lora(lambda good: _lokr(good, "lokr_w2")), "'context_refiner.0.attn.to_k' has no lokr_w1"),
+        (_lora(lambda good: _lokr(good, "lokr_w1", "lokr_w2", "lokr_w2_a")), "has lokr_w2_a beside a whole layer"),
+        (_lora(lambda good: _lokr(good, "lokr_w1", "lokr_w2")), "trained on a model of another size"),
+        (
+            _lora(lambda good: good | {f"{FIRST}.magnitude": torch.zeros(16)}),
+            "'context_refiner.0.attn.to_out.0' has no magnitude",
+        ),
+        (
+            _lora(lambda good: {k: v for k, v in good.items() if "lora_B" in k}),
+            "attn.to_k' has no lora_A",
+        ),
+        (_lora(lambda good: {k: v for k, v in good.items() if "lora_A" in k}), "trained on a model of another size"),
         (_lora(lambda good: good | {"unknown.thing": torch.zeros(2)}), "1 of 63 keys that are of no known kind"),
     ],
 )
 def test_bad_lora_files(own_models, models, write, message):
     write(own_models / "loras" / "bad.safetensors", models / "loras" / "tiny.safetensors")
     _fails(graph(lora={"lora_name": "bad.safetensors"}), message)
+
+
+def _lokr(good: dict, *roles: str) -> dict:
+    return {f"{FIRST}.{role}": torch.ones(2, 2) for role in roles}
 
 
 def _layers_of_a_longer_model(good: dict) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -147,6 +148,70 @@ def test_strength_and_seed_changes_load_and_encode_nothing(engine, checkpoint, m
     assert again.report["work"]["tensors_restored"] == 0
     assert not torch.equal(first.images, other.images)
     assert torch.equal(first.images, back.images)
+
+
+def _file(path, roles: dict[str, torch.Tensor]):
+    save_file({f"transformer.{LAYER}.{role}": value for role, value in roles.items()}, path)
+    return path
+
+
+RANDOM = torch.Generator().manual_seed(3)
+W1, W2 = torch.randn(6, 8, generator=RANDOM) / 4, torch.randn(8, 6, generator=RANDOM) / 4
+W2_A, W2_B = torch.randn(8, 2, generator=RANDOM) / 4, torch.randn(2, 6, generator=RANDOM)
+FULL = torch.randn(48, 48, generator=RANDOM) / 8
+OTHER_KINDS = {
+    # AI Toolkit's mark for a whole LoKr: inf in float16
+    "LoKr whole": ({"lokr_w1": W1, "lokr_w2": W2, "alpha": torch.tensor(torch.inf)}, torch.kron(W1, W2)),
+    "LoKr decomposed": (
+        {"lokr_w1": W1, "lokr_w2_a": W2_A, "lokr_w2_b": W2_B, "alpha": torch.tensor(0.5)},
+        torch.kron(W1, W2_A @ W2_B) * 0.25,
+    ),
+    "LoKr both decomposed": (
+        {"lokr_w1_a": W1[:, :3], "lokr_w1_b": W1[:3], "lokr_w2": W2, "alpha": torch.tensor(3.0)},
+        torch.kron(W1[:, :3] @ W1[:3], W2),
+    ),
+    "full rank": ({"lora_A.weight": FULL}, FULL),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_other_kinds_merge_and_run_live_as_their_delta_by_hand(engine, checkpoint, tmp_path, name):
+    tensors, delta = OTHER_KINDS[name]
+    path = _file(tmp_path / "x.safetensors", {role: value.contiguous() for role, value in tensors.items()})
+    base = PipelineHandle("lumina2", checkpoint, "float32")
+    weight = _weights(engine, base)[f"{LAYER}.weight"]
+    merged = _weights(engine, base.with_lora(_spec(path, -0.7)))[f"{LAYER}.weight"]
+    assert torch.allclose(merged, weight - 0.7 * delta, atol=1e-6)
+    x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
+    expected = _run_layer(engine, base, "trainer preview", x) - 0.7 * (x @ delta.T)
+    for recipe in MODEL.recipes:
+        live = _run_layer(engine, base.with_lora(_spec(path, -0.7, "live")), recipe, x)
+        assert torch.allclose(live, expected, atol=1e-5)
+    back = _weights(engine, base)[f"{LAYER}.weight"]
+    assert torch.equal(back, weight)
+
+
+@pytest.mark.parametrize("quantization", ["none", "qfloat8"])
+def test_dora_rescales_the_rows_of_the_changed_weight(engine, checkpoint, tmp_path, quantization):
+    down, up = torch.randn(2, 48, generator=RANDOM), torch.randn(48, 2, generator=RANDOM) / 8
+    magnitude = torch.rand(48, generator=RANDOM) + 0.5
+    path = _file(tmp_path / "dora.safetensors", {"lora_A.weight": down, "lora_B.weight": up, "magnitude": magnitude})
+    file = open_lora(path, path.name, MODEL, checkpoint)
+    assert not file.kind.mergeable
+    options = RuntimeOptions(transformer_quantization=quantization)
+    base = PipelineHandle("lumina2", checkpoint, "float32", options)
+    spec = LoraSpec(path.name, FileStamp.of(path), 0.6, "auto", file.kind.title, file.kind.mergeable)
+    x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
+    with engine.on_device(base, "transformer", SilentObserver()) as transformer:
+        weight = transformer.get_submodule(LAYER).weight
+        weight = weight.dequantize() if quantization != "none" else weight.clone()
+    changed = weight + 0.6 * up @ down
+    # attn.to_q has no bias: the whole output is the row-normalised weight's
+    expected = x @ (changed * (magnitude / changed.norm(dim=1))[:, None]).T
+    assert torch.allclose(_run_layer(engine, base.with_lora(spec), "trainer preview", x), expected, atol=1e-4)
+    if quantization == "none":
+        with pytest.raises(LoraError, match=r"cannot be merged: it is a DoRA .* file, which AI Toolkit never merges"):
+            engine.plan_loras(base.with_lora(replace(spec, application="merged")), MODEL.recipes["trainer preview"])
 
 
 def test_trigger_word_and_summary_come_from_the_metadata(checkpoint, models, tmp_path):

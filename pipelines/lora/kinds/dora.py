@@ -1,0 +1,63 @@
+"""DoRA as AI Toolkit saves it (``magnitude``): always live, since its merge skips this kind.
+
+y = W x + b + m * B A x + (magnitude / norm - 1) * ((W + m * B A) x), norm being the length of each row of W + m * B A;
+the bias is in the first part alone. Both added parts are computed in float32 and rounded to the layer's dtype, then
+added to each other, then to the layer's output.
+
+Source: AI Toolkit toolkit/models/DoRA.py, and network_mixins.py, ToolkitModuleMixin.forward. Its own loader does not
+place ``magnitude``: a job that was resumed shows previews with the norms of the base's rows instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...safetensors_file import TensorInfo
+from .kind import Arithmetic, Kind, Shape, matrix_product
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class Dora:
+    """``down`` [rank, in], ``up`` [out, rank], ``magnitude`` [out]."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    magnitude: torch.Tensor
+
+    @property
+    def is_zero(self) -> bool:
+        """Never: the magnitudes change the layer by themselves."""
+        return False
+
+    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
+        raise NotImplementedError("DoRA is never merged")
+
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+        from .branches import DoraBranch
+
+        return DoraBranch(self.down, self.up, self.magnitude, strength)
+
+
+def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
+    rows, columns, rank = matrix_product(infos["lora_B"], infos["lora_A"], "lora_B and lora_A")
+    if infos["magnitude"].shape != (rows,):
+        raise ValueError(
+            f"magnitude {list(infos['magnitude'].shape)} does not fit lora_B {list(infos['lora_B'].shape)}"
+        )
+    return Shape((rows, columns), rank)
+
+
+KIND = Kind(
+    title="DoRA (lora_A / lora_B / magnitude)",
+    suffixes={".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B", ".magnitude": "magnitude"},
+    complete=(frozenset({"lora_A", "lora_B", "magnitude"}),),
+    mergeable=False,
+    shape=_shape,
+    make=lambda tensors: Dora(tensors["lora_A"], tensors["lora_B"], tensors["magnitude"]),
+)

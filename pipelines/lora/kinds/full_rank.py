@@ -1,0 +1,56 @@
+"""AI Toolkit's network type ``fullrank``: one matrix [out, in], stored as ``lora_A``; W' = W + m * A.
+
+Source: AI Toolkit lora_special.py, LoRAModule with full_rank; merge and forward as for LoRA, without an up projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...safetensors_file import TensorInfo
+from .kind import Arithmetic, Kind, Shape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class FullRank:
+    """``delta``: [out, in]."""
+
+    delta: torch.Tensor
+
+    @property
+    def is_zero(self) -> bool:
+        return not bool(self.delta.any())
+
+    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
+        import torch
+
+        merged = weight.to(device, torch.float32) + strength * self.delta.to(device)
+        return merged.to(weight.device, weight.dtype)
+
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+        from .branches import TrainerBranch
+
+        return TrainerBranch(self.delta, None, 1.0, strength)
+
+
+def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
+    shape = infos["lora_A"].shape
+    if len(shape) != 2:
+        raise ValueError(f"lora_A {list(shape)} is no matrix")
+    return Shape((shape[0], shape[1]), None)
+
+
+KIND = Kind(
+    title="full rank (lora_A alone)",
+    suffixes={".lora_A.weight": "lora_A"},
+    complete=(frozenset({"lora_A"}),),
+    mergeable=True,
+    shape=_shape,
+    make=lambda tensors: FullRank(tensors["lora_A"]),
+)

@@ -1,0 +1,93 @@
+"""LoKr: W' = W + m * kron(w1, w2) * scale, where w1 and w2 are matrices or products of two.
+
+The scale is exactly 1 where both are matrices, whatever ``alpha`` says (AI Toolkit writes 9999999999, which is inf in
+float16); else alpha / rank. Merged: cast(float32(W) + kron * scale * m). Live: in the layer's own dtype, factor by
+factor, without making the product. Source: AI Toolkit toolkit/models/lokr.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...safetensors_file import TensorInfo
+from .kind import Arithmetic, Kind, Shape, matrix_product
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class LoKr:
+    """One layer's factors.
+
+    Attributes:
+        w1: [out_l, in_m].
+        w2: [out_k, in_n], or its first factor [out_k, rank].
+        w2_b: [rank, in_n], or None where ``w2`` is whole.
+        scale: see the module's head.
+    """
+
+    w1: torch.Tensor
+    w2: torch.Tensor
+    w2_b: torch.Tensor | None
+    scale: float
+
+    @property
+    def is_zero(self) -> bool:
+        parts = (self.w1, self.w2) if self.w2_b is None else (self.w1, self.w2, self.w2_b)
+        return not all(bool(part.any()) for part in parts)
+
+    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
+        import torch
+
+        w1, w2 = self.w1.to(device), self.w2.to(device)
+        if self.w2_b is not None:
+            w2 = w2 @ self.w2_b.to(device)
+        change = torch.kron(w1, w2) * self.scale
+        merged = weight.to(device, torch.float32) + change * strength
+        return merged.to(weight.device, weight.dtype)
+
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+        from .branches import LoKrBranch
+
+        return LoKrBranch(self.w1, self.w2, self.w2_b, self.scale, strength, dtype)
+
+
+def _factor(infos: Mapping[str, TensorInfo], name: str) -> tuple[int, int, int | None]:
+    if name in infos:
+        shape = infos[name].shape
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"{name} {list(shape)} is no matrix")
+        return shape[0], shape[1], None
+    return matrix_product(infos[f"{name}_a"], infos[f"{name}_b"], f"{name}_a and {name}_b")
+
+
+def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
+    first, second = _factor(infos, "lokr_w1"), _factor(infos, "lokr_w2")
+    return Shape((first[0] * second[0], first[1] * second[1]), second[2] or first[2])
+
+
+def _make(tensors: Mapping[str, torch.Tensor]) -> LoKr:
+    ranks = [tensors[name].shape[0] for name in ("lokr_w2_b", "lokr_w1_b") if name in tensors]
+    scale = float(tensors["alpha"]) / ranks[0] if ranks and "alpha" in tensors else 1.0
+    w1 = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
+    if "lokr_w2" in tensors:
+        return LoKr(w1, tensors["lokr_w2"], None, scale)
+    return LoKr(w1, tensors["lokr_w2_a"], tensors["lokr_w2_b"], scale)
+
+
+_ROLES = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "alpha")
+_FIRST = (frozenset({"lokr_w1"}), frozenset({"lokr_w1_a", "lokr_w1_b"}))
+_SECOND = (frozenset({"lokr_w2"}), frozenset({"lokr_w2_a", "lokr_w2_b"}))
+
+KIND = Kind(
+    title="LoKr",
+    suffixes={f".{role}": role for role in _ROLES},
+    complete=tuple(first | second for first in _FIRST for second in _SECOND),
+    mergeable=True,
+    shape=_shape,
+    make=_make,
+)

@@ -1,0 +1,85 @@
+"""LoRA: W' = W + m * (B @ A) * alpha / rank.
+
+* Merged, as AI Toolkit does before a preview round: cast(float32(W) + m * (B @ A) * scale), one rounding
+  (network_mixins.py, ToolkitModuleMixin.merge_in).
+* Live, by recipe. In float32 the two agree; in bfloat16 they are two different pictures. ``trainer``: AI Toolkit's
+  network (network_mixins.py, ToolkitModuleMixin.forward), a float32 branch whatever the layer's dtype: down, up, times
+  scale, times strength, cast, add. ``peft``: PEFT's Linear (tuners/lora/layer.py) as diffusers sets it up: the pair is
+  cast to the base's dtype, and every operation rounds to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...safetensors_file import TensorInfo
+from .kind import Arithmetic, Kind, Shape, matrix_product
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A pair of one layer.
+
+    Attributes:
+        down: A, [rank, in].
+        up: B, [out, rank].
+        alpha: the file's, or the rank where it has none.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank, with this layer's own rank; exactly 1 without alpha."""
+        return self.alpha / self.rank
+
+    @property
+    def is_zero(self) -> bool:
+        return not bool(self.down.any()) or not bool(self.up.any())
+
+    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
+        import torch
+
+        product = self.up.to(device) @ self.down.to(device)
+        merged = weight.to(device, torch.float32) + strength * product * self.scale
+        return merged.to(weight.device, weight.dtype)
+
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+        from .branches import PeftBranch, TrainerBranch
+
+        if arithmetic == "trainer":
+            return TrainerBranch(self.down, self.up, self.scale, strength)
+        return PeftBranch(self.down.to(dtype), self.up.to(dtype), strength * self.alpha / self.rank)
+
+
+def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
+    rows, columns, rank = matrix_product(infos["lora_B"], infos["lora_A"], "lora_B and lora_A")
+    return Shape((rows, columns), rank)
+
+
+def _make(tensors: Mapping[str, torch.Tensor]) -> LowRank:
+    down = tensors["lora_A"]
+    alpha = float(tensors["alpha"]) if "alpha" in tensors else float(down.shape[0])
+    return LowRank(down, tensors["lora_B"], alpha)
+
+
+KIND = Kind(
+    title="LoRA (lora_A / lora_B)",
+    suffixes={".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B", ".alpha": "alpha"},
+    complete=(frozenset({"lora_A", "lora_B"}),),
+    mergeable=True,
+    shape=_shape,
+    make=_make,
+)
