@@ -59,7 +59,7 @@ class LoraSpec:
     file: FileStamp
     strength: float
     application: Application = "auto"
-    format: str = "LoRA (lora_A / lora_B)"
+    format: str = "LoRA"
     mergeable: bool = True
 
 

@@ -21,10 +21,8 @@ _OTHER_FORMATS = {
     ".hada_w1_a": "LoHa", ".hada_w1_b": "LoHa", ".hada_w2_a": "LoHa", ".hada_w2_b": "LoHa",
     ".dora_scale": "DoRA (dora_scale)", ".lora_magnitude_vector": "DoRA (PEFT)",
     ".diff": "full difference", ".diff_b": "full difference",
-    ".lora_A.default.weight": "PEFT (with an adapter name)", ".lora_B.default.weight": "PEFT (with an adapter name)",
-    ".lora_down.weight": "kohya (lora_down/lora_up)", ".lora_up.weight": "kohya (lora_down/lora_up)",
 }  # fmt: skip
-_APPLIED = "This version applies what AI Toolkit saves by default: LoRA, LoKr, DoRA and full-rank files."
+_APPLIED = "This version applies LoRA, LoKr, DoRA and full-rank files with the names of diffusers' modules."
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 

@@ -1,6 +1,6 @@
 """Renders Lumina2 previews with AI Toolkit's own code and records the stages, as the reference of a side-by-side test.
 
-    AI_TOOLKIT_PATH=<checkout> <AI Toolkit's python> ai_toolkit_worker.py JOB.json OUT.safetensors
+    PYTHONPATH=<AI Toolkit's checkout> <its python> ai_toolkit_worker.py JOB.json OUT.safetensors
 
 The script runs in AI Toolkit's interpreter, hence it imports nothing of this project. Model loading, LoRA network,
 prompt encoding, sampling and saving are AI Toolkit's; here they are only called in the order of its training process,
@@ -242,11 +242,6 @@ def render(sd: Any, items: list[Job]) -> Recorder:
 def main(job_path: str, out_path: str) -> None:
     # No look-ups: the checkpoint is a local folder.
     os.environ.update(HF_HUB_OFFLINE="1", DISABLE_TELEMETRY="YES", NO_ALBUMENTATIONS_UPDATE="1")
-    checkout = os.environ.get("AI_TOOLKIT_PATH")
-    if not checkout or not Path(checkout, "toolkit").is_dir():
-        raise SystemExit("AI_TOOLKIT_PATH must name a checkout of AI Toolkit.")
-    sys.path.insert(0, checkout)
-
     from safetensors.torch import save_file
     from version import VERSION
 

@@ -45,7 +45,8 @@ JOBS = {
 
 def _run(script: str, job: Path, out: Path) -> dict[str, torch.Tensor]:
     command = [os.environ["AI_TOOLKIT_PYTHON"], str(HERE / script), str(job), str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    environment = {**os.environ, "PYTHONPATH": os.environ["AI_TOOLKIT_PATH"]}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return load_file(out)
 

@@ -118,7 +118,7 @@ def test_handles_are_values(host, models):
     assert with_lora != first
     assert with_lora.loras[0].strength == 0.5
     assert trigger == "t1ny"
-    assert "rank 4" in info
+    assert "LoRA, 31 layers\nrank 4" in info
     assert with_lora == apply().apply(second, "tiny.safetensors", 0.5, "live")[0]
 
 

@@ -150,6 +150,27 @@ def test_strength_and_seed_changes_load_and_encode_nothing(engine, checkpoint, m
     assert torch.equal(first.images, back.images)
 
 
+@pytest.mark.parametrize("prefix", ["transformer.", "base_model.model.", "base_model.model.transformer.", ""])
+@pytest.mark.parametrize(
+    "names", [("lora_A", "lora_B"), ("lora_A.default", "lora_B.default"), ("lora_down", "lora_up")], ids=lambda n: n[0]
+)
+def test_the_same_pair_under_other_names_is_the_same_lora(engine, checkpoint, models, tmp_path, prefix, names):
+    original = models / "loras" / "tiny.safetensors"
+    renamed = {
+        prefix + key.removeprefix("transformer.").replace("lora_A", names[0]).replace("lora_B", names[1]): value
+        for key, value in load_file(original).items()
+    }
+    path = tmp_path / "renamed.safetensors"
+    save_file(renamed, path)
+    base = PipelineHandle("lumina2", checkpoint)
+    for application in ("merged", "live"):
+        x = torch.randn(1, 3, 48, generator=torch.Generator().manual_seed(1), dtype=torch.bfloat16)
+        ours = _run_layer(engine, base.with_lora(_spec(path, 0.5, application)), "trainer preview", x)
+        assert torch.equal(
+            ours, _run_layer(engine, base.with_lora(_spec(original, 0.5, application)), "trainer preview", x)
+        )
+
+
 def _file(path, roles: dict[str, torch.Tensor]):
     save_file({f"transformer.{LAYER}.{role}": value for role, value in roles.items()}, path)
     return path
@@ -210,7 +231,7 @@ def test_dora_rescales_the_rows_of_the_changed_weight(engine, checkpoint, tmp_pa
     expected = x @ (changed * (magnitude / changed.norm(dim=1))[:, None]).T
     assert torch.allclose(_run_layer(engine, base.with_lora(spec), "trainer preview", x), expected, atol=1e-4)
     if quantization == "none":
-        with pytest.raises(LoraError, match=r"cannot be merged: it is a DoRA .* file, which AI Toolkit never merges"):
+        with pytest.raises(LoraError, match=r"cannot be merged: it is a DoRA file, which AI Toolkit never merges"):
             engine.plan_loras(base.with_lora(replace(spec, application="merged")), MODEL.recipes["trainer preview"])
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...safetensors_file import TensorInfo
-from .kind import Arithmetic, Kind, Shape, matrix_product
+from .kind import PAIR, Arithmetic, Kind, Shape, matrix_product
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +54,8 @@ def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
 
 
 KIND = Kind(
-    title="DoRA (lora_A / lora_B / magnitude)",
-    suffixes={".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B", ".magnitude": "magnitude"},
+    title="DoRA",
+    suffixes={**PAIR, ".magnitude": "magnitude"},
     complete=(frozenset({"lora_A", "lora_B", "magnitude"}),),
     mergeable=False,
     shape=_shape,

@@ -47,7 +47,7 @@ def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
 
 
 KIND = Kind(
-    title="full rank (lora_A alone)",
+    title="full rank",
     suffixes={".lora_A.weight": "lora_A"},
     complete=(frozenset({"lora_A"}),),
     mergeable=True,

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+# AI Toolkit and PEFT, PEFT with an adapter's name, and kohya's names of the same two matrices
+PAIR = {
+    ".lora_A.weight": "lora_A",
+    ".lora_B.weight": "lora_B",
+    ".lora_A.default.weight": "lora_A",
+    ".lora_B.default.weight": "lora_B",
+    ".lora_down.weight": "lora_A",
+    ".lora_up.weight": "lora_B",
+}
 Arithmetic = Literal["trainer", "peft"]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...safetensors_file import TensorInfo
-from .kind import Arithmetic, Kind, Shape, matrix_product
+from .kind import PAIR, Arithmetic, Kind, Shape, matrix_product
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +76,8 @@ def _make(tensors: Mapping[str, torch.Tensor]) -> LowRank:
 
 
 KIND = Kind(
-    title="LoRA (lora_A / lora_B)",
-    suffixes={".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B", ".alpha": "alpha"},
+    title="LoRA",
+    suffixes={**PAIR, ".alpha": "alpha"},
     complete=(frozenset({"lora_A", "lora_B"}),),
     mergeable=True,
     shape=_shape,

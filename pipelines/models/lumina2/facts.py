@@ -107,7 +107,7 @@ MODEL = ModelFacts(
     latent_format="Flux",
     quantization={"transformer": "none", "text_encoder": "none"},
     lora=LoraNames(
-        prefixes=("transformer.",),
+        prefixes=("transformer.", "base_model.model.transformer.", "base_model.model.", ""),
         signature=("layers.", "feed_forward.linear_1"),
         base_model_versions=("lumina2",),
     ),
