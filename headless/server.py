@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from ..nodes.save_image import REPORT_KEY
 from ..pipelines.errors import FileError, WorkflowError
 from ..pipelines.folders import check_name, resolve_name
 from .connection import Connection
@@ -263,6 +264,6 @@ def reports_in(outputs: Mapping[str, Any]) -> dict[str, Any]:
     """The reports of the samplers that ran, by node id: what they show beside their outputs."""
     reports: dict[str, Any] = {}
     for node_id, shown in outputs.items():
-        for text in shown.get("aitk_report") or ():
+        for text in shown.get(REPORT_KEY) or ():
             reports[node_id] = json.loads(text)
     return reports

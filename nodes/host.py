@@ -8,6 +8,7 @@ Inside ComfyUI that is ComfyUI's own model folders, progress bar, previews, inte
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..pipelines.errors import FileError
-from ..pipelines.folders import check_name
+from ..pipelines.errors import FileError, InputError
+from ..pipelines.folders import check_name, list_files
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,10 @@ class Host(Protocol):
 
     def model_roots(self, kind: str) -> list[Path]:
         """Folders of one of ComfyUI's model kinds: ``diffusers``, ``loras``, ``vae``, ..."""
+        ...
+
+    def model_files(self, kind: str, suffixes: tuple[str, ...]) -> list[str]:
+        """Relative, ``/``-separated names of the files of a model kind whose name ends in one of ``suffixes``."""
         ...
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
@@ -94,6 +99,13 @@ class ComfyHost:
         import folder_paths
 
         return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+
+    def model_files(self, kind: str, suffixes: tuple[str, ...]) -> list[str]:
+        import folder_paths
+
+        # ComfyUI keeps this list as long as the folders do not change
+        names = [name.replace(os.sep, "/") for name in folder_paths.get_filename_list(kind)]
+        return [name for name in names if name.lower().endswith(suffixes)]
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
         import folder_paths
@@ -180,11 +192,15 @@ class PlainHost:
         self.input = input
         self.output = output
         self._device = device
+        self._device_checked = False
         self._extra_roots = dict(extra_roots or {})
 
     def model_roots(self, kind: str) -> list[Path]:
         extra = self._extra_roots.get(kind)
         return [self.models / kind] if extra is None else [self.models / kind, extra]
+
+    def model_files(self, kind: str, suffixes: tuple[str, ...]) -> list[str]:
+        return list_files(self.model_roots(kind), suffixes)
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
         now = time.localtime()
@@ -225,6 +241,15 @@ class PlainHost:
                 self._device = "cuda"
             else:
                 self._device = "mps" if torch.backends.mps.is_available() else "cpu"
+        elif not self._device_checked:
+            import torch
+
+            try:
+                torch.empty(1, device=self._device)
+            except (RuntimeError, AssertionError) as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"Device {self._device!r} cannot be used: {reason}") from error
+            self._device_checked = True
         return self._device
 
     def make_room(self, size: int) -> None:

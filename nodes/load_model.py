@@ -19,7 +19,7 @@ from ..pipelines.handle import (
     TextEncoderAttention,
 )
 from ..pipelines.hub import open_repo
-from ..pipelines.models import catalogue, find_model
+from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
 from ..pipelines.models.facts import ModelFacts
 from .host import current_host
 
@@ -35,7 +35,13 @@ class LoadAITKModel:
         folders = list_folders_with(current_host().model_roots("diffusers"), MODEL_INDEX)
         return {
             "required": {
-                "model": (list(catalogue()), {"tooltip": "The model family, by AI Toolkit's name (arch in its job)."}),
+                "model": (
+                    list(catalogue()),
+                    {
+                        "default": DEFAULT_MODEL,
+                        "tooltip": "The model family, by AI Toolkit's name (arch in its job).",
+                    },
+                ),
                 "weights": (
                     [DEFAULT_WEIGHTS, *folders],
                     {
@@ -83,11 +89,12 @@ class LoadAITKModel:
         return weights in (None, DEFAULT_WEIGHTS) or why_refused(weights, "diffusers", "model folder") or True
 
     @classmethod
-    def IS_CHANGED(cls, model: str, weights: str, dtype: str, repo_id: str = "", options: Any = None) -> str:
+    def IS_CHANGED(cls, model: str | None, weights: str | None = None, **_: Any) -> str:
         """A folder whose files were replaced is another model."""
-        if weights == DEFAULT_WEIGHTS:
+        if weights in (None, DEFAULT_WEIGHTS):
+            # None: linked, and not known yet
             return ""
-        return str(hash(_folder(find_model(model), weights).files))
+        return str(hash(_folder(find_model(model or DEFAULT_MODEL), weights).files))
 
     def load(
         self, model: str, weights: str, dtype: str, repo_id: str = "", options: RuntimeOptions | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..pipelines.errors import InputError
-from ..pipelines.folders import list_files, resolve_name
+from ..pipelines.folders import resolve_name
 from ..pipelines.handle import APPLICATIONS, Application, LoraSpec, PipelineHandle
 from ..pipelines.lora.file import open_lora
 from ..pipelines.models import find_model
@@ -27,7 +27,7 @@ class ApplyAITKLoRA:
             "required": {
                 "pipeline": ("AITK_PIPELINE", {"tooltip": "From Load AITK Model or another Apply AITK LoRA."}),
                 "lora_name": (
-                    list_files(current_host().model_roots("loras"), _SUFFIXES),
+                    current_host().model_files("loras", _SUFFIXES),
                     {"tooltip": "A file in ComfyUI's 'loras' folder, as AI Toolkit saves it."},
                 ),
                 "strength": (
@@ -71,8 +71,11 @@ class ApplyAITKLoRA:
         return lora_name is None or why_refused(lora_name, "loras", "LoRA") or True
 
     @classmethod
-    def IS_CHANGED(cls, lora_name: str, pipeline: Any = None, strength: Any = None, application: Any = None) -> str:
+    def IS_CHANGED(cls, lora_name: str | None = None, **_: Any) -> str:
         """A file that was saved again is another LoRA."""
+        if lora_name is None:
+            # linked, and not known yet
+            return ""
         stamp = FileStamp.of(_path(lora_name))
         return f"{stamp.size} {stamp.mtime_ns}"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..pipelines.engine import Engine
 from ..pipelines.errors import InputError
 from ..pipelines.handle import ControlImages, PipelineHandle
-from ..pipelines.models import catalogue, find_model
+from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
 from ..pipelines.sampling import MAX_BATCH, MAX_SEED, MAX_STEPS, SampleRequest, sample
 from .host import Host, ProgressBar, current_host
 from .load_model import CATEGORY
@@ -30,10 +30,9 @@ def engine() -> Engine:
 class _NodeObserver:
     """Passes a run's progress on to the host, and the host's interruption to the run."""
 
-    def __init__(self, host: Host, node_id: str | None, total: int, latent_format: str) -> None:
+    def __init__(self, host: Host, node_id: str | None, latent_format: str) -> None:
         self._host = host
         self._node_id = node_id
-        self._total = total
         self._latent_format = latent_format
         self._bar: ProgressBar | None = None
 
@@ -54,9 +53,8 @@ class AITKSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        models = catalogue().values()
-        defaults = next(iter(models)).defaults
-        recipes = list(dict.fromkeys(name for model in models for name in model.recipes))
+        defaults = find_model(DEFAULT_MODEL).defaults
+        recipes = list(dict.fromkeys(name for model in catalogue().values() for name in model.recipes))
         return {
             "required": {
                 "pipeline": ("AITK_PIPELINE", {"tooltip": "From Load AITK Model or Apply AITK LoRA."}),
@@ -211,7 +209,7 @@ class AITKSampler:
             control=control,
         )
         host = current_host()
-        observer = _NodeObserver(host, unique_id, steps * batch_size, find_model(pipeline.model).latent_format)
+        observer = _NodeObserver(host, unique_id, find_model(pipeline.model).latent_format)
         result = sample(engine(), pipeline, request, observer)
         host.show_text(unique_id, "\n".join(result.notes) or f"{result.size.width} x {result.size.height}, {recipe}")
         report = json.dumps(result.report, ensure_ascii=False, indent=1)

@@ -87,7 +87,11 @@ class AITKSaveImage:
         for index, image in enumerate(images):
             name = f"{target.stem}_{target.counter + index:05}_.{format}"
             pixels = (image.float().cpu() * 255).round().clamp(0, 255).byte().numpy()
-            left_out = write_image(Image.fromarray(pixels), target.folder / name, format, texts)
+            picture = Image.fromarray(pixels)
+            if format == "jpg":
+                # JPEG has no alpha
+                picture = picture.convert("RGB")
+            left_out = write_image(picture, target.folder / name, format, texts)
             if left_out:
                 host.show_text(unique_id, left_out)
             saved.append({"filename": name, "subfolder": target.subfolder, "type": "output"})

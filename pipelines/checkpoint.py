@@ -72,7 +72,7 @@ class Checkpoint:
         Raises:
             FileError: it is missing or no JSON object.
         """
-        return _read_json(self.folder / component / "config.json", self.name)
+        return dict(_config(self, component))
 
     def weight_files(self, component: str) -> list[Path]:
         """The component's safetensors files, in the index's order.
@@ -100,8 +100,17 @@ class Checkpoint:
         raise FileError(f"{self.name!r} has no safetensors weights in {component}.{why} Get a safetensors copy.")
 
     def headers(self, component: str) -> list[Header]:
-        """The checked headers of the component's weight files."""
-        return [read_header(path) for path in self.weight_files(component)]
+        """The checked headers of the component's weight files.
+
+        Raises:
+            FileError: see :meth:`weight_files`; a file is damaged, or is not the one that was there when the folder
+                was opened.
+        """
+        paths = self.weight_files(component)
+        for path in paths:
+            if FileStamp.of(path) not in self.files:
+                raise FileError(f"{component}/{path.name} of {self.name!r} was replaced after its node ran. Run again.")
+        return [read_header(path) for path in paths]
 
     def tensor_infos(self, component: str) -> dict[str, TensorInfo]:
         """Name -> dtype and shape of all tensors of a component, as the files name them."""
@@ -155,6 +164,11 @@ class Checkpoint:
         before each first picture.
         """
         return _fingerprint(tuple(stamp for stamp in self.files if stamp.path.suffix == ".safetensors"), self.folder)
+
+
+@lru_cache(maxsize=64)
+def _config(checkpoint: Checkpoint, component: str) -> dict[str, Any]:
+    return _read_json(checkpoint.folder / component / "config.json", checkpoint.name)
 
 
 @lru_cache(maxsize=16)

@@ -7,14 +7,15 @@ one in its place. LoRAs, strengths, prompts and seeds never reload a part. Betwe
 from __future__ import annotations
 
 import gc
+import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint
-from .errors import DeviceMemoryError
+from .errors import DeviceMemoryError, InputError
 from .handle import DType, PipelineHandle, Quantization, QuantizationChoice
 from .loading import torch_dtype
 from .lora.file import PART as LORA_PART
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .observer import Observer
+    from .sizes import Size
 
 PARTS = ("text_encoder", "transformer", "vae")
 _MOST_EMBEDDINGS = 64  # kept texts; one is about 1 MB with Lumina2
-_HEADROOM = 1 << 30  # bytes asked for beside the weights, for activations
+_EVERYTHING = 1 << 62  # bytes: more than there are
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Engine:
     """Holds weights and brings them to the device.
 
     Args:
-        device: finds the compute device, e.g. ``"cuda:0"``; called once per run.
+        device: finds the compute device, e.g. ``"cuda:0"``.
         make_room: called with the bytes that are about to be put on the device.
     """
 
@@ -108,11 +110,18 @@ class Engine:
         return PartKey(handle.model, handle.checkpoint, part, handle.dtype, choice)
 
     def check_weights(self, handle: PipelineHandle) -> None:
-        """Refuses damaged or incomplete files of any part before the run starts, and before a loaded part is given up.
+        """Refuses what cannot be run before the run starts, and before a loaded part is given up.
 
         Raises:
-            FileError: names the file or the tensor.
+            FileError: a part's files are damaged or incomplete; names the file or the tensor.
+            InputError: the device has no such quantisation.
         """
+        quantizations = {self.part_key(handle, part).quantization for part in PARTS}
+        if self.device.startswith("mps") and "qfloat8" in quantizations:
+            raise InputError(
+                "qfloat8 is not to be had on Apple's MPS, which has no 8-bit floating point. Choose qint8 or none on "
+                "AITK Runtime Options."
+            )
         if (handle.model, handle.checkpoint) not in self._checked:
             for part in PARTS:
                 self.runtime(find_model(handle.model)).check_weights(part, handle.checkpoint)
@@ -126,32 +135,79 @@ class Engine:
         """
         return resolve(handle, recipe, self.part_key(handle, LORA_PART).quantization)
 
-    def embedding(self, handle: PipelineHandle, text: Text, observer: Observer) -> Embedding:
-        """The embedding of a text, from the cache where this encoder has seen it; on the CPU."""
+    def embeddings(self, handle: PipelineHandle, texts: Sequence[Text], observer: Observer) -> list[Embedding]:
+        """The embeddings of texts, on the CPU; those that this encoder has not seen are encoded in one visit."""
         device = self.device
-        key = (self.part_key(handle, "text_encoder"), text, device)
-        if key not in self._embeddings:
-            runtime = self.runtime(find_model(handle.model))
+        runtime = self.runtime(find_model(handle.model))
+        keys = [(self.part_key(handle, "text_encoder"), text, device) for text in texts]
+        new = [key for key in dict.fromkeys(keys) if key not in self._embeddings]
+        if new:
             with self.on_device(handle, "text_encoder", observer) as encoder:
-                self._embeddings[key] = runtime.encode(encoder, text, device)
-            self.counters.texts_encoded += 1
-            if len(self._embeddings) > _MOST_EMBEDDINGS:
-                self._embeddings.popitem(last=False)
-        self._embeddings.move_to_end(key)
-        return self._embeddings[key]
+                for key in new:
+                    observer.check()
+                    self._embeddings[key] = runtime.encode(encoder, key[1], device)
+                    self.counters.texts_encoded += 1
+        for key in keys:
+            self._embeddings.move_to_end(key)
+        found = [self._embeddings[key] for key in keys]
+        while len(self._embeddings) > _MOST_EMBEDDINGS:
+            self._embeddings.popitem(last=False)
+        return found
 
     @contextmanager
-    def on_device(self, handle: PipelineHandle, part: str, observer: Observer) -> Iterator[nn.Module]:
-        """Loads a part if need be, lends it on the compute device, and takes it back to the CPU."""
+    def on_device(
+        self, handle: PipelineHandle, part: str, observer: Observer, size: Size | None = None
+    ) -> Iterator[nn.Module]:
+        """Loads a part if need be, lends it on the compute device, and takes it back to the CPU.
+
+        Args:
+            handle: whose part.
+            part: which one.
+            observer: told of a load, asked for interruption.
+            size: of the pictures; decides how much room is asked for beside the weights.
+        """
         module = self._part(handle, part, observer).module
         device = self.device
         observer.check()
         if device != "cpu":
-            self._make_room(_size(module) + _HEADROOM)
+            activations = self.runtime(find_model(handle.model)).activation_bytes(part, size, torch_dtype(handle.dtype))
+            self._make_room(_size(module) + activations)
         try:
             yield module.to(device)
         finally:
             module.to("cpu")
+
+    @contextmanager
+    def device_memory(self) -> Iterator[None]:
+        """Hands the device's memory back after a run.
+
+        Raises:
+            DeviceMemoryError: the run needed more than there is. Everything else on the device was asked to leave, so
+                that the next run finds more room.
+        """
+        import torch
+
+        device = self.device
+        try:
+            yield
+        except RuntimeError as error:
+            # torch has a class of its own for CUDA alone
+            if not any(words in str(error) for words in ("out of memory", "allocate memory")):
+                raise
+            where = "The CPU" if "CPUAllocator" in str(error) else device
+            # the frames below still hold the activations
+            traceback.clear_frames(error.__traceback__)
+            if device != "cpu":
+                self._make_room(_EVERYTHING)
+            raise DeviceMemoryError(
+                f"{where} ran out of memory. Render a smaller size, set a quantization on AITK Runtime Options, or "
+                "close other programs. What is loaded is kept: the next run starts from it."
+            ) from error
+        finally:
+            # torch keeps what it freed; other nodes and programs would miss it
+            backend = getattr(torch, torch.device(device).type, None)
+            if hasattr(backend, "empty_cache"):
+                backend.empty_cache()
 
     def apply_loras(self, handle: PipelineHandle, wanted: tuple[AppliedLora, ...], observer: Observer) -> None:
         """Loads the transformer if need be and gives it exactly these LoRAs."""
@@ -183,29 +239,6 @@ class Engine:
         self._parts[part] = _Part(key, module, loras)
         self.counters.parts_loaded += 1
         return self._parts[part]
-
-
-@contextmanager
-def device_memory(device: str) -> Iterator[None]:
-    """Hands the device's memory back after a run, and turns an out-of-memory error into one that says what to do."""
-    import torch
-
-    try:
-        yield
-    except RuntimeError as error:
-        # torch has a class of its own for CUDA alone
-        if not any(words in str(error) for words in ("out of memory", "allocate memory")):
-            raise
-        raise DeviceMemoryError(
-            f"{device} ran out of memory. Render a smaller size, set a quantization on AITK Runtime Options, or close "
-            "other programs that use the device. What is loaded is kept: the next run starts from it."
-        ) from error
-    finally:
-        # torch keeps what it freed; other nodes and programs would miss it
-        if device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        elif device.startswith("mps"):
-            torch.mps.empty_cache()
 
 
 def _size(module: torch.nn.Module) -> int:

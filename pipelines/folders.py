@@ -28,7 +28,7 @@ def check_name(name: str, what: str) -> PurePosixPath:
     if posix.is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root or ".." in posix.parts:
         raise FileError(
             f"{what} {name!r} is refused: a workflow may only name files inside ComfyUI's own folders, "
-            "so absolute paths and '..' are not allowed. Models on other disks belong into extra_model_paths.yaml."
+            "so absolute paths and '..' are not allowed."
         )
     return posix
 
@@ -72,19 +72,23 @@ def list_files(roots: Iterable[Path], suffixes: Sequence[str]) -> list[str]:
 
 
 def list_folders_with(roots: Iterable[Path], marker: str) -> list[str]:
-    """Relative, ``/``-separated names of the folders below ``roots`` that hold a file called ``marker``, sorted."""
+    """Relative, ``/``-separated names of the folders below ``roots`` that hold a file called ``marker``, sorted.
+
+    What lies below such a folder belongs to it and is not looked at.
+    """
     return sorted(
         {
             path.parent.relative_to(root).as_posix()
             for root in roots
-            for path in _walk(root)
+            for path in _walk(root, marker)
             if path.name == marker and path.parent != root
         }
     )
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Files below ``root``, links followed, a folder that was seen already skipped (links can make loops)."""
+def _walk(root: Path, stop_at: str = "") -> Iterator[Path]:
+    """Files below ``root``, links followed; a folder that was seen already (links can make loops) or that cannot be
+    read is skipped, and one that holds ``stop_at`` is not descended from."""
     seen: set[Path] = set()
     waiting = [root]
     while waiting:
@@ -93,12 +97,18 @@ def _walk(root: Path) -> Iterator[Path]:
         if real in seen or not folder.is_dir():
             continue
         seen.add(real)
-        for entry in folder.iterdir():
+        try:
+            entries = list(folder.iterdir())
+        except OSError:
+            # a disk's lost+found must not take the node away
+            continue
+        whole = any(entry.name == stop_at for entry in entries)
+        for entry in entries:
             if entry.is_symlink() and not entry.resolve().is_relative_to(root.resolve()):
                 # resolve_name would refuse it
                 continue
             if entry.is_dir():
-                if not entry.name.startswith("."):
+                if not entry.name.startswith(".") and not whole:
                     waiting.append(entry)
             else:
                 yield entry

@@ -15,6 +15,7 @@ from .errors import FileError, HubError, InputError
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # safetensors and text only: pickles are not even downloaded
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # the one component that has no weights
 _OFFLINE = (
     "Connect to the network once, or download it elsewhere and put the folder into ComfyUI's 'diffusers' folder, "
     "where `weights` will list it."
@@ -53,7 +54,8 @@ def _cached(repo_id: str, patterns: list[str], components: Sequence[str]) -> Che
         folder = Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True))
         checkpoint = _named(repo_id, folder, components)
         for component in components:
-            if (folder / component / "config.json").is_file():
+            if not any((folder / component / name).is_file() for name in _TOKENIZERS):
+                checkpoint.config(component)
                 checkpoint.headers(component)
         return checkpoint
     except (LocalEntryNotFoundError, FileError):
@@ -84,6 +86,11 @@ def _download(repo_id: str, patterns: list[str]) -> Path:
     except Exception as error:
         # connection classes differ between huggingface_hub 0.x (requests), 1.x and 2.x (httpx)
         raise HubError(
-            f"{repo_id!r} could not be downloaded ({type(error).__name__}). Run again: a download goes on where it "
+            f"{repo_id!r} could not be downloaded ({_reason(error)}). Run again: a download goes on where it "
             f"stopped. {_OFFLINE}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    # the text of other errors may hold addresses with signatures in them
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__

@@ -6,7 +6,7 @@ The model is made without storage first, so that at no time more than one tensor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import FileError
 
@@ -109,4 +109,9 @@ def _quantize_layer(model: nn.Module, name: str, quantization: Quantization) -> 
     owner, _, leaf = name.rpartition(".")
     parent = model.get_submodule(owner)
     quanto.quantize(parent, weights=quanto.qtypes[quantization], include=leaf)
-    quanto.freeze(parent.get_submodule(leaf))
+    layer: Any = parent.get_submodule(leaf)
+    quanto.freeze(layer)
+    if hasattr(layer.weight, "activation_qtype"):
+        # without it, quanto repacks float8 weights for a Marlin kernel when they come to a CUDA device: it has to be
+        # compiled there, leaves the bias out, and is not undone on the way back, so that the second picture differs
+        layer.weight.activation_qtype = quanto.qfloat8_e4m3fn

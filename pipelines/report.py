@@ -69,7 +69,7 @@ def _sha256(stamp: FileStamp) -> str:
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[dict[str, int]]:
-    """Yields a dict that holds peak memory in bytes after the block: of the device, and of the process where known."""
+    """Yields a dict of peak memory in bytes, set after the block: the device's in it, the process's since its start."""
     import torch
 
     peak: dict[str, int] = {}

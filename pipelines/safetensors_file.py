@@ -92,7 +92,8 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             start = file.read(64)
             length = int.from_bytes(start[:8], "little")
-            for magic, kind in _SIGNATURES:
+            # a header begins with a brace; the length before it may look like anything
+            for magic, kind in _SIGNATURES if start[8:9] != b"{" else ():
                 if start.lstrip()[: len(magic)].lower() == magic.lower():
                     raise FileError(f"{name!r} is no safetensors file: it is {kind}.")
             if size < 10:
@@ -120,11 +121,14 @@ def _checked(path: Path, entries: Any, data_size: int) -> Header:
     if not isinstance(entries, dict):
         raise FileError(damaged + "its header is no JSON object. Download it again.")
     metadata = entries.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise FileError(damaged + "its __metadata__ is no JSON object.")
     tensors: dict[str, TensorInfo] = {}
     spans: list[tuple[int, int, str]] = []
     for key, entry in entries.items():
         try:
-            dtype, shape, (begin, end) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
+            dtype, shape = entry["dtype"], tuple(map(int, entry["shape"]))
+            begin, end = map(int, entry["data_offsets"])
             bits = _BITS[dtype] * math.prod(shape)
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(damaged + f"the header's entry for {key!r} cannot be understood.") from error

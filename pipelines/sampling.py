@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .engine import Engine, device_memory
+from .engine import Engine
 from .errors import InputError
 from .handle import ControlImages, PipelineHandle
 from .loading import torch_dtype
@@ -123,9 +123,9 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     clock = _Clock()
     device = engine.device
     # ComfyUI runs nodes in inference mode, whose tensors are of no use outside of it; here every host is alike
-    with torch.inference_mode(False), torch.no_grad(), peak_memory(device) as peak, device_memory(device):
+    with torch.inference_mode(False), torch.no_grad(), peak_memory(device) as peak, engine.device_memory():
         with clock.phase("encode"):
-            conditioning = [engine.embedding(handle, text, observer) for text in texts]
+            conditioning = engine.embeddings(handle, texts, observer)
         with clock.phase("prepare"):
             engine.apply_loras(handle, plan, observer)
             # read now: the files may be gone when the picture is done
@@ -133,7 +133,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         sigmas = runtime.sigmas(recipe, schedule_length(request), size)[-(request.steps + 1) :]
         latents = _denoise_batch(engine, handle, request, size, conditioning, sigmas, observer, clock)
         observer.stage("decoding")
-        with clock.phase("decode"), engine.on_device(handle, "vae", observer) as vae:
+        with clock.phase("decode"), engine.on_device(handle, "vae", observer, size) as vae:
             images = []
             for latent in latents:
                 observer.check()
@@ -155,8 +155,14 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         "versions": versions(),
     }
     comfy = torch.cat([runtime.to_comfy(latent.float(), handle.checkpoint) for latent in latents])
-    pixels = torch.stack(images).to(torch.float32) / 255
-    return SampleResult(pixels, comfy, sigmas, size, report, notes)
+    return SampleResult(to_images(images), comfy, sigmas, size, report, notes)
+
+
+def to_images(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """uint8 [H, W, 3] each -> IMAGE [B, H, W, 3], float32, 0..1: whole 255ths, which saving gives back exactly."""
+    import torch
+
+    return torch.stack(list(pictures)).to(torch.float32) / 255
 
 
 def _describe_request(request: SampleRequest, size: Size) -> dict[str, Any]:
@@ -262,7 +268,7 @@ def _denoise_batch(
     total = request.steps * request.batch_size
     finished = []
     observer.stage("sampling")
-    with clock.phase("sample"), engine.on_device(handle, "transformer", observer) as transformer:
+    with clock.phase("sample"), engine.on_device(handle, "transformer", observer, size) as transformer:
         conditioning = [Embedding(e.embeds.to(device), e.mask.to(device), e.cut_tokens) for e in conditioning]
         for index in range(request.batch_size):
             done = index * request.steps

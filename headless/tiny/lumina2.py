@@ -103,7 +103,7 @@ def make_lora(
         "format": "pt",
         "name": path.stem,
         "ss_output_name": path.stem,
-        "ss_base_model_version": MODEL.lora.base_model_versions[0],
+        "ss_base_model_version": MODEL.id,
         "training_info": json.dumps({"step": 250, "epoch": 3}),
         "software": json.dumps(software),
     }

@@ -1,7 +1,8 @@
 """Tells for which model a LoRA file was made, so that a stray file can be named.
 
 Models of the catalogue state their own signature; the table adds models that this pack does not run. Each row lists
-fragments that must all occur in some key of the file; the first row that fits wins, so special ones come first.
+fragments that must all occur in some key of the file; the first row that fits wins, the
+catalogue's own before the table's, and special ones before general ones.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def recognise(keys: Iterable[str], metadata: Mapping[str, str]) -> str | None:
     own = [(model.title, (*model.lora.prefixes[:1], *model.lora.signature)) for model in catalogue().values()]
     titles = [
         title
-        for title, fragments in (*_SIGNATURES, *own)
+        for title, fragments in (*own, *_SIGNATURES)
         if all(any(fragment in key for key in keys) for fragment in fragments)
     ]
     version = metadata.get("ss_base_model_version")

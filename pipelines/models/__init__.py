@@ -12,12 +12,16 @@ from functools import cache
 from ..errors import InputError
 from .facts import ModelFacts
 
+# what new nodes show; stated here, so that another model does not change it by coming first
+DEFAULT_MODEL = "lumina2"
+
 
 @cache
 def catalogue() -> dict[str, ModelFacts]:
-    """Model id -> facts, in alphabetical order."""
+    """Model id -> facts: the default first, the others in alphabetical order."""
     found = [info.name for info in pkgutil.iter_modules(__path__) if info.ispkg]
     models = [importlib.import_module(f"{__name__}.{name}").MODEL for name in sorted(found)]
+    models.sort(key=lambda model: model.id != DEFAULT_MODEL)
     return {model.id: model for model in models}
 
 

@@ -52,12 +52,10 @@ class LoraNames:
         prefixes: what may stand before a diffusers module name in a file, the trainer's own first, longer ones before
             their beginnings.
         signature: parts of keys that only this model's files have, all of which must occur; names a stray file.
-        base_model_versions: values of ``ss_base_model_version`` in the file's metadata.
     """
 
     prefixes: Sequence[str]
     signature: Sequence[str]
-    base_model_versions: Sequence[str]
 
 
 @dataclass(frozen=True)

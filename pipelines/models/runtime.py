@@ -93,6 +93,10 @@ class ModelRuntime(Protocol):
         """Encodes one text on ``device``."""
         ...
 
+    def activation_bytes(self, part: str, size: Size | None, dtype: torch.dtype) -> int:
+        """About how many bytes a part needs on the device beside its weights, for one picture of ``size``."""
+        ...
+
     def noise_shape(self, size: Size) -> tuple[int, ...]:
         """Shape of one picture's latents."""
         ...

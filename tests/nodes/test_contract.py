@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from comfyui_aitk import WEB_DIRECTORY
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from comfyui_aitk.nodes.host import PlainHost, use_host
 
 ROOT = Path(__file__).resolve().parents[2]
 # part of every shared workflow: these lists only grow at their end
@@ -84,14 +86,15 @@ def test_every_node_explains_itself(host, name):
 def test_importing_the_pack_is_light():
     """No heavy library, and not even ComfyUI: it imports within its own start, beside a hundred other packs."""
     code = (
-        "import importlib.util, sys, time\n"
+        "import importlib.util, sys\n"
         f"spec = importlib.util.spec_from_file_location('any name', {str(ROOT / '__init__.py')!r},"
         f" submodule_search_locations=[{str(ROOT)!r}])\n"
         "module = importlib.util.module_from_spec(spec)\n"
         "sys.modules['any name'] = module\n"
         "spec.loader.exec_module(module)\n"
         "[cls.INPUT_TYPES() for cls in module.NODE_CLASS_MAPPINGS.values()]\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'safetensors', 'huggingface_hub', 'numpy', 'PIL', 'comfy'}\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'safetensors', 'huggingface_hub', 'numpy', 'PIL', 'comfy',"
+        " 'accelerate', 'optimum', 'peft'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
@@ -123,14 +126,30 @@ def test_handles_are_values(host, models):
 
 
 def test_a_file_that_was_saved_again_is_noticed(host, models, tmp_path):
-    import os
+    (tmp_path / "own" / "loras").mkdir(parents=True)
+    path = shutil.copy(models / "loras" / "tiny.safetensors", tmp_path / "own" / "loras")
+    shutil.copytree(models / "diffusers", tmp_path / "own" / "diffusers")
+    use_host(PlainHost(tmp_path / "own", host.input, host.output, "cpu"))
+    apply, load = NODE_CLASS_MAPPINGS["ApplyAITKLoRA"], NODE_CLASS_MAPPINGS["LoadAITKModel"]
+    before = apply.IS_CHANGED("tiny.safetensors"), load.IS_CHANGED("lumina2", "tiny")
+    assert (apply.IS_CHANGED("tiny.safetensors"), load.IS_CHANGED("lumina2", "tiny")) == before
+    for changed in (path, tmp_path / "own" / "diffusers" / "tiny" / "vae" / "config.json"):
+        os.utime(changed, ns=(0, 10**9))
+    assert apply.IS_CHANGED("tiny.safetensors") != before[0]
+    assert load.IS_CHANGED("lumina2", "tiny") != before[1]
+    # a linked name is not known yet
+    assert apply.IS_CHANGED(None) == load.IS_CHANGED(None, None) == ""
 
-    apply = NODE_CLASS_MAPPINGS["ApplyAITKLoRA"]
-    before = apply.IS_CHANGED("tiny.safetensors")
-    assert apply.IS_CHANGED("tiny.safetensors") == before
-    path = models / "loras" / "tiny.safetensors"
-    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns + 10**9))
-    assert apply.IS_CHANGED("tiny.safetensors") != before
+
+def test_folders_that_cannot_be_read_are_left_out(host, tmp_path, models):
+    (tmp_path / "own" / "loras" / "lost+found").mkdir(parents=True)
+    shutil.copy(models / "loras" / "tiny.safetensors", tmp_path / "own" / "loras")
+    use_host(PlainHost(tmp_path / "own", host.input, host.output, "cpu"))
+    # a loop, and a file where a folder is looked for
+    (tmp_path / "own" / "loras" / "loop").symlink_to(tmp_path / "own" / "loras", target_is_directory=True)
+    (tmp_path / "own" / "diffusers").write_text("no folder")
+    assert _inputs(NODE_CLASS_MAPPINGS["ApplyAITKLoRA"])["lora_name"][0] == ["tiny.safetensors"]
+    assert _inputs(NODE_CLASS_MAPPINGS["LoadAITKModel"])["weights"][0] == ["default"]
 
 
 def test_a_prompt_with_a_forbidden_name_is_refused_when_it_is_queued(host):

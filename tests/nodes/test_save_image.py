@@ -47,9 +47,20 @@ def test_pixels_are_encoded_as_the_trainer_does_and_texts_are_inside(host, forma
     assert json.loads(texts["aitk_report"]) == json.loads(REPORT)
 
 
-def test_every_level_survives_saving_with_the_core_node_s_truncation():
-    levels = torch.arange(256, dtype=torch.uint8).to(torch.float32) / 255
-    assert np.array_equal((255.0 * levels.numpy()).astype(np.uint8), np.arange(256))
+def test_the_core_node_which_truncates_saves_the_sampler_s_pixels(host):
+    from comfyui_aitk.headless.core_nodes import CORE_CLASSES
+    from comfyui_aitk.pipelines.sampling import to_images
+
+    every_level = torch.arange(256, dtype=torch.uint8).reshape(16, 16, 1).repeat(1, 1, 3)
+    images = to_images([every_level])
+    CORE_CLASSES["SaveImage"]().save_images(images, "core")
+    assert np.array_equal(np.asarray(Image.open(host.output / "core_00001_.png")), every_level.numpy())
+
+
+def test_a_picture_with_alpha_is_saved_as_jpeg_without_it(host):
+    images = torch.ones(1, 8, 8, 4)
+    NODE_CLASS_MAPPINGS["AITKSaveImage"]().save(images, "{}", "alpha", "jpg")
+    assert Image.open(host.output / "alpha_00001_.jpg").mode == "RGB"
 
 
 def test_a_workflow_too_large_for_jpeg_is_left_out_and_said_so(host, capsys):

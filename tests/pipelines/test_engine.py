@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint
+from comfyui_aitk.pipelines.engine import Engine
 from comfyui_aitk.pipelines.errors import AITKError, FileError
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
 from comfyui_aitk.pipelines.observer import SilentObserver
@@ -182,7 +183,7 @@ def test_running_out_of_memory_is_said_clearly(engine, handle, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "predict", too_large)
-        with pytest.raises(DeviceMemoryError, match=r"cpu ran out of memory\. Render a smaller size"):
+        with pytest.raises(DeviceMemoryError, match=r"The CPU ran out of memory\. Render a smaller size"):
             sample(engine, handle, REQUEST, SilentObserver())
     assert sample(engine, handle, REQUEST, SilentObserver()).report["work"]["parts_loaded"] == 1, "the VAE alone"
 
@@ -222,3 +223,61 @@ def test_a_restore_that_fails_is_made_up_for_by_the_next_run(engine, models, tmp
             sample(engine, base, request, SilentObserver())
     (tmp_path / "away").rename(weights)
     assert torch.equal(sample(engine, base, request, SilentObserver()).images, expected)
+
+
+class ElsewhereRecorder(Engine):
+    """``cpu:0`` takes every path of a device that is not the CPU: room is asked for, and parts move."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        super().__init__(lambda: "cpu:0", self.asked.append)
+
+
+@pytest.mark.parametrize("quantization", ["none", "qfloat8", "qint8"])
+@pytest.mark.parametrize("application", ["auto", "live"])
+def test_parts_visit_the_device_one_by_one_and_give_the_same_picture(
+    engine, checkpoint, models, quantization, application
+):
+    path = models / "loras" / "tiny.safetensors"
+    options = RuntimeOptions(quantization, quantization)
+    handle = PipelineHandle("lumina2", checkpoint, "bfloat16", options).with_lora(
+        LoraSpec(path.name, FileStamp.of(path), 0.8, application)
+    )
+    expected = sample(engine, handle, REQUEST, SilentObserver()).images
+    elsewhere = ElsewhereRecorder()
+    first = sample(elsewhere, handle, REQUEST, SilentObserver())
+    # text encoder (once for both texts), transformer, VAE with room for the decoder of a 64 x 64 picture in bfloat16
+    assert len(elsewhere.asked) == 3
+    assert elsewhere.asked[2] > 2178 * 64 * 8 * 8 * 2
+    again = sample(elsewhere, handle, REQUEST, SilentObserver())
+    assert len(elsewhere.asked) == 5, "the second run needs no text encoder"
+    assert torch.equal(first.images, expected)
+    assert torch.equal(again.images, expected)
+
+
+def test_running_out_of_memory_on_the_device_asks_everything_else_to_leave(handle, monkeypatch):
+    from comfyui_aitk.pipelines.errors import DeviceMemoryError
+    from comfyui_aitk.pipelines.models.lumina2 import loop
+
+    engine = ElsewhereRecorder()
+    monkeypatch.setattr(loop, "predict", lambda *_: torch.empty(2**60))
+    with pytest.raises(DeviceMemoryError):
+        sample(engine, handle, REQUEST, SilentObserver())
+    assert engine.asked[-1] > 2**60
+
+
+def test_weights_that_were_replaced_after_the_loader_ran_are_refused(engine, tmp_path):
+    from comfyui_aitk.pipelines.checkpoint import Checkpoint
+
+    folder = make_checkpoint(tmp_path / "one")
+    handle = PipelineHandle(
+        "lumina2", Checkpoint.open(folder, "one", ["transformer", "text_encoder", "tokenizer", "vae"])
+    )
+    other = make_checkpoint(tmp_path / "two", seed=9)
+    (other / "vae" / "diffusion_pytorch_model.safetensors").replace(
+        folder / "vae" / "diffusion_pytorch_model.safetensors"
+    )
+    with pytest.raises(
+        FileError, match=r"vae/diffusion_pytorch_model.safetensors of 'one' was replaced after its node"
+    ):
+        sample(engine, handle, REQUEST, SilentObserver())

@@ -120,7 +120,7 @@ def test_every_stage_agrees(folder, case, engine):
         recipe, case["prompt"], case["negative_prompt"], "", options, case["guidance"], handle.checkpoint
     )
     with torch.no_grad():
-        conditioning = [engine.embedding(handle, text, SilentObserver()) for text in texts]
+        conditioning = engine.embeddings(handle, texts, SilentObserver())
         for embedding, name in zip(conditioning, ("prompt", "negative"), strict=False):
             mask = embeds[case["embeds"][f"{name}_mask"]]
             assert torch.equal(embedding.mask, mask)

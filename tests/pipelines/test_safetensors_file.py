@@ -52,11 +52,18 @@ def test_any_other_file_is_refused_by_name(tmp_path, content):
 @given(
     entry=st.recursive(
         st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(-5, 50), max_size=3),
-        lambda values: st.lists(values, max_size=3) | st.dictionaries(st.sampled_from(["dtype", "shape"]), values),
-    )
+        lambda values: (
+            st.lists(values, max_size=3)
+            | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets"]), values)
+            | st.fixed_dictionaries({"dtype": st.just("F32"), "shape": values, "data_offsets": values})
+        ),
+    ),
+    key=st.sampled_from(["a", "__metadata__"]),
 )
-def test_a_header_that_is_json_but_no_header_is_refused(tmp_path, entry):
-    header = json.dumps({"a": entry}).encode()
+def test_a_header_that_is_json_but_no_header_is_refused(tmp_path, entry, key):
+    whole = {"dtype": "F32", "shape": [7], "data_offsets": [0, 28]}
+    # with the whole tensor beside it, 28 bytes would be right: the file has 24
+    header = json.dumps({"b": whole, key: entry}).encode()
     path = tmp_path / "odd.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
     with pytest.raises(FileError, match=r"^'odd\.safetensors'"):
@@ -68,3 +75,13 @@ def test_what_the_library_accepts_is_accepted(tmp_path):
     dtypes = (torch.float64, torch.float16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.int64)
     save_file({str(dtype): torch.zeros(3, 0 if dtype == torch.bool else 2, dtype=dtype) for dtype in dtypes}, path)
     assert len(read_header(path).tensors) == len(dtypes)
+
+
+@pytest.mark.parametrize("length", [640, 66176, 0x4B50])
+def test_a_header_length_that_looks_like_a_pickle_s_or_a_zip_s_first_bytes_is_fine(tmp_path, length):
+    header = json.dumps({"__metadata__": {"pad": ""}})
+    header = header.replace('""', '"' + "x" * (length - len(header)) + '"').encode()
+    assert len(header) == length
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header)
+    assert read_header(path).tensors == {}

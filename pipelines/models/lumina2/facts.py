@@ -109,7 +109,6 @@ MODEL = ModelFacts(
     lora=LoraNames(
         prefixes=("transformer.", "base_model.model.transformer.", "base_model.model.", ""),
         signature=("layers.", "feed_forward.linear_1"),
-        base_model_versions=("lumina2",),
     ),
     load_runtime=_load_runtime,
     largest_side=_largest_side,

@@ -17,7 +17,7 @@ from ...sizes import Size
 from ..facts import Recipe
 from ..runtime import DenoiseJob, Embedding, Text
 from . import gemma2, loop
-from .facts import PROMPT_MARKER, SYSTEM_PROMPT, TEXT_LENGTH, VAE_DOWNSCALE, Lumina2Recipe
+from .facts import MODEL, PROMPT_MARKER, SYSTEM_PROMPT, TEXT_LENGTH, VAE_DOWNSCALE, Lumina2Recipe
 
 _CLASSES = {"transformer": Lumina2Transformer2DModel, "vae": AutoencoderKL}
 _DEFAULT_SOFTCAP = 50.0  # google/gemma-2-2b config.json: attn_logit_softcapping
@@ -69,8 +69,14 @@ class Lumina2Runtime:
         text_encoder.configure(text.settings)
         return text_encoder(text, device)
 
+    def activation_bytes(self, part: str, size: Size | None, dtype: torch.dtype) -> int:
+        if part != "vae" or size is None:
+            return 1 << 30
+        # ComfyUI's measure of this autoencoder's decoder: 2178 * 64 values per latent pixel (comfy/sd.py)
+        return 2178 * 64 * (size.width // VAE_DOWNSCALE) * (size.height // VAE_DOWNSCALE) * dtype.itemsize
+
     def noise_shape(self, size: Size) -> tuple[int, ...]:
-        return (1, 16, size.height // VAE_DOWNSCALE, size.width // VAE_DOWNSCALE)
+        return (1, MODEL.latent_channels, size.height // VAE_DOWNSCALE, size.width // VAE_DOWNSCALE)
 
     def sigmas(self, recipe: Recipe, steps: int, size: Size) -> torch.Tensor:
         assert isinstance(recipe, Lumina2Recipe)
@@ -86,10 +92,12 @@ class Lumina2Runtime:
         # denormalised and clamped in the run's dtype, then rounded half to even: diffusers' VaeImageProcessor
         image = (image * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu()
         if not bool(torch.isfinite(image).all()):
-            raise InputError(
-                f"The picture came out as NaN: {vae.dtype} does not hold this model's values. "
-                "Choose bfloat16 or float32 on the loader."
+            cause = (
+                "float16 does not hold this model's values. Choose bfloat16 or float32 on the loader."
+                if vae.dtype == torch.float16
+                else "Try a smaller guidance_scale or LoRA strength."
             )
+            raise InputError(f"The picture came out as NaN or Inf. {cause}")
         return (image * 255).round().to(torch.uint8)
 
     def to_comfy(self, latents: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
