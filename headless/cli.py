@@ -75,6 +75,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _run_here(arguments: argparse.Namespace) -> _Made:
     document = read_workflow(arguments.workflow)
+    if arguments.report and arguments.report.is_dir():
+        raise FileError(f"--report {str(arguments.report)!r} is a folder. Name a file.")
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise FileError(f"--output {str(arguments.output)!r} is a file. Name a folder.")
     if not arguments.models.is_dir():
         raise FileError(f"--models {str(arguments.models)!r} is no folder. It holds diffusers, loras, ...")
     use_host(PlainHost(arguments.models, arguments.input, arguments.output, arguments.device))

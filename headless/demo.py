@@ -11,7 +11,7 @@ from typing import Any
 
 from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.host import PlainHost, use_host
-from ..pipelines.errors import AITKError
+from ..pipelines.errors import AITKError, FileError
 from .execute import run_prompt
 from .server import reports_in
 from .workflow import apply_sets, definitions_of, read_workflow, to_prompt
@@ -66,12 +66,16 @@ def _run(arguments: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
         lora = lora or models / "loras" / _TINY_LORA
     elif Path(arguments.weights).is_dir():
         folder = Path(arguments.weights).resolve()
-        roots["diffusers"] = folder.parent
+        roots["diffusers"] = folder
         sets = [f"LoadAITKModel.weights={folder.name}"]
+    elif arguments.weights.count("/") != 1 or arguments.weights.startswith(("/", ".", "~")):
+        raise FileError(f"--weights {arguments.weights!r} is no folder, and no hub id (owner/name).")
     else:
         sets = ["LoadAITKModel.weights=default", f"LoadAITKModel.repo_id={arguments.weights}"]
     if lora is not None:
-        roots["loras"] = lora.resolve().parent
+        if not lora.is_file():
+            raise FileError(f"--lora {str(lora)!r} is no file.")
+        roots["loras"] = lora.resolve()
         sets.append(f"ApplyAITKLoRA.lora_name={lora.name}")
     use_host(PlainHost(models, arguments.output, arguments.output, arguments.device, roots))
     document = read_workflow(_ROOT / "example_workflows" / (_PLAIN_WORKFLOW if lora is None else _WORKFLOW))

@@ -33,6 +33,8 @@ def read_workflow(path: Path) -> dict[str, Any]:
         ) from error
     try:
         document = json.loads(text)
+    except RecursionError as error:
+        raise WorkflowError(f"Workflow {str(path)!r} is nested too deeply to be a workflow.") from error
     except json.JSONDecodeError as error:
         raise WorkflowError(
             f"Workflow {str(path)!r} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. "

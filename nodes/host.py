@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..pipelines.errors import FileError, InputError
-from ..pipelines.folders import check_name, list_files
+from ..pipelines.folders import check_name, list_files, list_folders_with
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,10 @@ class Host(Protocol):
 
     def model_files(self, kind: str, suffixes: tuple[str, ...]) -> list[str]:
         """Relative, ``/``-separated names of the files of a model kind whose name ends in one of ``suffixes``."""
+        ...
+
+    def model_folders(self, kind: str, marker: str) -> list[str]:
+        """Relative, ``/``-separated names of the folders of a model kind that hold a file called ``marker``."""
         ...
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
@@ -106,6 +110,9 @@ class ComfyHost:
         # ComfyUI keeps this list as long as the folders do not change
         names = [name.replace(os.sep, "/") for name in folder_paths.get_filename_list(kind)]
         return [name for name in names if name.lower().endswith(suffixes)]
+
+    def model_folders(self, kind: str, marker: str) -> list[str]:
+        return list_folders_with(self.model_roots(kind), marker)
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
         import folder_paths
@@ -177,7 +184,7 @@ class PlainHost:
         input: folder of the pictures that a workflow loads.
         output: folder of the pictures that it saves.
         device: compute device; by default CUDA, else Apple's MPS, else the CPU.
-        extra_roots: one more folder of a model kind, as extra_model_paths.yaml gives ComfyUI.
+        extra: one more file or folder of a model kind, from anywhere; what lies beside it is not listed.
     """
 
     def __init__(
@@ -186,21 +193,27 @@ class PlainHost:
         input: Path,
         output: Path,
         device: str | None = None,
-        extra_roots: Mapping[str, Path] | None = None,
+        extra: Mapping[str, Path] | None = None,
     ) -> None:
         self.models = models
         self.input = input
         self.output = output
         self._device = device
         self._device_checked = False
-        self._extra_roots = dict(extra_roots or {})
+        self._extra = dict(extra or {})
 
     def model_roots(self, kind: str) -> list[Path]:
-        extra = self._extra_roots.get(kind)
-        return [self.models / kind] if extra is None else [self.models / kind, extra]
+        extra = self._extra.get(kind)
+        return [self.models / kind] if extra is None else [self.models / kind, extra.parent]
 
     def model_files(self, kind: str, suffixes: tuple[str, ...]) -> list[str]:
-        return list_files(self.model_roots(kind), suffixes)
+        return self._with_extra(kind, list_files([self.models / kind], suffixes))
+
+    def model_folders(self, kind: str, marker: str) -> list[str]:
+        return self._with_extra(kind, list_folders_with([self.models / kind], marker))
+
+    def _with_extra(self, kind: str, names: list[str]) -> list[str]:
+        return [*names, self._extra[kind].name] if kind in self._extra else names
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
         now = time.localtime()
@@ -220,7 +233,10 @@ class PlainHost:
         folder = (self.output / relative.parent).resolve()
         if not folder.is_relative_to(self.output.resolve()):
             raise FileError(f"filename_prefix {prefix!r} is refused: it leads out of the output folder.")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"The output folder for {prefix[:80]!r} cannot be made: {error.strerror}.") from error
         stem = relative.name
         taken = [0]
         for path in folder.glob("*"):

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from ..pipelines.checkpoint import MODEL_INDEX, Checkpoint
 from ..pipelines.errors import FileError, InputError
-from ..pipelines.folders import list_folders_with, resolve_name
+from ..pipelines.folders import check_name, resolve_name
 from ..pipelines.handle import (
     DTYPES,
     QUANTIZATION_CHOICES,
@@ -32,7 +32,7 @@ class LoadAITKModel:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        folders = list_folders_with(current_host().model_roots("diffusers"), MODEL_INDEX)
+        folders = current_host().model_folders("diffusers", MODEL_INDEX)
         return {
             "required": {
                 "model": (
@@ -120,6 +120,12 @@ class LoadAITKModel:
         return (PipelineHandle(facts.id, checkpoint, run_dtype, options or RuntimeOptions()),)
 
 
+def check_pipeline(value: object) -> None:
+    """Raises InputError where something else than a pipeline is connected, which a hand-written prompt can do."""
+    if not isinstance(value, PipelineHandle):
+        raise InputError("pipeline is no AITK_PIPELINE. Connect Load AITK Model or Apply AITK LoRA.")
+
+
 def why_refused(name: str, kind: str, what: str) -> str:
     """The message of a name that cannot be resolved below a model kind's folders; empty for one that can."""
     try:
@@ -131,7 +137,7 @@ def why_refused(name: str, kind: str, what: str) -> str:
 
 def _folder(facts: ModelFacts, weights: str) -> Checkpoint:
     path: Path = resolve_name(weights, current_host().model_roots("diffusers"), "model folder")
-    return Checkpoint.open(path, weights, facts.components)
+    return Checkpoint.open(path, check_name(weights, "model folder").as_posix(), facts.components)
 
 
 class AITKRuntimeOptions:

@@ -13,7 +13,7 @@ from ..pipelines.lora.file import open_lora
 from ..pipelines.models import find_model
 from ..pipelines.safetensors_file import FileStamp
 from .host import current_host
-from .load_model import CATEGORY, why_refused
+from .load_model import CATEGORY, check_pipeline, why_refused
 
 _SUFFIXES = (".safetensors", ".sft")
 
@@ -77,11 +77,12 @@ class ApplyAITKLoRA:
             # linked, and not known yet
             return ""
         stamp = FileStamp.of(_path(lora_name))
-        return f"{stamp.size} {stamp.mtime_ns}"
+        return f"{stamp.size} {stamp.mtime_ns} {stamp.inode}"
 
     def apply(
         self, pipeline: PipelineHandle, lora_name: str, strength: float, application: str = "auto"
     ) -> tuple[PipelineHandle, str, str]:
+        check_pipeline(pipeline)
         if application not in APPLICATIONS:
             raise InputError(f"application {application!r} is unknown. Choose one of: {', '.join(APPLICATIONS)}.")
         if not math.isfinite(strength):

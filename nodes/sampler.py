@@ -10,9 +10,9 @@ from ..pipelines.engine import Engine
 from ..pipelines.errors import InputError
 from ..pipelines.handle import ControlImages, PipelineHandle
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
-from ..pipelines.sampling import MAX_BATCH, MAX_SEED, MAX_STEPS, SampleRequest, sample
+from ..pipelines.sampling import MAX_BATCH, MAX_SEED, MAX_STEPS, MIN_DENOISE, SampleRequest, sample
 from .host import Host, ProgressBar, current_host
-from .load_model import CATEGORY
+from .load_model import CATEGORY, check_pipeline
 from .save_image import REPORT_KEY
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class AITKSampler:
                     "FLOAT",
                     {
                         "default": 1.0,
-                        "min": 0.01,
+                        "min": MIN_DENOISE,
                         "max": 1.0,
                         "step": 0.01,
                         "tooltip": "1 starts from noise; less keeps more of the latent. Works as in KSampler.",
@@ -192,6 +192,9 @@ class AITKSampler:
         denoise: float = 1.0,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
+        check_pipeline(pipeline)
+        if control is not None and not isinstance(control, ControlImages):
+            raise InputError("control is no AITK_CONTROL. Connect AITK Control Images.")
         request = SampleRequest(
             recipe=recipe,
             prompt=prompt,
@@ -228,6 +231,8 @@ def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
     Raises:
         InputError: it carries a mask, which this sampler would have to ignore.
     """
+    if not isinstance(latent, dict) or "samples" not in latent:
+        raise InputError("latent is no LATENT. Connect a node that gives one.")
     if latent.get("noise_mask") is not None:
         raise InputError("The latent carries an inpainting mask, which this sampler does not apply. Remove the mask.")
     return latent["samples"]

@@ -75,6 +75,8 @@ class AITKSaveImage:
 
         if format not in FORMATS:
             raise InputError(f"format {format!r} is unknown. Choose one of: {', '.join(FORMATS)}.")
+        if images.ndim != 4 or images.shape[3] not in (3, 4):
+            raise InputError(f"images has shape {list(images.shape)}; pictures are [batch, height, width, 3 or 4].")
         host = current_host()
         texts: dict[str, str] = {}
         if host.metadata_enabled():

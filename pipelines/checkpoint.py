@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MODEL_INDEX = "model_index.json"
 # diffusers' and transformers' names of a component's weights, single or sharded
 _WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
+_SUFFIXES = (".json", ".safetensors", ".model")  # what a change of makes another checkpoint
 _SAMPLES = 16  # places of each file that the fingerprint reads
 _SAMPLE_SIZE = 65536  # bytes
 
@@ -63,7 +64,7 @@ class Checkpoint:
             )
         paths = [folder / MODEL_INDEX]
         for component in components:
-            paths += sorted(p for p in (folder / component).iterdir() if p.suffix in (".json", ".safetensors"))
+            paths += sorted(p for p in (folder / component).iterdir() if p.suffix in _SUFFIXES)
         return cls(name, folder, tuple(FileStamp.of(path) for path in paths))
 
     def config(self, component: str) -> dict[str, Any]:
@@ -84,7 +85,11 @@ class Checkpoint:
         for stem in _WEIGHT_NAMES:
             index = folder / f"{stem}.safetensors.index.json"
             if index.is_file():
-                weight_map = _read_json(index, self.name).get("weight_map", {})
+                weight_map = _read_json(index, self.name).get("weight_map")
+                if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+                    raise FileError(
+                        f"{self.name!r} is damaged: {component}/{index.name} has no weight_map. Download it."
+                    )
                 shards = [folder / shard for shard in dict.fromkeys(weight_map.values())]
                 absent = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
                 if absent or not shards:

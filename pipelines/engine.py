@@ -206,7 +206,7 @@ class Engine:
         finally:
             # torch keeps what it freed; other nodes and programs would miss it
             backend = getattr(torch, torch.device(device).type, None)
-            if hasattr(backend, "empty_cache"):
+            if backend is not None and hasattr(backend, "empty_cache"):
                 backend.empty_cache()
 
     def apply_loras(self, handle: PipelineHandle, wanted: tuple[AppliedLora, ...], observer: Observer) -> None:
@@ -230,7 +230,7 @@ class Engine:
         observer.stage(f"loading {part} of {handle.checkpoint.name}")
         observer.check()
         del held
-        for name in [name for name, other in self._parts.items() if name == part or other.key.model != key.model]:
+        for name in [n for n, other in self._parts.items() if n == part or other.key.checkpoint != key.checkpoint]:
             del self._parts[name]
         gc.collect()
         dtype = torch_dtype(key.dtype)

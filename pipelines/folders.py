@@ -40,12 +40,12 @@ def resolve_name(name: str, roots: Sequence[Path], what: str) -> Path:
         FileError: see :func:`check_name`; or nothing of that name is there; or a link leads out of the roots.
     """
     relative = check_name(name, what)
-    inside = [root.resolve() for root in roots]
+    inside = [real for root in roots if (real := _real(root)) is not None]
     for root in roots:
         path = root / relative
-        if not path.exists():
+        target = _real(path)
+        if target is None:
             continue
-        target = path.resolve()
         if not any(target.is_relative_to(root) for root in inside):
             raise FileError(
                 f"{what} {name!r} is refused: it is a link that leads out of ComfyUI's folders. Add the folder that "
@@ -53,7 +53,7 @@ def resolve_name(name: str, roots: Sequence[Path], what: str) -> Path:
             )
         return path
     raise FileError(
-        f"{what} {name!r} is not there. It was looked for below: "
+        f"{what} {name[:200]!r} is not there. It was looked for below: "
         + (", ".join(repr(root.name) for root in roots) or "no folder (none is configured)")
         + ". Put it there, or choose another one in the node's list."
     )
@@ -93,8 +93,8 @@ def _walk(root: Path, stop_at: str = "") -> Iterator[Path]:
     waiting = [root]
     while waiting:
         folder = waiting.pop()
-        real = folder.resolve()
-        if real in seen or not folder.is_dir():
+        real = _real(folder)
+        if real is None or real in seen or not real.is_dir():
             continue
         seen.add(real)
         try:
@@ -104,11 +104,20 @@ def _walk(root: Path, stop_at: str = "") -> Iterator[Path]:
             continue
         whole = any(entry.name == stop_at for entry in entries)
         for entry in entries:
-            if entry.is_symlink() and not entry.resolve().is_relative_to(root.resolve()):
-                # resolve_name would refuse it
+            target = _real(entry) if entry.is_symlink() else entry
+            if target is None or (target is not entry and not target.is_relative_to(root.resolve())):
+                # a broken link, or one that resolve_name would refuse
                 continue
             if entry.is_dir():
                 if not entry.name.startswith(".") and not whole:
                     waiting.append(entry)
             else:
                 yield entry
+
+
+def _real(path: Path) -> Path | None:
+    """The path with its links followed; None where nothing is there, links loop, or a name is too long."""
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return None

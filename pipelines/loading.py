@@ -25,12 +25,25 @@ def torch_dtype(dtype: DType) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
 
 
-def build_empty(factory: Callable[[], M]) -> M:
-    """Makes a model whose parameters have shapes but no storage; its buffers are real, they are not in any file."""
+def build_empty(factory: Callable[[], M], config: str) -> M:
+    """Makes a model whose parameters have shapes but no storage; its buffers are real, they are not in any file.
+
+    Args:
+        factory: makes it from its configuration.
+        config: names the configuration in errors.
+
+    Raises:
+        FileError: the library can make no model of it.
+    """
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
-        return factory()
+    try:
+        with init_empty_weights(include_buffers=False):
+            return factory()
+    except Exception as error:
+        # any value may be missing or of a wrong kind, and each gives another exception
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise FileError(f"{config} cannot be used ({reason}). Download it again.") from error
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -41,11 +41,12 @@ _SIGNATURES = (
 
 @dataclass(frozen=True)
 class FileStamp:
-    """Tells a file from its replacement without reading it: path, size in bytes, time of last change in ns."""
+    """Tells a file from its replacement without reading it: path, size in bytes, time of last change in ns, inode."""
 
     path: Path
     size: int
     mtime_ns: int
+    inode: int
 
     @classmethod
     def of(cls, path: Path) -> FileStamp:
@@ -54,7 +55,7 @@ class FileStamp:
             stat = path.stat()
         except OSError as error:
             raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
-        return cls(path, stat.st_size, stat.st_mtime_ns)
+        return cls(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def read_header(path: Path) -> Header:
         raise FileError(f"{name!r} cannot be read: {error.strerror}.") from error
     try:
         entries = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{name!r} is damaged: its header is not valid JSON. Download it again.") from error
     return _checked(path, entries, size - 8 - length)
 

@@ -18,7 +18,7 @@ from .handle import ControlImages, PipelineHandle
 from .loading import torch_dtype
 from .models import find_model
 from .models.facts import ModelFacts, Recipe
-from .models.runtime import DenoiseJob, Embedding, ModelRuntime
+from .models.runtime import DenoiseJob, Embedding, ModelRuntime, Typed
 from .observer import Observer
 from .report import describe_loras, describe_weights, peak_memory, versions
 from .sizes import Size, snap
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**53  # the largest whole number that the editor, a JavaScript program, holds exactly
 MAX_STEPS = 10_000
+MIN_DENOISE = 0.01  # the schedule has steps / denoise steps
 MAX_BATCH = 4096
 
 
@@ -45,7 +46,7 @@ class SampleRequest:
         trigger_word: replaces ``[trigger]`` and ``[name]`` in the prompt; empty leaves them as they are.
         system_prompt: empty is the recipe's own.
         batch_size: pictures.
-        denoise: 0 < denoise <= 1; below 1 the last part of a longer schedule runs, from ``latent``.
+        denoise: 0.01 to 1; below 1 the last part of a longer schedule runs, from ``latent``.
         latent: [1 or batch_size, C, h, w] in ComfyUI's scale, or None.
         control: reference images, or None.
     """
@@ -114,11 +115,11 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     size = _size(model, handle, recipe, request)
     engine.check_weights(handle)
     runtime = engine.runtime(model)
-    prompt = insert_trigger(request.prompt, request.trigger_word)
-    texts = runtime.texts(
-        recipe, prompt, request.negative_prompt, request.system_prompt, handle.options, request.guidance_scale,
-        handle.checkpoint,
-    )  # fmt: skip
+    prompt, flags = insert_trigger(request.prompt, request.trigger_word), ""
+    if recipe.prompt_flags:
+        prompt, flags = cut_flags(prompt)
+    typed = Typed(prompt, request.negative_prompt, request.system_prompt)
+    texts = runtime.texts(recipe, handle, typed, request.guidance_scale)
     before = replace(engine.counters)
     clock = _Clock()
     device = engine.device
@@ -138,7 +139,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
             for latent in latents:
                 observer.check()
                 images.append(runtime.decode(vae, latent.to(device)))
-    notes = (*size.notes, *_text_notes(request, prompt, conditioning))
+    notes = (*size.notes, *_text_notes(request, prompt, flags, conditioning))
     report = {
         **sources,
         "recipe": recipe.name,
@@ -198,12 +199,17 @@ def check_request(model: ModelFacts, handle: PipelineHandle, request: SampleRequ
         raise InputError(f"batch_size is {request.batch_size}: choose 1 to {MAX_BATCH}.")
     if not 0 <= request.seed <= MAX_SEED:
         raise InputError(f"seed is {request.seed}: choose 0 to 2^53 ({MAX_SEED}).")
-    if not 0 < request.denoise <= 1:
-        raise InputError(f"denoise is {request.denoise}: choose a value above 0, up to 1.")
+    if not MIN_DENOISE <= request.denoise <= 1:
+        raise InputError(f"denoise is {request.denoise}: choose {MIN_DENOISE} to 1.")
     if not 0 <= request.guidance_scale <= 1000:
         raise InputError(f"guidance_scale is {request.guidance_scale}: choose 0 to 1000.")
     if request.denoise < 1 and request.latent is None:
         raise InputError("denoise is below 1, but no latent is connected: there is nothing to start from.")
+    for name in ("prompt", "negative_prompt", "system_prompt", "trigger_word"):
+        try:
+            getattr(request, name).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name} holds half a character (a lone surrogate) at position {error.start}.") from error
     given = len(request.control.images) if request.control is not None else 0
     if given > model.control_images:
         takes = f"at most {model.control_images}" if model.control_images else "no"
@@ -224,6 +230,12 @@ def insert_trigger(prompt: str, trigger_word: str) -> str:
     if not trigger_word:
         return prompt
     return prompt.replace("[name]", trigger_word).replace("[trigger]", trigger_word)
+
+
+def cut_flags(prompt: str) -> tuple[str, str]:
+    """What AI Toolkit takes for the prompt, and the flags behind it, which set a job's size, seed, ... per sample."""
+    text, dashes, flags = prompt.partition("--")
+    return text.strip(), (dashes + flags).strip()
 
 
 def initial_noise(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -307,9 +319,11 @@ def start_latents(
     return ((1 - sigma) * given + sigma * noise.float()).to(dtype)
 
 
-def _text_notes(request: SampleRequest, prompt: str, conditioning: list[Embedding]) -> Iterator[str]:
+def _text_notes(request: SampleRequest, prompt: str, flags: str, conditioning: list[Embedding]) -> Iterator[str]:
     if not prompt.strip():
         yield "the prompt is empty"
+    if flags:
+        yield f"{flags!r} was cut off the prompt: AI Toolkit reads flags from '--' on. Set the node's inputs instead"
     for name, embedding in zip(("prompt", "negative prompt"), conditioning, strict=False):
         if embedding.cut_tokens:
             length = embedding.mask.shape[1]

@@ -34,6 +34,8 @@ class Recipe:
         size: how sizes snap.
         lora_arithmetic: of live LoRAs: ``trainer`` adds a float32 branch, ``peft`` one in the base's dtype.
         lora_application: what ``application: auto`` means on unquantised weights, DoRA apart.
+        prompt_flags: whether the prompt is read as AI Toolkit reads a sample's: stripped, and cut at the first ``--``,
+            where its flags begin.
         sources: field -> where its value was read.
     """
 
@@ -41,6 +43,7 @@ class Recipe:
     size: SizeRule
     lora_arithmetic: Literal["trainer", "peft"]
     lora_application: Literal["merged", "live"]
+    prompt_flags: bool
     sources: Mapping[str, str]
 
 

@@ -13,8 +13,17 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..checkpoint import Checkpoint
-    from ..handle import Quantization, RuntimeOptions
+    from ..handle import PipelineHandle, Quantization
     from ..sizes import Size
+
+
+@dataclass(frozen=True)
+class Typed:
+    """The texts as the user wrote them; an empty ``system_prompt`` is the recipe's own."""
+
+    prompt: str
+    negative_prompt: str
+    system_prompt: str
 
 
 @dataclass(frozen=True)
@@ -82,10 +91,7 @@ class ModelRuntime(Protocol):
         """Loads ``transformer``, ``text_encoder`` or ``vae`` to the CPU; ``check`` raises to interrupt."""
         ...
 
-    def texts(
-        self, recipe: Recipe, prompt: str, negative_prompt: str, system_prompt: str, options: RuntimeOptions,
-        guidance_scale: float, checkpoint: Checkpoint,
-    ) -> list[Text]:  # fmt: skip
+    def texts(self, recipe: Recipe, handle: PipelineHandle, typed: Typed, guidance_scale: float) -> list[Text]:
         """The texts to encode, in the order that the loop wants them."""
         ...
 

@@ -29,9 +29,10 @@ FOX = {
 }  # fmt: skip
 TALL = FOX | {"width": 80, "height": 112, "seed": 123456789, "negative_prompt": "blurry", "guidance": 2.5, "steps": 5}
 PLAIN = FOX | {"guidance": 1.0, "prompt": ""}
+TYPED = FOX | {"prompt": " a red fox\n", "negative_prompt": "fog \n"}
 WEAK = FOX | {"network_multiplier": -0.6}
 JOBS = {
-    "text": {"items": [FOX, TALL, PLAIN]},
+    "text": {"items": [FOX, TALL, PLAIN, TYPED]},
     "LoRA merged": {"lora": True, "items": [WEAK, TALL | {"network_multiplier": -0.6}]},
     "LoRA live": {"lora": True, "items": [FOX, WEAK, TALL]},
     "text encoder qfloat8, LoRA merged": {"quantize_te": "qfloat8", "lora": True, "items": [FOX]},

@@ -147,6 +147,7 @@ def test_folders_that_cannot_be_read_are_left_out(host, tmp_path, models):
     use_host(PlainHost(tmp_path / "own", host.input, host.output, "cpu"))
     # a loop, and a file where a folder is looked for
     (tmp_path / "own" / "loras" / "loop").symlink_to(tmp_path / "own" / "loras", target_is_directory=True)
+    (tmp_path / "own" / "loras" / "self").symlink_to(tmp_path / "own" / "loras" / "self")
     (tmp_path / "own" / "diffusers").write_text("no folder")
     assert _inputs(NODE_CLASS_MAPPINGS["ApplyAITKLoRA"])["lora_name"][0] == ["tiny.safetensors"]
     assert _inputs(NODE_CLASS_MAPPINGS["LoadAITKModel"])["weights"][0] == ["default"]

@@ -50,7 +50,7 @@ def own_models(tmp_path: Path, host: PlainHost, models: Path) -> Path:
     """A models folder that a test may damage, with the shared one beside it."""
     folder = tmp_path / "models"
     (folder / "loras").mkdir(parents=True)
-    roots = {"diffusers": models / "diffusers", "loras": models / "loras"}
+    roots = {"diffusers": models / "diffusers" / "tiny", "loras": models / "loras" / "tiny.safetensors"}
     use_host(PlainHost(folder, host.input, host.output, "cpu", roots))
     return folder
 
@@ -70,8 +70,15 @@ def _fails(changed: dict, message: str) -> None:
         ({"sample": {"seed": -1}}, "seed is -1: choose 0 to 2^53"),
         ({"sample": {"seed": 2**53 + 1}}, "seed is 9007199254740993: choose 0 to 2^53"),
         ({"sample": {"guidance_scale": float("nan")}}, "guidance_scale is nan"),
-        ({"sample": {"denoise": 0.0}}, "denoise is 0.0: choose a value above 0, up to 1"),
-        ({"sample": {"denoise": 1.5}}, "denoise is 1.5: choose a value above 0, up to 1"),
+        ({"sample": {"denoise": 0.0}}, "denoise is 0.0: choose 0.01 to 1"),
+        ({"sample": {"denoise": 1.5}}, "denoise is 1.5: choose 0.01 to 1"),
+        ({"sample": {"denoise": 1e-9}}, "denoise is 1e-09: choose 0.01 to 1"),
+        ({"sample": {"prompt": "a\ud800"}}, "prompt holds half a character"),
+        ({"sample": {"pipeline": 5}}, "pipeline is no AITK_PIPELINE"),
+        ({"sample": {"latent": 3}}, "latent is no LATENT"),
+        ({"sample": {"control": 1}}, "control is no AITK_CONTROL"),
+        ({"lora": {"lora_name": "x" * 5000}}, "is not there"),
+        ({"save": {"filename_prefix": "x" * 300 + "/y"}}, "cannot be made: File name too long"),
         ({"sample": {"denoise": 0.5}}, "denoise is below 1, but no latent is connected"),
         ({"sample": {"width": 0}}, "width is 0: a picture needs at least 64 pixels a side"),
         ({"sample": {"height": 63}}, "height is 63: the smallest side is 64 pixels"),
@@ -232,6 +239,25 @@ def _tensor_edit(folder: Path, part: str, edit) -> None:
             "The text encoder of 'bad' is a 't5' model, not gemma2",
         ),
         (lambda f: (f / "tokenizer" / "tokenizer.json").unlink(), "has no tokenizer"),
+        (lambda f: (f / "tokenizer" / "tokenizer.json").write_text("{}"), "The tokenizer of 'bad' cannot be used"),
+        (
+            lambda f: _json_edit(f / "tokenizer" / "tokenizer_config.json", pad_token=None),
+            "has a tokenizer without a padding token",
+        ),
+        (
+            lambda f: _json_edit(f / "transformer" / "config.json", axes_lens=None),
+            "has axes_lens None and patch",
+        ),
+        (lambda f: _json_edit(f / "transformer" / "config.json", axes_lens=[10, 512, 512]), "holds texts of 9 tokens"),
+        (
+            lambda f: _json_edit(f / "transformer" / "config.json", hidden_size="48"),
+            "transformer/config.json of 'bad' cannot be used (",
+        ),
+        (
+            lambda f: _json_edit(f / "text_encoder" / "config.json", num_attention_heads="many"),
+            "text_encoder/config.json of 'bad' cannot be used (",
+        ),
+        (lambda f: _json_edit(f / "vae" / "config.json", scaling_factor=None), "scaling_factor, shift_factor [None"),
         (
             lambda f: _tensor_edit(
                 f, "transformer", lambda t: {k: v for k, v in t.items() if "x_embedder.bias" not in k}
@@ -324,6 +350,10 @@ def test_bad_latents(host, latent, message):
         (
             {"negative_prompt": "fog", "guidance_scale": 1.0},
             "the negative prompt is not used: guidance_scale is 1 or l",
+        ),
+        (
+            {"prompt": "a fox --w 64", "recipe": "trainer preview"},
+            "'--w 64' was cut off the prompt: AI Toolkit",
         ),
         ({"width": 90}, "rendered at 64 x 64 (asked for: 90 x 64)"),
         ({"width": 63, "recipe": "trainer preview"}, "rendered at 64 x 64 (asked for: 63 x 64)"),

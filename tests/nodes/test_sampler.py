@@ -52,6 +52,14 @@ def test_the_trigger_word_is_replaced_when_given_and_stays_literal_when_not(run)
     assert not torch.equal(literal["image"], run(prompt="")["image"])
 
 
+def test_the_trainer_strips_the_prompt_and_cuts_it_at_its_flags(run):
+    plain = run(recipe="trainer preview", prompt="a red fox")
+    for prompt in ("a red fox\n", "  a red fox", "a red fox--blue", "a red fox --n ugly --l 2"):
+        assert torch.equal(run(recipe="trainer preview", prompt=prompt)["image"], plain["image"])
+    # diffusers takes it as it is
+    assert not torch.equal(run(prompt="a red fox\n")["image"], run(prompt="a red fox")["image"])
+
+
 @pytest.mark.parametrize(("recipe", "negative_moves"), [("reference pipeline", False), ("trainer preview", True)])
 def test_a_system_prompt_reaches_the_texts_that_the_recipe_templates(run, recipe, negative_moves):
     from comfyui_aitk.nodes.sampler import engine

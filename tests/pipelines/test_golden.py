@@ -19,7 +19,7 @@ from comfyui_aitk.pipelines.checkpoint import Checkpoint
 from comfyui_aitk.pipelines.handle import PipelineHandle, RuntimeOptions
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.models.lumina2 import loop
-from comfyui_aitk.pipelines.models.runtime import DenoiseJob
+from comfyui_aitk.pipelines.models.runtime import DenoiseJob, Typed
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.sampling import initial_noise
 from PIL import Image
@@ -89,7 +89,8 @@ def _node(class_type: str, **inputs: object) -> dict:
 
 @pytest.fixture
 def golden_host(host, tmp_path):
-    plain = PlainHost(tmp_path, tmp_path, tmp_path / "output", "cpu", {"diffusers": GOLDEN, "loras": GOLDEN / "lora"})
+    extra = {"diffusers": GOLDEN / "base", "loras": GOLDEN / "lora" / "lora_f32.safetensors"}
+    plain = PlainHost(tmp_path, tmp_path, tmp_path / "output", "cpu", extra)
     use_host(plain)
     return plain
 
@@ -116,9 +117,8 @@ def test_every_stage_agrees(folder, case, engine):
     options = RuntimeOptions(text_encoder_attention=ATTENTION[folder])
     handle = PipelineHandle("lumina2", Checkpoint.open(GOLDEN / "base", "base", model.components), "float32", options)
     runtime = engine.runtime(model)
-    texts = runtime.texts(
-        recipe, case["prompt"], case["negative_prompt"], "", options, case["guidance"], handle.checkpoint
-    )
+    typed = Typed(case["prompt"], case["negative_prompt"], "")
+    texts = runtime.texts(recipe, handle, typed, case["guidance"])
     with torch.no_grad():
         conditioning = engine.embeddings(handle, texts, SilentObserver())
         for embedding, name in zip(conditioning, ("prompt", "negative"), strict=False):

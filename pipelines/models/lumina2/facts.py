@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...checkpoint import Checkpoint
+from ...errors import FileError
 from ...sizes import SizeRule
 from ..facts import Defaults, LoraNames, ModelFacts, Recipe
 
@@ -44,6 +45,7 @@ REFERENCE = Lumina2Recipe(
     size=SizeRule(floor=32, small="error", multiple=16),
     lora_arithmetic="peft",
     lora_application="live",
+    prompt_flags=False,
     shift=6.0,
     template_negative=False,
     softcap=False,
@@ -51,6 +53,7 @@ REFERENCE = Lumina2Recipe(
     sources={
         "size": "model page lumina2: sides are floored to a multiple of 32",
         "lora_arithmetic": "model page: load_lora_weights + set_adapters, that is PEFT in the base's dtype",
+        "prompt_flags": "diffusers takes the prompt as it is",
         "lora_application": "model page: dynamic via adapters",
         "shift": "model page: FlowMatchEulerDiscreteScheduler, shift 6.0",
         "template_negative": "diffusers Lumina2Pipeline.encode_prompt: only the prompt gets the system prompt",
@@ -64,6 +67,7 @@ TRAINER = Lumina2Recipe(
     size=SizeRule(floor=8, small="raise to 64", multiple=16),
     lora_arithmetic="trainer",
     lora_application="merged",
+    prompt_flags=True,
     shift=1.0,
     template_negative=True,
     softcap=False,
@@ -71,6 +75,7 @@ TRAINER = Lumina2Recipe(
     sources={
         "size": "AI Toolkit config_modules.py GenerateImageConfig: floor to 8, at least 64; diffusers then wants 16",
         "lora_arithmetic": "AI Toolkit network_mixins.py ToolkitModuleMixin.forward: float32 branch",
+        "prompt_flags": "AI Toolkit config_modules.py GenerateImageConfig._process_prompt_string",
         "lora_application": "AI Toolkit stable_diffusion_model.py generate_images: merged at one multiplier",
         "shift": "AI Toolkit toolkit/sampler.py configures 6.0, but from_config drops it: the scheduler runs at 1.0",
         "template_negative": "AI Toolkit stable_diffusion_model.py encode_prompt: two calls, both with the template",
@@ -83,8 +88,15 @@ TRAINER = Lumina2Recipe(
 def _largest_side(checkpoint: Checkpoint) -> int:
     config = checkpoint.config("transformer")
     # the table has one row per patch; the first axis counts text tokens. 512 patches = 8192 pixels in the release
-    rows = min(config.get("axes_lens", (300, 512, 512))[1:])
-    return rows * config.get("patch_size", 2) * VAE_DOWNSCALE
+    lengths, patch = config.get("axes_lens", (300, 512, 512)), config.get("patch_size", 2)
+    numbers = [*lengths, patch] if isinstance(lengths, (list, tuple)) else [None]
+    if len(numbers) != 4 or not all(isinstance(number, int) and number > 0 for number in numbers):
+        raise FileError(f"{checkpoint.name!r}: transformer/config.json has axes_lens {lengths} and patch_size {patch}.")
+    if lengths[0] <= TEXT_LENGTH:
+        raise FileError(
+            f"{checkpoint.name!r} holds texts of {lengths[0] - 1} tokens; this model is run with {TEXT_LENGTH}."
+        )
+    return min(lengths[1:]) * patch * VAE_DOWNSCALE
 
 
 def _load_runtime() -> ModelRuntime:

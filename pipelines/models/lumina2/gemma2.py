@@ -92,19 +92,36 @@ def load(
     checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization, check: Callable[[], None]
 ) -> Gemma2TextEncoder:
     """Loads tokenizer and encoder to the CPU; ``check`` raises to interrupt."""
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder / "tokenizer"), local_files_only=True)
-    tokenizer.padding_side = "right"
+    tokenizer = _tokenizer(checkpoint)
     tensors = checkpoint.read("text_encoder", checkpoint.tensor_infos("text_encoder"))
     where = f"{checkpoint.name} text_encoder"
     model = fill(_empty(checkpoint), tensors, dtype, where, check, quantization=quantization, prefix=_PREFIX)
     return Gemma2TextEncoder(tokenizer, model, dtype)
 
 
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder / "tokenizer"), local_files_only=True)
+    except Exception as error:
+        # the library's exceptions for a damaged file are of every kind
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise FileError(
+            f"The tokenizer of {checkpoint.name!r} cannot be used ({reason}). Download it again."
+        ) from error
+    if tokenizer.pad_token_id is None:
+        _refuse(checkpoint, "has a tokenizer without a padding token")
+    if len(tokenizer) > checkpoint.config("text_encoder").get("vocab_size", 0):
+        _refuse(checkpoint, f"has a tokenizer of {len(tokenizer)} tokens, more than it has embeddings")
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
 def _empty(checkpoint: Checkpoint) -> Gemma2Model:
-    config = Gemma2Config.from_pretrained(str(checkpoint.folder / "text_encoder"), local_files_only=True)
+    folder = str(checkpoint.folder / "text_encoder")
     # not AutoModel.from_config, which makes the buffers in the dtype of the file's config: a bfloat16 embed_scale in a
     # float32 run moves the embeddings by 2e-3
-    return build_empty(lambda: Gemma2Model(config))
+    config = f"text_encoder/config.json of {checkpoint.name!r}"
+    return build_empty(lambda: Gemma2Model(Gemma2Config.from_pretrained(folder, local_files_only=True)), config)
 
 
 def _refuse(checkpoint: Checkpoint, why: str) -> None:

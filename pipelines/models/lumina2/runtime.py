@@ -11,11 +11,11 @@ from torch import nn
 
 from ...checkpoint import Checkpoint
 from ...errors import FileError, InputError
-from ...handle import Quantization, RuntimeOptions
+from ...handle import PipelineHandle, Quantization
 from ...loading import build_empty, fill, parameter_shapes
 from ...sizes import Size
 from ..facts import Recipe
-from ..runtime import DenoiseJob, Embedding, Text
+from ..runtime import DenoiseJob, Embedding, Text, Typed
 from . import gemma2, loop
 from .facts import MODEL, PROMPT_MARKER, SYSTEM_PROMPT, TEXT_LENGTH, VAE_DOWNSCALE, Lumina2Recipe
 
@@ -29,8 +29,12 @@ class Lumina2Runtime:
     def check_weights(self, part: str, checkpoint: Checkpoint) -> None:
         if part == "text_encoder":
             gemma2.check_files(checkpoint)
-        else:
-            checkpoint.check_complete(part, parameter_shapes(self._empty(part, checkpoint)))
+            return
+        if part == "vae":
+            scales = [checkpoint.config(part).get(name) for name in ("scaling_factor", "shift_factor")]
+            if not all(isinstance(scale, int | float) for scale in scales) or not scales[0]:
+                raise FileError(f"{checkpoint.name!r}: vae/config.json has scaling_factor, shift_factor {scales}.")
+        checkpoint.check_complete(part, parameter_shapes(self._empty(part, checkpoint)))
 
     def load(
         self, part: str, checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization,
@@ -47,20 +51,20 @@ class Lumina2Runtime:
         config = checkpoint.config(part)
         if config.get("_class_name") != cls.__name__:
             raise FileError(f"{checkpoint.name!r} has a {config.get('_class_name')} as {part}, not {cls.__name__}.")
-        return build_empty(lambda: cls.from_config(config))
+        return build_empty(lambda: cls.from_config(config), f"{part}/config.json of {checkpoint.name!r}")
 
-    def texts(
-        self, recipe: Recipe, prompt: str, negative_prompt: str, system_prompt: str, options: RuntimeOptions,
-        guidance_scale: float, checkpoint: Checkpoint,
-    ) -> list[Text]:  # fmt: skip
+    def texts(self, recipe: Recipe, handle: PipelineHandle, typed: Typed, guidance_scale: float) -> list[Text]:
         assert isinstance(recipe, Lumina2Recipe)
-        wanted = {"auto": recipe.softcap, "softcap": True, "no softcap": False}[options.text_encoder_attention]
-        value = checkpoint.config("text_encoder").get("attn_logit_softcapping") or _DEFAULT_SOFTCAP
-        settings = gemma2.Gemma2Settings(value if wanted else None, recipe.cast_rope)
-        template = (system_prompt or SYSTEM_PROMPT) + PROMPT_MARKER
-        texts = [Text(template + prompt, TEXT_LENGTH, settings)]
+        attention = handle.options.text_encoder_attention
+        wanted = {"auto": recipe.softcap, "softcap": True, "no softcap": False}[attention]
+        value = handle.checkpoint.config("text_encoder").get("attn_logit_softcapping") or _DEFAULT_SOFTCAP
+        # in float32 there is nothing to round: one embedding serves every recipe
+        cast_rope = recipe.cast_rope and handle.dtype != "float32"
+        settings = gemma2.Gemma2Settings(value if wanted else None, cast_rope)
+        template = (typed.system_prompt or SYSTEM_PROMPT) + PROMPT_MARKER
+        texts = [Text(template + typed.prompt, TEXT_LENGTH, settings)]
         if guidance_scale > 1:
-            negative = template + negative_prompt if recipe.template_negative else negative_prompt
+            negative = template + typed.negative_prompt if recipe.template_negative else typed.negative_prompt
             texts.append(Text(negative, TEXT_LENGTH, settings))
         return texts
 
