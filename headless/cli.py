@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from ..nodes.host import PlainHost, use_host
+from ..nodes.host import PlainHost
 from ..pipelines.errors import AITKError, FileError
-from .core_nodes import CORE_CLASSES, CORE_NAMES
-from .execute import run_prompt
+from .local import run_document, saved_pictures
 from .server import reports_in, run_on_server
-from .workflow import apply_sets, definitions_of, is_editor_format, read_workflow, to_prompt
+from .workflow import read_workflow
 
 
 @dataclass(frozen=True)
@@ -81,18 +79,9 @@ def _run_here(arguments: argparse.Namespace) -> _Made:
         raise FileError(f"--output {str(arguments.output)!r} is a file. Name a folder.")
     if not arguments.models.is_dir():
         raise FileError(f"--models {str(arguments.models)!r} is no folder. It holds diffusers, loras, ...")
-    use_host(PlainHost(arguments.models, arguments.input, arguments.output, arguments.device))
-    classes = {**CORE_CLASSES, **NODE_CLASS_MAPPINGS}
-    definitions = definitions_of(classes, {**CORE_NAMES, **NODE_DISPLAY_NAME_MAPPINGS})
-    prompt = apply_sets(to_prompt(document, definitions), arguments.set, definitions)
-    result = run_prompt(prompt, classes, extra_pnginfo={"workflow": document} if is_editor_format(document) else None)
-    images = [
-        arguments.output / entry["subfolder"] / entry["filename"]
-        for shown in result.outputs.values()
-        for entry in shown.get("images") or ()
-        if entry["type"] == "output"
-    ]
-    return _Made(images, reports_in(result.outputs), result.seconds)
+    host = PlainHost(arguments.models, arguments.input, arguments.output, arguments.device)
+    result = run_document(document, host, arguments.set)
+    return _Made(saved_pictures(result, arguments.output), reports_in(result.outputs), result.seconds)
 
 
 def _run_on_server(arguments: argparse.Namespace) -> _Made:

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from ..nodes.host import PlainHost, use_host
+from ..nodes.host import PlainHost
 from ..pipelines.errors import AITKError, FileError
-from .execute import run_prompt
+from .local import run_document, saved_pictures
 from .server import reports_in
-from .workflow import apply_sets, definitions_of, read_workflow, to_prompt
+from .workflow import read_workflow
 
 _ROOT = Path(__file__).resolve().parent.parent
 _WORKFLOW = "lumina2_lora.json"
@@ -77,14 +76,11 @@ def _run(arguments: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
             raise FileError(f"--lora {str(lora)!r} is no file.")
         roots["loras"] = lora.resolve()
         sets.append(f"ApplyAITKLoRA.lora_name={lora.name}")
-    use_host(PlainHost(models, arguments.output, arguments.output, arguments.device, roots))
+    host = PlainHost(models, arguments.output, arguments.output, arguments.device, roots)
     document = read_workflow(_ROOT / "example_workflows" / (_PLAIN_WORKFLOW if lora is None else _WORKFLOW))
-    definitions = definitions_of(NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS)
-    prompt = apply_sets(to_prompt(document, definitions), [*sets, *arguments.set], definitions)
-    result = run_prompt(prompt, NODE_CLASS_MAPPINGS, extra_pnginfo={"workflow": document})
+    result = run_document(document, host, [*sets, *arguments.set])
     (report,) = reports_in(result.outputs).values()
-    images = [entry for shown in result.outputs.values() for entry in shown.get("images", ())]
-    return [(arguments.output / entry["subfolder"] / entry["filename"]).resolve() for entry in images], report
+    return [path.resolve() for path in saved_pictures(result, arguments.output)], report
 
 
 def _make_tiny(models: Path) -> None:

@@ -1,0 +1,41 @@
+"""Runs a workflow document in this process, with the pack's nodes and the stand-ins of ComfyUI's core nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from ..nodes.host import PlainHost, use_host
+from .core_nodes import CORE_CLASSES, CORE_NAMES
+from .execute import RunResult, run_prompt
+from .workflow import apply_sets, definitions_of, is_editor_format, to_prompt
+
+
+def run_document(document: dict[str, Any], host: PlainHost, sets: Sequence[str]) -> RunResult:
+    """Converts, changes and runs a workflow of either format.
+
+    Args:
+        document: as :func:`.workflow.read_workflow` returns it.
+        host: folders and device; it stays the process's host.
+        sets: ``NODE.INPUT=VALUE`` each, see :func:`.workflow.apply_sets`.
+
+    Raises:
+        WorkflowError: see :func:`.execute.run_prompt`.
+    """
+    use_host(host)
+    classes = {**CORE_CLASSES, **NODE_CLASS_MAPPINGS}
+    definitions = definitions_of(classes, {**CORE_NAMES, **NODE_DISPLAY_NAME_MAPPINGS})
+    prompt = apply_sets(to_prompt(document, definitions), sets, definitions)
+    return run_prompt(prompt, classes, extra_pnginfo={"workflow": document} if is_editor_format(document) else None)
+
+
+def saved_pictures(result: RunResult, output: Path) -> list[Path]:
+    """The pictures that a run left in the output folder; previews are left out."""
+    return [
+        output / entry["subfolder"] / entry["filename"]
+        for shown in result.outputs.values()
+        for entry in shown.get("images") or ()
+        if entry["type"] == "output"
+    ]
