@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..nodes.host import PlainHost
-from ..pipelines.errors import AITKError, FileError
-from .local import run_document, saved_pictures
+from ..pipelines.errors import FileError
+from .local import exit_status, run_document, saved_pictures
 from .server import reports_in, run_on_server
 from .workflow import read_workflow
 
@@ -30,19 +30,7 @@ def run_command(argv: Sequence[str]) -> int:
     0: done; 1: an error, which is printed; 2: wrong arguments (raised as SystemExit by argparse); 130: Ctrl-C.
     """
     arguments = _parse(argv)
-    try:
-        made = _run_on_server(arguments) if arguments.server else _run_here(arguments)
-        for image in made.images:
-            print(image)
-        if arguments.report:
-            _write_report(arguments.report, made, arguments.output)
-    except AITKError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: _run(arguments))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -69,6 +57,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.input is None:
         arguments.input = arguments.workflow.parent
     return arguments
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    made = _run_on_server(arguments) if arguments.server else _run_here(arguments)
+    for image in made.images:
+        print(image)
+    if arguments.report:
+        _write_report(arguments.report, made, arguments.output)
 
 
 def _run_here(arguments: argparse.Namespace) -> _Made:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..nodes.host import PlainHost
-from ..pipelines.errors import AITKError, FileError
-from .local import run_document, saved_pictures
+from ..pipelines.errors import FileError
+from .local import exit_status, run_document, saved_pictures
 from .server import reports_in
 from .workflow import read_workflow
 
@@ -23,16 +22,13 @@ _TINY_LORA = "tiny-lora.safetensors"
 
 
 def demo_command(argv: Sequence[str]) -> int:
-    """Runs the demo; returns the exit status: 0, or 1 after an error, which is printed."""
+    """Runs the demo; returns the exit status, see :func:`.local.exit_status`."""
     arguments = _parse(argv)
-    try:
-        saved, report = _run(arguments)
-    except AITKError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: _show(arguments))
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    saved, report = _run(arguments)
     print(json.dumps(report, indent=1, ensure_ascii=False))
     for path in saved:
         print(f"\nThe picture, with the workflow and this report inside: {path}")
@@ -42,7 +38,6 @@ def demo_command(argv: Sequence[str]) -> int:
             "  python3 tasks.py demo --weights Alpha-VLLM/Lumina-Image-2.0 --lora YOUR_LORA.safetensors\n"
             "  python3 tasks.py demo --weights FOLDER     (a diffusers folder, with model_index.json)"
         )
-    return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

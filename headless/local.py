@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.host import PlainHost, use_host
+from ..pipelines.errors import AITKError
 from .core_nodes import CORE_CLASSES, CORE_NAMES
 from .execute import RunResult, run_prompt
 from .workflow import apply_sets, definitions_of, is_editor_format, to_prompt
@@ -29,6 +31,19 @@ def run_document(document: dict[str, Any], host: PlainHost, sets: Sequence[str])
     definitions = definitions_of(classes, {**CORE_NAMES, **NODE_DISPLAY_NAME_MAPPINGS})
     prompt = apply_sets(to_prompt(document, definitions), sets, definitions)
     return run_prompt(prompt, classes, extra_pnginfo={"workflow": document} if is_editor_format(document) else None)
+
+
+def exit_status(command: Callable[[], None]) -> int:
+    """Runs a command; returns 0, 1 after an error of ours, which is printed, or 130 after Ctrl-C."""
+    try:
+        command()
+    except AITKError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
 
 
 def saved_pictures(result: RunResult, output: Path) -> list[Path]:

@@ -213,7 +213,8 @@ class PlainHost:
         return self._with_extra(kind, list_folders_with([self.models / kind], marker))
 
     def _with_extra(self, kind: str, names: list[str]) -> list[str]:
-        return [*names, self._extra[kind].name] if kind in self._extra else names
+        extra = [self._extra[kind].name] if kind in self._extra else []
+        return list(dict.fromkeys([*names, *extra]))
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
         now = time.localtime()

@@ -42,7 +42,7 @@ def resolve(handle: PipelineHandle, recipe: Recipe, quantization: Quantization) 
     """Decides ``application: auto`` for each LoRA of a handle; a strength of 0 is left out.
 
     Raises:
-        LoraError: ``merged`` is asked for on quantised weights.
+        LoraError: ``merged`` is asked for on quantised weights, or of a kind that is never merged.
     """
     applied = []
     for spec in handle.loras:

@@ -219,6 +219,13 @@ def _json_edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def _with_a_foreign_token(folder: Path) -> str:
+    """The tokenizer with a beginning-of-text token that no encoder of that size has an embedding for."""
+    tokenizer = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())
+    tokenizer["post_processor"]["special_tokens"]["<bos>"]["ids"] = [999999]
+    return json.dumps(tokenizer)
+
+
 def _tensor_edit(folder: Path, part: str, edit) -> None:
     (path,) = (folder / part).glob("*.safetensors")
     save_file(edit(load_file(path)), path)
@@ -239,6 +246,10 @@ def _tensor_edit(folder: Path, part: str, edit) -> None:
             "The text encoder of 'bad' is a 't5' model, not gemma2",
         ),
         (lambda f: (f / "tokenizer" / "tokenizer.json").unlink(), "has no tokenizer"),
+        (
+            lambda f: (f / "tokenizer" / "tokenizer.json").write_text(_with_a_foreign_token(f)),
+            "The tokenizer does not belong to the text encoder: it gives token 999999",
+        ),
         (lambda f: (f / "tokenizer" / "tokenizer.json").write_text("{}"), "The tokenizer of 'bad' cannot be used"),
         (
             lambda f: _json_edit(f / "tokenizer" / "tokenizer_config.json", pad_token=None),

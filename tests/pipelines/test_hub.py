@@ -131,12 +131,14 @@ def test_a_repository_is_downloaded_once_then_read_from_the_cache(hub, tmp_path)
     assert not hub.fetched
 
     # a download that was cut off: one file is not there, and only that one is fetched
-    (lost,) = (tmp_path / "cache").glob("hub/*/snapshots/*/vae/diffusion_pytorch_model.safetensors")
-    lost.resolve().unlink()
-    lost.unlink(missing_ok=True)
-    assert "HF_HUB_OFFLINE forbids downloads" in _open(REPO, tmp_path / "cache", endpoint, HF_HUB_OFFLINE="1")
-    assert _open(REPO, tmp_path / "cache", endpoint) == f"{REPO}@{COMMIT[:12]}"
-    assert hub.fetched == ["vae/diffusion_pytorch_model.safetensors"]
+    for name in ("vae/diffusion_pytorch_model.safetensors", "vae/config.json", "tokenizer/tokenizer.json"):
+        hub.fetched.clear()
+        (lost,) = (tmp_path / "cache").glob(f"hub/*/snapshots/*/{name}")
+        lost.resolve().unlink()
+        lost.unlink(missing_ok=True)
+        assert "HF_HUB_OFFLINE forbids downloads" in _open(REPO, tmp_path / "cache", endpoint, HF_HUB_OFFLINE="1")
+        assert _open(REPO, tmp_path / "cache", endpoint) == f"{REPO}@{COMMIT[:12]}"
+        assert hub.fetched == [name]
 
 
 @pytest.mark.parametrize(
