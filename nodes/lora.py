@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..pipelines.errors import InputError
+from ..pipelines.files.safetensors import FileStamp
 from ..pipelines.folders import resolve_name
 from ..pipelines.handle import APPLICATIONS, Application, LoraSpec, PipelineHandle
 from ..pipelines.lora.file import open_lora
 from ..pipelines.models import find_model
-from ..pipelines.safetensors_file import FileStamp
 from .host import current_host
 from .load_model import CATEGORY, check_pipeline, why_refused
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import FileError
-from .safetensors_file import FileStamp, Header, TensorInfo, read_header, read_tensors
+from .files.safetensors import FileStamp, Header, TensorInfo, read_header, read_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from .files.safetensors import FileStamp, sha256
 from .lora.stack import AppliedLora
-from .safetensors_file import FileStamp, sha256
 
 if TYPE_CHECKING:
     from .engine import Engine

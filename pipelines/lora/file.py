@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ..checkpoint import Checkpoint
 from ..errors import LoraError
+from ..files.safetensors import FileStamp, Header, read_header, read_tensors
 from ..models.facts import ModelFacts
-from ..safetensors_file import FileStamp, Header, read_header, read_tensors
 from .formats import LoraLayer, recognise
 from .kinds import Adapter, Kind
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ..errors import LoraError
-from ..safetensors_file import Header
+from ..files.safetensors import Header
 from . import families
 from .kinds import KINDS, Kind
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from ..checkpoint import Checkpoint
 from ..errors import FileError, LoraError
+from ..files.safetensors import FileStamp
 from ..handle import LoraSpec, PipelineHandle, Quantization
 from ..models.facts import Recipe
-from ..safetensors_file import FileStamp
 from .file import PART, open_lora, read_lora
 from .kinds import Adapter
 

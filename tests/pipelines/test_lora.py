@@ -9,11 +9,11 @@ import pytest
 import torch
 from comfyui_aitk.headless.tiny.lumina2 import make_lora
 from comfyui_aitk.pipelines.errors import LoraError
+from comfyui_aitk.pipelines.files.safetensors import FileStamp
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
 from comfyui_aitk.pipelines.lora.file import open_lora
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.safetensors_file import FileStamp
 from comfyui_aitk.pipelines.sampling import SampleRequest, sample
 from safetensors.torch import load_file, save_file
 

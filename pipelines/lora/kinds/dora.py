@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...safetensors_file import TensorInfo
+from ...files.safetensors import TensorInfo
 from .kind import PAIR, Arithmetic, Kind, Shape, matrix_product
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...safetensors_file import TensorInfo
+from ...files.safetensors import TensorInfo
 from .kind import Arithmetic, Kind, Shape
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ...safetensors_file import TensorInfo
+from ...files.safetensors import TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import FileError
+from ..errors import FileError
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from comfyui_aitk.pipelines.errors import FileError
-from comfyui_aitk.pipelines.safetensors_file import read_header, read_tensors
+from comfyui_aitk.pipelines.files.safetensors import read_header, read_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
