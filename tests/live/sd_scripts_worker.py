@@ -17,8 +17,8 @@ The output holds initial_noise, sigmas, timesteps, model_timestep_step0, pred_co
 and mask of prompt_ and negative_. The metadata holds package versions and ``guided_steps``.
 
 Stood in for, because files do not tell or the script would download: the sizes, and the tokenizer "google/gemma-2-2b",
-which is made from the sentencepiece model inside the Gemma2 file. Where torchvision is missing an empty module takes its
-place: sd-scripts names its picture transforms when imported and calls none of them to render.
+which is made from the sentencepiece model inside the Gemma2 file. Where torchvision is missing, an empty module takes
+its place: sd-scripts names its picture transforms when imported and calls none of them to render.
 """
 
 from __future__ import annotations
