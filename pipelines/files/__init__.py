@@ -1,1 +1,55 @@
-"""Files that hold tensors: one module per container format, each with a checked header and a reader."""
+"""Files that hold tensors: one module per container format, each with a checked header and a reader.
+
+Imports neither torch nor gguf before tensors are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from ..errors import FileError
+from . import gguf, safetensors, torch_pickle
+from .safetensors import Header
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..packed import PackedTensor
+
+# ending, in lower case -> the module that reads it
+SUFFIXES = MappingProxyType({
+    ".safetensors": safetensors, ".sft": safetensors,
+    ".gguf": gguf,
+    ".pth": torch_pickle, ".pt": torch_pickle, ".ckpt": torch_pickle, ".bin": torch_pickle,
+})  # fmt: skip
+
+
+def read_header(path: Path) -> Header:
+    """Reads and checks the header of a file of any container, told by its ending.
+
+    Raises:
+        FileError: the ending is none of ``SUFFIXES``; or whatever is wrong with the file, by its name.
+    """
+    _check_suffix(path)
+    return SUFFIXES[path.suffix.lower()].read_header(path)
+
+
+def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
+    """Yields the tensors of a file one by one, on the CPU, as stored; only GGUF files have packed ones.
+
+    They may be maps of the file: who keeps one, copies it.
+
+    Args:
+        path: a file that :func:`read_header` accepts.
+        names: which ones; all of them by default.
+    """
+    _check_suffix(path)
+    yield from SUFFIXES[path.suffix.lower()].read_tensors(path, names)
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise FileError(f"{path.name!r} is no file of tensors by its name; these are read: {', '.join(SUFFIXES)}.")

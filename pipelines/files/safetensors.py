@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
+from .block_types import BLOCK_TYPES
+from .content import PICKLE, SAFETENSORS, START, ZIP, describe
 
 if TYPE_CHECKING:
     import torch
@@ -29,14 +31,8 @@ _BITS = {
 _OPEN_FOR = 1 << 28  # bytes read before a file is opened anew
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
-_SIGNATURES = (
-    (b"<!doctype html", "an HTML page (a download that needed a login, or a web page saved by mistake)"),
-    (b"<html", "an HTML page (a download that needed a login, or a web page saved by mistake)"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself (run 'git lfs pull', or download it again)"),
-    (b"PK\x03\x04", "a PyTorch pickle or zip archive; only safetensors files are loaded, since a pickle can run code"),
-    (b"\x80\x02", "a Python pickle; only safetensors files are loaded, since a pickle can run code"),
-    (b"GGUF", "a GGUF file"),
-)
+# kinds of files that a user may take for tensors
+_UNSAFE = {kind: f"{kind}; only safetensors files are loaded, since a pickle can run code" for kind in (PICKLE, ZIP)}
 
 
 @dataclass(frozen=True)
@@ -60,10 +56,15 @@ class FileStamp:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a header: dtype in safetensors' spelling (``"BF16"``), shape."""
+    """One tensor of a header: dtype in safetensors' spelling (``"BF16"``) or a GGUF block type (``"Q4_K"``), shape."""
 
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def packed(self) -> bool:
+        """Whether the values are in blocks of GGUF's: read, they are a PackedTensor."""
+        return self.dtype in BLOCK_TYPES
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,11 @@ def read_header(path: Path) -> Header:
     size = FileStamp.of(path).size
     try:
         with path.open("rb") as file:
-            start = file.read(64)
+            start = file.read(START)
             length = int.from_bytes(start[:8], "little")
-            # a header begins with a brace; the length before it may look like anything
-            for magic, kind in _SIGNATURES if start[8:9] != b"{" else ():
-                if start.lstrip()[: len(magic)].lower() == magic.lower():
-                    raise FileError(f"{name!r} is no safetensors file: it is {kind}.")
+            kind = describe(start)
+            if kind is not None and kind != SAFETENSORS:
+                raise FileError(f"{name!r} is no safetensors file: it is {_UNSAFE.get(kind, kind)}.")
             if size < 10:
                 raise FileError(f"{name!r} is no safetensors file: it has only {size} bytes. Download it again.")
             if not 2 <= length <= _MAX_HEADER:

@@ -1,0 +1,147 @@
+"""PyTorch's own files (.pth, .pt, .ckpt, .bin): a pickle beside the tensors' bytes.
+
+Read with torch's restricted unpickler, which makes tensors and plain containers and runs no code of the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FileError
+from .content import PICKLE, START, ZIP, describe
+from .safetensors import FileStamp, Header, TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
+_OPEN_FOR = 1 << 28  # bytes read before a file is mapped anew
+_INSTEAD = "Use the model's safetensors file instead."
+
+
+def read_header(path: Path) -> Header:
+    """Reads names, dtypes and shapes; a file from before PyTorch 1.6 is read whole for it.
+
+    Raises:
+        FileError: the file is missing, none of PyTorch's, damaged, holds anything but tensors and plain values, or no
+            tensors by name.
+    """
+    return _header(FileStamp.of(path))
+
+
+def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors of a file one by one, on the CPU, in their stored dtype.
+
+    They may be maps of the file: who keeps one, copies it. The file is mapped anew every quarter of a gigabyte, since
+    the pages that were read count as this process's memory as long as it is mapped.
+
+    Args:
+        path: a file that :func:`read_header` accepts.
+        names: which ones; all of them by default.
+
+    Raises:
+        FileError: as :func:`read_header`; or the file was changed while it was read.
+    """
+    waiting = list(read_header(path).tensors) if names is None else list(names)
+    while waiting:
+        tensors, mapped = _load(path)
+        size = 0
+        while waiting and (size < _OPEN_FOR or not mapped):
+            name = waiting.pop(0)
+            if name not in tensors:
+                raise FileError(f"{path.name!r} was changed while it was read. Run again.")
+            tensor = tensors.pop(name)
+            size += tensor.numel() * tensor.element_size()
+            yield name, tensor
+            del tensor
+        del tensors
+
+
+# one file is asked several times before a run, and each time is a read of its pickle
+@lru_cache(maxsize=8)
+def _header(stamp: FileStamp) -> Header:
+    tensors, _ = _load(stamp.path)
+    infos = {}
+    for name, value in tensors.items():
+        dtype = str(value.dtype).removeprefix("torch.")
+        infos[name] = TensorInfo(_DTYPES.get(dtype, dtype.upper()), tuple(value.shape))
+    return Header(stamp.path, infos, {})
+
+
+def _load(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """The tensors by name, and whether they are maps of the file."""
+    import torch
+
+    mapped = _can_be_mapped(path)
+    try:
+        content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
+    except MemoryError:
+        raise
+    except UnpicklingError as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise FileError(f"{path.name!r} is damaged, or a pickle of another program. {_INSTEAD}") from error
+        raise FileError(
+            f"{path.name!r} is refused: its pickle holds code or Python objects ({refused[1]}), not only tensors. "
+            f"Nothing of it was run. {_INSTEAD}"
+        ) from error
+    except Exception as error:
+        # what torch makes of a damaged file is of any kind: KeyError, EOFError, RuntimeError, ...
+        raise FileError(f"{path.name!r} is cut off or damaged: PyTorch cannot read it. Download it again.") from error
+    return _named_tensors(path, content), mapped
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether a file is PyTorch's archive and not its older format; raises FileError where it is neither."""
+    name = path.name
+    try:
+        with path.open("rb") as file:
+            kind = describe(file.read(START))
+            if kind == PICKLE:
+                return False
+            if kind != ZIP:
+                why = f"it is {kind}." if kind else "its content is of an unknown kind. Download it again."
+                raise FileError(f"{name!r} is no PyTorch file: {why}")
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise FileError(f"{name!r} is cut off: the end of its archive is missing. Download it again.") from error
+    except OSError as error:
+        raise FileError(f"{name!r} cannot be read: {error.strerror}.") from error
+    except (ValueError, NotImplementedError, EOFError) as error:
+        raise FileError(f"{name!r} is damaged: its archive cannot be read. Download it again.") from error
+    names = {entry.filename.partition("/")[2] for entry in entries}
+    if "constants.pkl" in names:
+        raise FileError(f"{name!r} is a TorchScript program, not a file of tensors. {_INSTEAD}")
+    if "data.pkl" not in names:
+        raise FileError(f"{name!r} is no PyTorch file: it is a zip archive of something else. {_INSTEAD}")
+    # a map of compressed bytes would be garbage
+    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+
+
+def _named_tensors(path: Path, content: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict, also of one under ``state_dict``; what else a checkpoint holds is left out."""
+    import torch
+
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    entries = content.items() if isinstance(content, dict) else ()
+    tensors = {
+        name: value.detach() for name, value in entries if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        raise FileError(f"{path.name!r} holds no tensors by name: it is no model's weights. {_INSTEAD}")
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized:
+            raise FileError(f"{path.name!r} cannot be used: its tensor {name!r} is sparse or quantised. {_INSTEAD}")
+    return tensors
