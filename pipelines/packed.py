@@ -138,5 +138,6 @@ def _unpacker(qtype: str) -> Callable[..., torch.Tensor]:
 
     unpack = dequantize_functions.get(GGMLQuantizationType[qtype])
     if unpack is None:
-        raise FileError(f"Tensors of GGUF type {qtype} are not read by the installed diffusers. Update diffusers.")
+        # IQ4_NL and IQ4_XS came with 0.36.0
+        raise FileError(f"Tensors of GGUF type {qtype} are not read by the installed diffusers: update it.")
     return cast("Callable[..., torch.Tensor]", unpack)

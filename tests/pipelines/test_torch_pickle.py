@@ -6,6 +6,7 @@ import argparse
 import io
 import pickle
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +111,17 @@ def test_a_replaced_file_has_its_own_header(tmp_path):
     assert read_header(path).tensors["a"].shape == (2,)
     path.write_bytes(saved({"a": torch.ones(5000)}))
     assert read_header(path).tensors["a"].shape == (5000,)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at Linux' list of maps")
+def test_no_map_of_the_file_stays_open(tmp_path):
+    path = tmp_path / "mapped.pth"
+    path.write_bytes(saved({"a": torch.ones(100_000)}))
+    read_header(path)
+    for _, value in read_tensors(path):
+        assert "mapped.pth" in Path("/proc/self/maps").read_text()
+        del value
+    assert "mapped.pth" not in Path("/proc/self/maps").read_text()
 
 
 PROGRAM = io.BytesIO()
