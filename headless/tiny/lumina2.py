@@ -9,24 +9,25 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, Lumina2Transformer2DModel
+from safetensors import safe_open
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
-from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+from transformers import Gemma2Config, Gemma2Model
 
-from ...pipelines.checkpoint import Checkpoint
-from ...pipelines.lora.file import lora_targets
-from ...pipelines.models.lumina2.facts import MODEL, PROMPT_MARKER, SYSTEM_PROMPT
+from .tokenizer import make_tokenizer
 
-_HIDDEN = 48
+# Widths are tiny, and everything that tensors do not tell is as in the real model, so that single files of this one can
+# be understood by the real one's constants: among them three rotary axes of equal, even size, 256 channels for each of
+# Gemma2's heads, feed-forward layers of a multiple of 256, and 32 groups in the autoencoder's norms.
+# GGUF's blocks want rows of 32, which with the rotary axes makes 96 the smallest width.
+_HIDDEN, _HEADS, _KV_HEADS = 96, 4, 2
+_AXIS = _HIDDEN // _HEADS // 3
 _TEXT_HIDDEN = 32
-_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")  # Gemma's ids 0 to 3
-# what the tokenizer learns its merges from: the system prompt, so that it leaves room for a prompt in 256 tokens
-_CORPUS = (SYSTEM_PROMPT + PROMPT_MARKER, "a photo of a red fox in the snow, morning light", "a painting of a cat")
+_BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
 
 
 def make_checkpoint(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Writes a checkpoint of a few hundred kilobytes; returns the folder.
+    """Writes a checkpoint of three megabytes; returns the folder.
 
     Args:
         folder: made where it is missing.
@@ -93,7 +94,7 @@ def make_lora(
     for module, (rows, columns) in trained_layers(checkpoint).items():
         if only and not any(part in module for part in only):
             continue
-        key = f"{MODEL.lora.prefixes[0]}{module}"
+        key = f"transformer.{module}"
         tensors[f"{key}.lora_A.weight"] = (torch.randn(rank, columns, generator=generator) / rank).to(dtype)
         tensors[f"{key}.lora_B.weight"] = (torch.randn(rows, rank, generator=generator) * size).to(dtype)
         if alpha is not None:
@@ -103,7 +104,7 @@ def make_lora(
         "format": "pt",
         "name": path.stem,
         "ss_output_name": path.stem,
-        "ss_base_model_version": MODEL.id,
+        "ss_base_model_version": "lumina2",
         "training_info": json.dumps({"step": 250, "epoch": 3}),
         "software": json.dumps(software),
     }
@@ -116,26 +117,13 @@ def make_lora(
 
 def trained_layers(checkpoint: Path) -> dict[str, tuple[int, int]]:
     """Module name -> (out, in) of the layers that AI Toolkit trains by default: every Linear of the blocks."""
-    targets = lora_targets(Checkpoint.open(checkpoint, checkpoint.name, MODEL.components))
-    blocks = ("layers.", "noise_refiner.", "context_refiner.")
-    return {name: shape for name, shape in targets.items() if name.startswith(blocks)}
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-fallback BPE with Gemma's special tokens and word marker, which puts ``<bos>`` in front."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    byte_tokens = [f"<0x{value:02X}>" for value in range(256)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=480, special_tokens=[*_SPECIAL, *byte_tokens], show_progress=False, max_token_length=16
-    )
-    tokenizer.train_from_iterator(_CORPUS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
-    )
+    layers: dict[str, tuple[int, int]] = {}
+    with safe_open(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors", framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            shape = file.get_slice(name).get_shape()
+            if name.startswith(_BLOCKS) and len(shape) == 2:
+                layers[name.removesuffix(".weight")] = (shape[0], shape[1])
+    return layers
 
 
 def _transformer() -> nn.Module:
@@ -146,10 +134,13 @@ def _transformer() -> nn.Module:
         hidden_size=_HIDDEN,
         num_layers=2,
         num_refiner_layers=1,
-        num_attention_heads=3,
-        num_kv_heads=1,
-        multiple_of=16,
-        axes_dim_rope=(4, 6, 6),
+        num_attention_heads=_HEADS,
+        num_kv_heads=_KV_HEADS,
+        multiple_of=256,
+        ffn_dim_multiplier=None,
+        norm_eps=1e-5,
+        scaling_factor=1.0,
+        axes_dim_rope=(_AXIS, _AXIS, _AXIS),
         axes_lens=(300, 512, 512),
         cap_feat_dim=_TEXT_HIDDEN,
     )
@@ -162,12 +153,19 @@ def _text_encoder(vocabulary: int) -> nn.Module:
         hidden_size=_TEXT_HIDDEN,
         intermediate_size=64,
         num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        query_pre_attn_scalar=8,
-        sliding_window=64,
-        max_position_embeddings=512,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        hidden_activation="gelu_pytorch_tanh",
+        max_position_embeddings=8192,
+        sliding_window=4096,
+        rms_norm_eps=1e-6,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
     )
     return _spread(Gemma2Model(config))
 
@@ -178,15 +176,19 @@ def _vae() -> nn.Module:
     model = make(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 16, 16),
+        # one level of another width: the shortcuts of the real one are there on both ways
+        block_out_channels=(32, 64, 32, 32),
         layers_per_block=1,
         latent_channels=16,
-        norm_num_groups=4,
+        norm_num_groups=32,
+        act_fn="silu",
         sample_size=1024,
         scaling_factor=0.3611,
         shift_factor=0.1159,
         use_quant_conv=False,
         use_post_quant_conv=False,
+        mid_block_add_attention=True,
+        force_upcast=True,
     )
     return _spread(model)
 
