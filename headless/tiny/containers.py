@@ -1,0 +1,123 @@
+"""The tiny model's weights in the single files that people have: the same values under other names, or in blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from safetensors.torch import save_file
+
+from .names import Tensors, original_ae, original_dit, read_part
+from .q4_k import BLOCK, quantize_q4_k
+from .tokenizer import make_sentencepiece
+
+Quant = Literal["Q4_0", "Q8_0", "Q4_K", "BF16"]
+
+_FILE_TYPES = {
+    "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "Q4_K": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+    "BF16": gguf.LlamaFileType.MOSTLY_BF16,
+}
+_BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
+
+
+def write_dit(path: Path, folder: Path, prefix: str = "") -> Path:
+    """The transformer in original names, as the Lumina release and kohya's scripts have it; returns the path.
+
+    Args:
+        path: the file.
+        folder: the diffusers folder whose weights it gets.
+        prefix: in front of every name.
+    """
+    return _save(path, _prefixed(prefix, original_dit(read_part(folder, "transformer"))))
+
+
+def write_gemma2(path: Path, folder: Path) -> Path:
+    """The text encoder with its tokenizer inside, as ComfyUI's ``gemma_2_2b_fp16.safetensors``; returns the path."""
+    tensors = _prefixed("model.", read_part(folder, "text_encoder"))
+    return _save(path, tensors | {"spiece_model": _sentencepiece()})
+
+
+def write_ae(path: Path, folder: Path) -> Path:
+    """The autoencoder in FLUX.1's names, as ``ae.safetensors``; returns the path."""
+    return _save(path, original_ae(read_part(folder, "vae")))
+
+
+def write_all_in_one(path: Path, folder: Path) -> Path:
+    """All parts in ComfyUI's checkpoint layout; returns the path."""
+    text_encoder = "text_encoders.gemma2_2b."
+    tensors = {
+        **_prefixed("model.diffusion_model.", original_dit(read_part(folder, "transformer"))),
+        **_prefixed("vae.", original_ae(read_part(folder, "vae"))),
+        **_prefixed(f"{text_encoder}transformer.model.", read_part(folder, "text_encoder")),
+        f"{text_encoder}logit_scale": torch.tensor(4.6055),  # ComfyUI keeps one for every text encoder; unused
+        "text_encoders.spiece_model": _sentencepiece(),
+    }
+    return _save(path, tensors)
+
+
+def write_pth(path: Path, folder: Path) -> Path:
+    """The transformer as a pickled dict of original names, like ``consolidated.00-of-01.pth``; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(original_dit(read_part(folder, "transformer")), path)
+    return path
+
+
+def write_gguf(path: Path, folder: Path, quant: Quant, names: Literal["original", "diffusers"] = "original") -> Path:
+    """The transformer as GGUF, with what converters leave unquantised left so; returns the path.
+
+    Args:
+        path: the file.
+        folder: the diffusers folder whose weights it gets.
+        quant: of the weights inside the blocks of layers; those whose rows do not fill Q4_K's blocks get Q8_0.
+        names: of the tensors.
+    """
+    tensors = read_part(folder, "transformer")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(path, "lumina2")
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(_FILE_TYPES[quant])
+    for name, value in (original_dit(tensors) if names == "original" else tensors).items():
+        kind = _kind(name, value, quant)
+        writer.add_tensor(name, _quantized(value.float().numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _kind(name: str, value: torch.Tensor, quant: Quant) -> GGMLQuantizationType:
+    if value.ndim < 2:
+        return GGMLQuantizationType.F32
+    if quant == "BF16":
+        return GGMLQuantizationType.BF16
+    if not name.startswith(_BLOCKS):
+        return GGMLQuantizationType.F16
+    if quant == "Q4_K" and value.shape[-1] % BLOCK:
+        return GGMLQuantizationType.Q8_0
+    return GGMLQuantizationType[quant]
+
+
+def _quantized(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    return quantize_q4_k(values) if kind == GGMLQuantizationType.Q4_K else gguf.quants.quantize(values, kind)
+
+
+def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def _sentencepiece() -> torch.Tensor:
+    """uint8 of (bytes of the model)."""
+    return torch.frombuffer(bytearray(make_sentencepiece()), dtype=torch.uint8)
+
+
+def _save(path: Path, tensors: Tensors) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"format": "pt"})
+    return path
