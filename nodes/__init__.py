@@ -3,6 +3,7 @@
 from .control import AITKControlImages
 from .load_model import AITKRuntimeOptions, LoadAITKModel
 from .lora import ApplyAITKLoRA
+from .recipe_options import AITKRecipeOptions
 from .sampler import AITKSampler
 from .save_image import AITKSaveImage
 
@@ -14,6 +15,7 @@ NODE_CLASS_MAPPINGS = {
     "AITKControlImages": AITKControlImages,
     "AITKSampler": AITKSampler,
     "AITKSaveImage": AITKSaveImage,
+    "AITKRecipeOptions": AITKRecipeOptions,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -23,6 +25,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AITKControlImages": "AITK Control Images",
     "AITKSampler": "AITK Sampler",
     "AITKSaveImage": "AITK Save Image",
+    "AITKRecipeOptions": "AITK Recipe Options",
 }
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from ..pipelines.checkpoint import MODEL_INDEX, Checkpoint
 from ..pipelines.errors import FileError, InputError
+from ..pipelines.files import SUFFIXES
 from ..pipelines.folders import check_name, resolve_name
 from ..pipelines.handle import (
     DTYPES,
@@ -21,10 +23,16 @@ from ..pipelines.handle import (
 from ..pipelines.hub import open_repo
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
 from ..pipelines.models.facts import ModelFacts
+from ..pipelines.sources.single_file import open_single_file
+from ..pipelines.sources.source import Source
 from .host import current_host
 
 CATEGORY = "AITK"
-DEFAULT_WEIGHTS = "default"
+DEFAULT = "default"
+# where ComfyUI keeps single files of each part; whole checkpoints and transformers alone are both `weights`
+_WEIGHTS = ("diffusion_models", "checkpoints")
+_TEXT_ENCODERS = ("text_encoders",)
+_VAES = ("vae",)
 
 
 class LoadAITKModel:
@@ -32,7 +40,8 @@ class LoadAITKModel:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        folders = current_host().model_folders("diffusers", MODEL_INDEX)
+        host = current_host()
+        folders = host.model_folders("diffusers", MODEL_INDEX)
         return {
             "required": {
                 "model": (
@@ -43,11 +52,12 @@ class LoadAITKModel:
                     },
                 ),
                 "weights": (
-                    [DEFAULT_WEIGHTS, *folders],
+                    list(dict.fromkeys([DEFAULT, *folders, *_files(_WEIGHTS)])),
                     {
-                        "default": DEFAULT_WEIGHTS,
+                        "default": DEFAULT,
                         "tooltip": "default: the model's own Hugging Face repository (or repo_id), from the cache or "
-                        "downloaded. Others: model folders in ComfyUI's 'diffusers' folder.",
+                        "downloaded. Others: model folders in ComfyUI's 'diffusers' folder, and single files in "
+                        "'diffusion_models' (the transformer alone; also GGUF) and 'checkpoints' (all in one).",
                     },
                 ),
                 "dtype": (
@@ -70,7 +80,23 @@ class LoadAITKModel:
                 ),
                 "options": (
                     "AITK_OPTIONS",
-                    {"tooltip": "From AITK Runtime Options: quantisation and the text encoder's attention."},
+                    {"tooltip": "From AITK Runtime Options: quantisation, attention and memory."},
+                ),
+                "text_encoder": (
+                    [DEFAULT, *_files(_TEXT_ENCODERS)],
+                    {
+                        "default": DEFAULT,
+                        "tooltip": "default: the one that weights holds. Others: a file in 'text_encoders', with its "
+                        "tokenizer inside; needed where weights is a transformer alone.",
+                    },
+                ),
+                "vae": (
+                    [DEFAULT, *_files(_VAES)],
+                    {
+                        "default": DEFAULT,
+                        "tooltip": "default: the one that weights holds. Others: a file in 'vae' (ae.safetensors for "
+                        "Lumina Image 2.0); needed where weights is a transformer alone.",
+                    },
                 ),
             },
         }
@@ -84,40 +110,114 @@ class LoadAITKModel:
     SEARCH_ALIASES = ["ai toolkit", "ostris", "lumina", "load diffusers model", "model loader"]
 
     @classmethod
-    def VALIDATE_INPUTS(cls, weights: str | None = None) -> bool | str:
-        """Refuses a folder that is not there or not allowed when the prompt is queued; a linked name waits."""
-        return weights in (None, DEFAULT_WEIGHTS) or why_refused(weights, "diffusers", "model folder") or True
+    def VALIDATE_INPUTS(
+        cls, weights: str | None = None, text_encoder: str | None = None, vae: str | None = None
+    ) -> bool | str:
+        """Refuses a name that is not there or not allowed when the prompt is queued; a linked name waits."""
+        for name, kinds, what in (
+            (weights, ("diffusers", *_WEIGHTS), "weights"),
+            (text_encoder, _TEXT_ENCODERS, "text_encoder"),
+            (vae, _VAES, "vae"),
+        ):
+            refused = name not in (None, DEFAULT) and why_refused(cast(str, name), kinds, what)
+            if refused:
+                return refused
+        return True
 
     @classmethod
-    def IS_CHANGED(cls, model: str | None, weights: str | None = None, **_: Any) -> str:
-        """A folder whose files were replaced is another model."""
-        if weights in (None, DEFAULT_WEIGHTS):
-            # None: linked, and not known yet
-            return ""
-        return str(hash(_folder(find_model(model or DEFAULT_MODEL), weights).files))
+    def IS_CHANGED(
+        cls,
+        model: str | None,
+        weights: str | None = None,
+        text_encoder: str | None = None,
+        vae: str | None = None,
+        **_: Any,
+    ) -> str:
+        """A file that was replaced is another model."""
+        facts = find_model(model or DEFAULT_MODEL)
+        stamps = []
+        # None: linked, and not known yet
+        if weights not in (None, DEFAULT):
+            stamps += [stamp for source in _weights(facts, weights).values() for stamp in source.files]
+        for part, name, kinds in (("text_encoder", text_encoder, _TEXT_ENCODERS), ("vae", vae, _VAES)):
+            if name not in (None, DEFAULT):
+                stamps += _single(facts, part, name, kinds).files
+        return str(hash(tuple(stamps))) if stamps else ""
 
     def load(
-        self, model: str, weights: str, dtype: str, repo_id: str = "", options: RuntimeOptions | None = None
+        self,
+        model: str,
+        weights: str,
+        dtype: str,
+        repo_id: str = "",
+        options: RuntimeOptions | None = None,
+        text_encoder: str = DEFAULT,
+        vae: str = DEFAULT,
     ) -> tuple[PipelineHandle]:
         facts = find_model(model)
         if dtype != "auto" and dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is unknown. Choose auto, {', '.join(DTYPES)}.")
         repo_id = repo_id.strip()
-        if weights == DEFAULT_WEIGHTS:
-            checkpoint = open_repo(repo_id or facts.repo_id, facts.components)
+        if weights == DEFAULT:
+            opened = open_repo(repo_id or facts.repo_id, facts)
+            name, found = opened.name, {source.component: source for source in opened.sources}
         elif repo_id:
             raise InputError(f"repo_id {repo_id!r} needs weights = default, not {weights!r}. Change one of them.")
         else:
-            checkpoint = _folder(facts, weights)
-        found = checkpoint.config("transformer").get("_class_name")
-        if found != facts.transformer_class:
-            fits = [other.id for other in catalogue().values() if other.transformer_class == found]
-            hint = f"Set model to {fits[0]}." if fits else f"Choose weights that hold {facts.title}."
-            raise FileError(
-                f"{checkpoint.name!r} holds a {found}, and {facts.title} is a {facts.transformer_class}. {hint}"
-            )
+            name, found = check_name(weights, "weights").as_posix(), _weights(facts, weights)
+        for part, file, kinds in (("text_encoder", text_encoder, _TEXT_ENCODERS), ("vae", vae, _VAES)):
+            if file != DEFAULT:
+                found[part] = _single(facts, part, file, kinds)
+        checkpoint = Checkpoint.assemble(name, found, facts)
+        _check_family(facts, checkpoint)
         run_dtype = "bfloat16" if dtype == "auto" else cast(DType, dtype)
         return (PipelineHandle(facts.id, checkpoint, run_dtype, options or RuntimeOptions()),)
+
+
+def _check_family(facts: ModelFacts, checkpoint: Checkpoint) -> None:
+    found = checkpoint.config("transformer").get("_class_name")
+    if found != facts.transformer_class:
+        fits = [other.id for other in catalogue().values() if other.transformer_class == found]
+        hint = f"Set model to {fits[0]}." if fits else f"Choose weights that hold {facts.title}."
+        raise FileError(
+            f"{checkpoint.name!r} holds a {found}, and {facts.title} is a {facts.transformer_class}. {hint}"
+        )
+
+
+def _files(kinds: Sequence[str]) -> list[str]:
+    return [name for kind in kinds for name in current_host().model_files(kind, tuple(SUFFIXES))]
+
+
+def _weights(facts: ModelFacts, weights: str) -> dict[str, Source]:
+    """Part -> source of what ``weights`` names: a model folder, or a file of one or several parts."""
+    host = current_host()
+    name = check_name(weights, "weights").as_posix()
+    path = resolve_name(weights, _roots(("diffusers", *_WEIGHTS)), "weights")
+    if path.is_dir():
+        return {source.component: source for source in Checkpoint.open(path, name, facts).sources}
+    places = [kind for kind in _WEIGHTS if any((root / name).is_file() for root in host.model_roots(kind))]
+    if len(places) > 1:
+        raise FileError(f"{name!r} is in {' and in '.join(places)}: rename one of the two, so that it is clear which.")
+    found = open_single_file(path, name, facts)
+    if "transformer" not in found:
+        raise FileError(
+            f"{name!r} holds the {' and the '.join(found)} of {facts.title}, and weights must hold the transformer. "
+            "Choose it as " + " or ".join(found) + "."
+        )
+    return dict(found)
+
+
+def _single(facts: ModelFacts, part: str, name: str, kinds: Sequence[str]) -> Source:
+    """One part from a single file of its own."""
+    shown = check_name(name, part).as_posix()
+    found = open_single_file(resolve_name(name, _roots(kinds), part), shown, facts)
+    if part not in found:
+        raise FileError(f"{shown!r} holds the {' and the '.join(found)} of {facts.title}, no {part}. Choose another.")
+    return found[part]
+
+
+def _roots(kinds: Sequence[str]) -> list[Path]:
+    return [root for kind in kinds for root in current_host().model_roots(kind)]
 
 
 def check_pipeline(value: object) -> None:
@@ -126,18 +226,13 @@ def check_pipeline(value: object) -> None:
         raise InputError("pipeline is no AITK_PIPELINE. Connect Load AITK Model or Apply AITK LoRA.")
 
 
-def why_refused(name: str, kind: str, what: str) -> str:
-    """The message of a name that cannot be resolved below a model kind's folders; empty for one that can."""
+def why_refused(name: str, kinds: Sequence[str], what: str) -> str:
+    """The message of a name that cannot be resolved below the folders of model kinds; empty for one that can."""
     try:
-        resolve_name(name, current_host().model_roots(kind), what)
+        resolve_name(name, _roots(kinds), what)
     except FileError as error:
         return str(error)
     return ""
-
-
-def _folder(facts: ModelFacts, weights: str) -> Checkpoint:
-    path: Path = resolve_name(weights, current_host().model_roots("diffusers"), "model folder")
-    return Checkpoint.open(path, check_name(weights, "model folder").as_posix(), facts.components)
 
 
 class AITKRuntimeOptions:

@@ -11,6 +11,7 @@ from ..pipelines.files.safetensors import FileStamp
 from ..pipelines.folders import resolve_name
 from ..pipelines.handle import APPLICATIONS, Application, LoraSpec, PipelineHandle
 from ..pipelines.lora.file import open_lora
+from ..pipelines.lora.info import summary, trigger_word
 from ..pipelines.models import find_model
 from .host import current_host
 from .load_model import CATEGORY, check_pipeline, why_refused
@@ -28,7 +29,7 @@ class ApplyAITKLoRA:
                 "pipeline": ("AITK_PIPELINE", {"tooltip": "From Load AITK Model or another Apply AITK LoRA."}),
                 "lora_name": (
                     current_host().model_files("loras", _SUFFIXES),
-                    {"tooltip": "A file in ComfyUI's 'loras' folder, as AI Toolkit saves it."},
+                    {"tooltip": "A file in ComfyUI's 'loras' folder: AI Toolkit's, kohya's, ComfyUI's or LyCORIS'."},
                 ),
                 "strength": (
                     "FLOAT",
@@ -62,13 +63,23 @@ class ApplyAITKLoRA:
     )
     FUNCTION = "apply"
     CATEGORY = CATEGORY
-    DESCRIPTION = "Adds a LoRA that AI Toolkit trained. Chain several: they apply in order."
-    SEARCH_ALIASES = ["ai toolkit lora", "lora loader", "load lora", "ostris"]
+    DESCRIPTION = "Adds a LoRA of AI Toolkit, kohya's sd-scripts or LyCORIS. Chain several: they apply in order."
+    SEARCH_ALIASES = [
+        "ai toolkit lora",
+        "lora loader",
+        "load lora",
+        "ostris",
+        "kohya",
+        "lycoris",
+        "lokr",
+        "loha",
+        "dora",
+    ]
 
     @classmethod
     def VALIDATE_INPUTS(cls, lora_name: str | None = None) -> bool | str:
         """Refuses a file that is not there or not allowed when the prompt is queued; a linked name waits."""
-        return lora_name is None or why_refused(lora_name, "loras", "LoRA") or True
+        return lora_name is None or why_refused(lora_name, ("loras",), "LoRA") or True
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str | None = None, **_: Any) -> str:
@@ -94,10 +105,11 @@ class ApplyAITKLoRA:
             FileStamp.of(path),
             float(strength),
             cast(Application, application),
-            file.kind.title,
-            file.kind.mergeable,
+            file.title,
+            file.mergeable,
+            file.parts,
         )
-        return (pipeline.with_lora(spec), file.trigger_word, file.summary())
+        return (pipeline.with_lora(spec), trigger_word(file), summary(file))
 
 
 def _path(lora_name: str) -> Path:

@@ -10,6 +10,7 @@ from ..pipelines.engine import Engine
 from ..pipelines.errors import InputError
 from ..pipelines.handle import ControlImages, PipelineHandle
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
+from ..pipelines.models.facts import RecipeOptions
 from ..pipelines.sampling import MAX_BATCH, MAX_SEED, MAX_STEPS, MIN_DENOISE, SampleRequest, sample
 from .host import Host, ProgressBar, current_host
 from .load_model import CATEGORY, check_pipeline
@@ -109,7 +110,8 @@ class AITKSampler:
                     {
                         "default": recipes[0],
                         "tooltip": "reference pipeline: as the model's page documents (diffusers). trainer preview: "
-                        "what AI Toolkit itself renders while it trains. They are different pictures.",
+                        "what AI Toolkit itself renders while it trains. sd-scripts: what kohya's "
+                        "lumina_minimal_inference.py renders. They are different pictures.",
                     },
                 ),
                 "trigger_word": (
@@ -153,6 +155,10 @@ class AITKSampler:
                         "tooltip": "1 starts from noise; less keeps more of the latent. Works as in KSampler.",
                     },
                 ),
+                "recipe_options": (
+                    "AITK_RECIPE_OPTIONS",
+                    {"tooltip": "From AITK Recipe Options: what only some recipes read."},
+                ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
@@ -190,11 +196,14 @@ class AITKSampler:
         control: ControlImages | None = None,
         latent: dict[str, Any] | None = None,
         denoise: float = 1.0,
+        recipe_options: RecipeOptions | None = None,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
         check_pipeline(pipeline)
         if control is not None and not isinstance(control, ControlImages):
             raise InputError("control is no AITK_CONTROL. Connect AITK Control Images.")
+        if recipe_options is not None and not isinstance(recipe_options, RecipeOptions):
+            raise InputError("recipe_options is no AITK_RECIPE_OPTIONS. Connect AITK Recipe Options.")
         request = SampleRequest(
             recipe=recipe,
             prompt=prompt,
@@ -210,6 +219,7 @@ class AITKSampler:
             denoise=denoise,
             latent=None if latent is None else latent_samples(latent),
             control=control,
+            recipe_options=recipe_options or RecipeOptions(),
         )
         host = current_host()
         observer = _NodeObserver(host, unique_id, find_model(pipeline.model).latent_format)

@@ -18,11 +18,11 @@ from .checkpoint import Checkpoint
 from .errors import DeviceMemoryError, InputError
 from .handle import DType, PipelineHandle, Quantization, QuantizationChoice
 from .loading import torch_dtype
-from .lora.file import PART as LORA_PART
 from .lora.stack import AppliedLora, LoraStack, resolve
 from .models import find_model
 from .models.facts import ModelFacts, Recipe
 from .models.runtime import Embedding, ModelRuntime, Text
+from .sources.source import Source, is_packed
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +41,7 @@ class PartKey:
     """Tells one loaded part from another: equal keys mean equal weights."""
 
     model: str
-    checkpoint: Checkpoint
-    part: str
+    source: Source
     dtype: DType
     quantization: Quantization
 
@@ -64,11 +63,15 @@ class Counters:
     tensors_restored: int = 0
 
 
+# the encoder, what its LoRAs are, the text, the device
+_EmbeddingKey = tuple[PartKey, tuple[AppliedLora, ...], Text, str]
+
+
 @dataclass
 class _Part:
     key: PartKey
     module: nn.Module
-    loras: LoraStack | None
+    loras: LoraStack
 
 
 class Engine:
@@ -84,7 +87,7 @@ class Engine:
         self._device = device
         self._make_room = make_room
         self._parts: dict[str, _Part] = {}
-        self._embeddings: OrderedDict[tuple[PartKey, Text, str], Embedding] = OrderedDict()
+        self._embeddings: OrderedDict[_EmbeddingKey, Embedding] = OrderedDict()
         self._runtimes: dict[str, ModelRuntime] = {}
         self._checked: set[tuple[str, Checkpoint]] = set()
 
@@ -107,7 +110,15 @@ class Engine:
         choice = choices.get(part, "none")
         if choice == "model default":
             choice = find_model(handle.model).quantization[part]
-        return PartKey(handle.model, handle.checkpoint, part, handle.dtype, choice)
+        return PartKey(handle.model, handle.checkpoint.source(part), handle.dtype, choice)
+
+    def held_as(self, handle: PipelineHandle, part: str) -> str:
+        """How a part's weights are held where they cannot be written to, e.g. ``qfloat8``; else empty."""
+        quantization = self.part_key(handle, part).quantization
+        if quantization != "none":
+            return quantization
+        packed = {info.dtype for info in handle.checkpoint.source(part).tensor_infos().values() if info.packed}
+        return f"GGUF {', '.join(sorted(packed))}" if packed else ""
 
     def check_weights(self, handle: PipelineHandle) -> None:
         """Refuses what cannot be run before the run starts, and before a loaded part is given up.
@@ -116,6 +127,13 @@ class Engine:
             FileError: a part's files are damaged or incomplete; names the file or the tensor.
             InputError: the device has no such quantisation.
         """
+        for part in PARTS:
+            source, quantization = handle.checkpoint.source(part), self.part_key(handle, part).quantization
+            if quantization != "none" and is_packed(source):
+                raise InputError(
+                    f"{source.name!r} is quantised already, and {quantization} would quantise it a second time. Set "
+                    f"{part}_quantization to none, or choose an unquantised file."
+                )
         quantizations = {self.part_key(handle, part).quantization for part in PARTS}
         if self.device.startswith("mps") and "qfloat8" in quantizations:
             raise InputError(
@@ -133,19 +151,30 @@ class Engine:
         Raises:
             LoraError: it cannot be applied as asked.
         """
-        return resolve(handle, recipe, self.part_key(handle, LORA_PART).quantization)
+        return resolve(handle.loras, recipe, {part: self.held_as(handle, part) for part in PARTS})
 
-    def embeddings(self, handle: PipelineHandle, texts: Sequence[Text], observer: Observer) -> list[Embedding]:
-        """The embeddings of texts, on the CPU; those that this encoder has not seen are encoded in one visit."""
+    def embeddings(
+        self, handle: PipelineHandle, texts: Sequence[Text], loras: tuple[AppliedLora, ...], observer: Observer
+    ) -> list[Embedding]:
+        """The embeddings of texts, on the CPU; those that this encoder has not seen are encoded in one visit.
+
+        Args:
+            handle: whose encoder.
+            texts: what to encode.
+            loras: the run's; those of the text encoder are applied before anything is encoded.
+            observer: told of a load, asked for interruption.
+        """
         device = self.device
         runtime = self.runtime(find_model(handle.model))
-        keys = [(self.part_key(handle, "text_encoder"), text, device) for text in texts]
+        own = tuple(lora for lora in loras if lora.part == "text_encoder")
+        keys: list[_EmbeddingKey] = [(self.part_key(handle, "text_encoder"), own, text, device) for text in texts]
         new = [key for key in dict.fromkeys(keys) if key not in self._embeddings]
         if new:
+            self.apply_loras(handle, "text_encoder", loras, observer)
             with self.on_device(handle, "text_encoder", observer) as encoder:
                 for key in new:
                     observer.check()
-                    self._embeddings[key] = runtime.encode(encoder, key[1], device)
+                    self._embeddings[key] = runtime.encode(encoder, key[2], device)
                     self.counters.texts_encoded += 1
         for key in keys:
             self._embeddings.move_to_end(key)
@@ -209,13 +238,14 @@ class Engine:
             if backend is not None and hasattr(backend, "empty_cache"):
                 backend.empty_cache()
 
-    def apply_loras(self, handle: PipelineHandle, wanted: tuple[AppliedLora, ...], observer: Observer) -> None:
-        """Loads the transformer if need be and gives it exactly these LoRAs."""
-        stack = self._part(handle, LORA_PART, observer).loras
-        assert stack is not None
+    def apply_loras(
+        self, handle: PipelineHandle, part: str, loras: tuple[AppliedLora, ...], observer: Observer
+    ) -> None:
+        """Loads a part if need be and gives it exactly those of the run's LoRAs that are for it."""
+        stack = self._part(handle, part, observer).loras
         observer.check()
         try:
-            stack.set(wanted, find_model(handle.model), observer.check)
+            stack.set(tuple(lora for lora in loras if lora.part == part), find_model(handle.model), observer.check)
         finally:
             self.counters.lora_files_read += stack.files_read
             self.counters.tensors_restored += stack.tensors_read
@@ -227,15 +257,16 @@ class Engine:
         if held is not None and held.key == key:
             return held
         runtime = self.runtime(find_model(handle.model))
-        observer.stage(f"loading {part} of {handle.checkpoint.name}")
+        observer.stage(f"loading {part} of {key.source.name}")
         observer.check()
         del held
-        for name in [n for n, other in self._parts.items() if n == part or other.key.checkpoint != key.checkpoint]:
+        # what this handle has no use for makes room
+        for name in [n for n, other in self._parts.items() if other.key != self.part_key(handle, n)]:
             del self._parts[name]
         gc.collect()
         dtype = torch_dtype(key.dtype)
-        module = runtime.load(part, handle.checkpoint, dtype, key.quantization, observer.check)
-        loras = LoraStack(module, handle.checkpoint, dtype, self.device) if part == LORA_PART else None
+        module = runtime.load(key.source, dtype, key.quantization, observer.check)
+        loras = LoraStack(runtime.lora_root(module), handle.checkpoint, part, dtype, self.device)
         self._parts[part] = _Part(key, module, loras)
         self.counters.parts_loaded += 1
         return self._parts[part]

@@ -52,7 +52,8 @@ class LoraSpec:
         strength: any number; AI Toolkit's ``network_multiplier``.
         application: ``auto`` is resolved per recipe when the sampler runs.
         format: title of the file's kind.
-        mergeable: False for a kind that AI Toolkit never merges.
+        mergeable: False for a kind that is never merged.
+        parts: of the model that it changes.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LoraSpec:
     application: Application = "auto"
     format: str = "LoRA"
     mergeable: bool = True
+    parts: tuple[str, ...] = ("transformer",)
 
 
 @dataclass(frozen=True)

@@ -6,28 +6,31 @@ Tokens come from where huggingface_hub itself looks (``HF_TOKEN``, ``hf auth log
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .checkpoint import MODEL_INDEX, Checkpoint
 from .errors import FileError, HubError, InputError
 
+if TYPE_CHECKING:
+    from .models.facts import ModelFacts
+
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # safetensors and text only: pickles are not even downloaded
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # the one component that has no weights
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _OFFLINE = (
     "Connect to the network once, or download it elsewhere and put the folder into ComfyUI's 'diffusers' folder, "
     "where `weights` will list it."
 )
 
 
-def open_repo(repo_id: str, components: Sequence[str]) -> Checkpoint:
+def open_repo(repo_id: str, model: ModelFacts) -> Checkpoint:
     """The cached snapshot of a repository, downloaded first where it is not complete.
 
     Args:
         repo_id: ``owner/name``.
-        components: the subfolders that are needed; others are not downloaded.
+        model: what should be in it; folders that it does not need are not downloaded.
 
     Raises:
         InputError: ``repo_id`` is not of that form.
@@ -36,27 +39,29 @@ def open_repo(repo_id: str, components: Sequence[str]) -> Checkpoint:
     """
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id:
         raise InputError(f"repo_id {repo_id!r} is no Hugging Face repository id. Write it as owner/name.")
-    patterns = [MODEL_INDEX, *(f"{component}/{pattern}" for component in components for pattern in _FILES)]
-    cached = _cached(repo_id, patterns, components)
-    return cached or _named(repo_id, _download(repo_id, patterns), components)
+    patterns = [MODEL_INDEX, *(f"{component}/{pattern}" for component in model.components for pattern in _FILES)]
+    cached = _cached(repo_id, patterns, model)
+    return cached or _named(repo_id, _download(repo_id, patterns), model)
 
 
-def _named(repo_id: str, folder: Path, components: Sequence[str]) -> Checkpoint:
+def _named(repo_id: str, folder: Path, model: ModelFacts) -> Checkpoint:
     # a snapshot's folder is called like its commit
-    return Checkpoint.open(folder, f"{repo_id}@{folder.name[:12]}", components)
+    return Checkpoint.open(folder, f"{repo_id}@{folder.name[:12]}", model)
 
 
-def _cached(repo_id: str, patterns: list[str], components: Sequence[str]) -> Checkpoint | None:
+def _cached(repo_id: str, patterns: list[str], model: ModelFacts) -> Checkpoint | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True))
-        checkpoint = _named(repo_id, folder, components)
-        for component in components:
-            if not any((folder / component / name).is_file() for name in _TOKENIZERS):
-                checkpoint.config(component)
-                checkpoint.headers(component)
+        checkpoint = _named(repo_id, folder, model)
+        for companion in (name for facts in model.parts.values() for name in facts.companions):
+            if not any((folder / companion / name).is_file() for name in _TOKENIZERS):
+                return None
+        for source in checkpoint.sources:
+            source.config()
+            source.tensor_infos()
         return checkpoint
     except (LocalEntryNotFoundError, FileError):
         # an interrupted download leaves a part of the files: fetch the rest

@@ -33,33 +33,45 @@ def versions() -> dict[str, str]:
 
 def describe_weights(engine: Engine, handle: PipelineHandle) -> dict[str, Any]:
     """Where the weights come from and how they are held."""
+    names = {source.component: source.name for source in handle.checkpoint.sources}
     return {
         "id": handle.model,
-        "weights": handle.checkpoint.name,
+        "weights": handle.checkpoint.name if len(set(names.values())) == 1 else names,
         "fingerprint": handle.checkpoint.fingerprint(),
         "dtype": handle.dtype,
-        "quantization": {part: engine.part_key(handle, part).quantization for part in ("transformer", "text_encoder")},
+        "quantization": {part: engine.held_as(handle, part) or "none" for part in ("transformer", "text_encoder")},
     }
 
 
 def describe_loras(plan: Sequence[AppliedLora], handle: PipelineHandle) -> list[dict[str, Any]]:
     """Each LoRA of the handle, in order; one with strength 0 is listed as not applied."""
-    planned = {lora.spec: lora for lora in plan}
     rows = []
     for spec in handle.loras:
-        applied = planned.get(spec)
-        merged = applied is not None and applied.mode == "merged"
+        planned = {lora.part: lora for lora in plan if lora.spec == spec}
+        modes = {part: lora.mode for part, lora in planned.items()}
+        arithmetics = {
+            part: f"float32 merge, rounded to the {lora.merge_dtype} dtype"
+            if lora.mode == "merged"
+            else f"live, {lora.arithmetic}"
+            for part, lora in planned.items()
+        }
         rows.append(
             {
                 "name": spec.name,
                 "sha256": _sha256(spec.file),
                 "format": spec.format,
                 "strength": spec.strength,
-                "application": "not applied" if applied is None else applied.mode,
-                "arithmetic": "float32 merge" if merged else applied and applied.arithmetic,
+                "application": _alike(modes) or "not applied",
+                "arithmetic": _alike(arithmetics),
             }
         )
     return rows
+
+
+def _alike(values: dict[str, str]) -> dict[str, str] | str | None:
+    """One value where all parts agree; None without parts."""
+    different = set(values.values())
+    return values if len(different) > 1 else next(iter(different), None)
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ from .errors import InputError
 from .handle import ControlImages, PipelineHandle
 from .loading import torch_dtype
 from .models import find_model
-from .models.facts import ModelFacts, Recipe
+from .models.facts import ModelFacts, Recipe, RecipeOptions
 from .models.runtime import DenoiseJob, Embedding, ModelRuntime, Typed
 from .observer import Observer
 from .report import describe_loras, describe_weights, peak_memory, versions
@@ -49,6 +49,7 @@ class SampleRequest:
         denoise: 0.01 to 1; below 1 the last part of a longer schedule runs, from ``latent``.
         latent: [1 or batch_size, C, h, w] in ComfyUI's scale, or None.
         control: reference images, or None.
+        recipe_options: what only some recipes read.
     """
 
     recipe: str
@@ -65,6 +66,7 @@ class SampleRequest:
     denoise: float = 1.0
     latent: torch.Tensor | None = None
     control: ControlImages | None = None
+    recipe_options: RecipeOptions = field(default_factory=RecipeOptions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,13 +128,13 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     # ComfyUI runs nodes in inference mode, whose tensors are of no use outside of it; here every host is alike
     with torch.inference_mode(False), torch.no_grad(), peak_memory(device) as peak, engine.device_memory():
         with clock.phase("encode"):
-            conditioning = engine.embeddings(handle, texts, observer)
+            conditioning = engine.embeddings(handle, texts, plan, observer)
         with clock.phase("prepare"):
-            engine.apply_loras(handle, plan, observer)
+            engine.apply_loras(handle, "transformer", plan, observer)
             # read now: the files may be gone when the picture is done
             sources = {"model": describe_weights(engine, handle), "loras": describe_loras(plan, handle)}
         sigmas = runtime.sigmas(recipe, schedule_length(request), size)[-(request.steps + 1) :]
-        latents = _denoise_batch(engine, handle, request, size, conditioning, sigmas, observer, clock)
+        latents = _denoise_batch(engine, handle, recipe, request, size, conditioning, sigmas, observer, clock)
         observer.stage("decoding")
         with clock.phase("decode"), engine.on_device(handle, "vae", observer, size) as vae:
             images = []
@@ -144,7 +146,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         **sources,
         "recipe": recipe.name,
         **runtime.describe(recipe, texts),
-        **_describe_request(request, size),
+        **_describe_request(request, size, "cpu" if recipe.noise == "cpu" else device),
         "prompt": prompt,
         "negative_prompt": request.negative_prompt if len(texts) > 1 else None,
         "sigmas": [round(float(value), 7) for value in sigmas],
@@ -166,10 +168,11 @@ def to_images(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(pictures)).to(torch.float32) / 255
 
 
-def _describe_request(request: SampleRequest, size: Size) -> dict[str, Any]:
+def _describe_request(request: SampleRequest, size: Size, noise_device: str) -> dict[str, Any]:
     latent = request.latent
     return {
         "system_prompt": request.system_prompt or "the recipe's own",
+        "noise_device": noise_device,
         "size": {
             "asked": [request.width, request.height] if latent is None else "the latent's",
             "rendered": [size.width, size.height],
@@ -186,7 +189,7 @@ def _describe_request(request: SampleRequest, size: Size) -> dict[str, Any]:
 
 
 def check_request(model: ModelFacts, handle: PipelineHandle, request: SampleRequest) -> Recipe:
-    """Refuses what cannot be run before anything is loaded; returns the recipe.
+    """Refuses what cannot be run before anything is loaded; returns the recipe with the user's options in it.
 
     Raises:
         InputError: names the value, its range and what to do.
@@ -217,7 +220,7 @@ def check_request(model: ModelFacts, handle: PipelineHandle, request: SampleRequ
             f"{model.title} takes {takes} control images; connected: {given}. Disconnect `control` from the "
             "sampler, or load a model that edits images."
         )
-    return model.recipes[request.recipe]
+    return model.recipes[request.recipe].configured(request.recipe_options)
 
 
 def schedule_length(request: SampleRequest) -> int:
@@ -238,14 +241,14 @@ def cut_flags(prompt: str) -> tuple[str, str]:
     return text.strip(), (dashes + flags).strip()
 
 
-def initial_noise(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """The noise of one picture, on the CPU: drawn in the run's dtype, as both references do.
+def initial_noise(seed: int, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
+    """The noise of one picture: drawn in the run's dtype, as every reference does.
 
     A bfloat16 draw is not promised to be the rounded float32 draw.
     """
     import torch
 
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), dtype=dtype, device=device)
 
 
 def _size(model: ModelFacts, handle: PipelineHandle, recipe: Recipe, request: SampleRequest) -> Size:
@@ -271,8 +274,8 @@ def _size(model: ModelFacts, handle: PipelineHandle, recipe: Recipe, request: Sa
 
 
 def _denoise_batch(
-    engine: Engine, handle: PipelineHandle, request: SampleRequest, size: Size, conditioning: list[Embedding],
-    sigmas: torch.Tensor, observer: Observer, clock: _Clock,
+    engine: Engine, handle: PipelineHandle, recipe: Recipe, request: SampleRequest, size: Size,
+    conditioning: list[Embedding], sigmas: torch.Tensor, observer: Observer, clock: _Clock,
 ) -> list[torch.Tensor]:  # fmt: skip
     """Final latents of each picture, [1, C, h, w], on the CPU."""
     runtime = engine.runtime(find_model(handle.model))
@@ -288,8 +291,15 @@ def _denoise_batch(
             def on_step(step: int, x0: torch.Tensor, done: int = done) -> None:
                 observer.step(done + step, total, x0)
 
+            noise = initial_noise(
+                request.seed + index,
+                runtime.noise_shape(size),
+                torch_dtype(handle.dtype),
+                "cpu" if recipe.noise == "cpu" else device,
+            )
             job = DenoiseJob(
-                latents=start_latents(runtime, handle, request, size, sigmas, index).to(device),
+                recipe=recipe,
+                latents=start_latents(runtime, handle, request, noise, sigmas, index).to(device),
                 sigmas=sigmas.to(device),
                 conditioning=conditioning,
                 guidance_scale=request.guidance_scale,
@@ -304,19 +314,17 @@ def start_latents(
     runtime: ModelRuntime,
     handle: PipelineHandle,
     request: SampleRequest,
-    size: Size,
+    noise: torch.Tensor,
     sigmas: torch.Tensor,
     index: int,
 ) -> torch.Tensor:
     """Where picture ``index`` starts: noise, mixed with the given latent as far as the first sigma leaves it."""
-    dtype = torch_dtype(handle.dtype)
-    noise = initial_noise(request.seed + index, runtime.noise_shape(size), dtype)
     sigma = float(sigmas[0])
     if request.latent is None or sigma == 1:
         return noise
-    given = request.latent[index if len(request.latent) > 1 else 0][None].to("cpu").float()
+    given = request.latent[index if len(request.latent) > 1 else 0][None].to(noise.device).float()
     given = runtime.from_comfy(given, handle.checkpoint)
-    return ((1 - sigma) * given + sigma * noise.float()).to(dtype)
+    return ((1 - sigma) * given + sigma * noise.float()).to(noise.dtype)
 
 
 def _text_notes(request: SampleRequest, prompt: str, flags: str, conditioning: list[Embedding]) -> Iterator[str]:

@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(models: Path) -> Checkpoint:
-    return Checkpoint.open(models / "diffusers" / "tiny", "tiny", find_model("lumina2").components)
+    return Checkpoint.open(models / "diffusers" / "tiny", "tiny", find_model("lumina2"))
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def recognise(keys: Iterable[str], metadata: Mapping[str, str]) -> str | None:
     from ..models import catalogue
 
     keys = list(keys)
-    own = [(model.title, (*model.lora.prefixes[:1], *model.lora.signature)) for model in catalogue().values()]
+    own = [(model.title, tuple(model.lora.signature)) for model in catalogue().values()]
     titles = [
         title
         for title, fragments in (*own, *_SIGNATURES)

@@ -1,10 +1,7 @@
-"""One LoRA file against one model: what it changes, what its metadata tells, and its tensors."""
+"""One LoRA file against one model: what it changes, and its tensors."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +12,8 @@ from ..files.safetensors import FileStamp, Header, read_header, read_tensors
 from ..models.facts import ModelFacts
 from .formats import LoraLayer, recognise
 from .kinds import Adapter, Kind
-
-PART = "transformer"
-_MOST_BLOCKS = 12  # lines of an error that list blocks
+from .kinds.decomposed import Decomposed
+from .names import names_of
 
 
 @dataclass(frozen=True)
@@ -27,47 +23,32 @@ class LoraFile:
     Attributes:
         name: as the user sees it.
         header: tensors' names and shapes, metadata.
-        kind: what sort of change it makes.
         layers: what it changes, in the file's order.
     """
 
     name: str
     header: Header
-    kind: Kind
     layers: tuple[LoraLayer, ...]
 
     @property
-    def trigger_word(self) -> str:
-        """The trigger word of an AI Toolkit job, or an empty string.
+    def kind(self) -> Kind:
+        """Of its layers; that of the others where some of them are plain differences."""
+        kinds = [layer.kind for layer in self.layers]
+        return next((kind for kind in kinds if not kind.accompanies), kinds[0])
 
-        AI Toolkit writes it as the only tag of ``ss_tag_frequency`` (BaseSDTrainProcess.update_training_metadata).
-        """
-        tags = _json_object(self.header.metadata.get("ss_tag_frequency"))
-        words = {word for folder in tags.values() if isinstance(folder, dict) for word in folder}
-        return words.pop() if len(words) == 1 else ""
+    @property
+    def title(self) -> str:
+        """The format, for people."""
+        return self.kind.title + (" with dora_scale" if any(layer.decomposed for layer in self.layers) else "")
 
-    def summary(self) -> str:
-        """A few lines for people: format, layers, ranks, dtype, and what the metadata tells."""
-        ranks = Counter(layer.rank or 0 for layer in self.layers)
-        alphas = sum("alpha" in layer.keys for layer in self.layers)
-        dtypes = sorted({info.dtype for info in self.header.tensors.values()})
-        lines = [
-            f"{self.name}: {self.kind.title}, {len(self.layers)} layers",
-            "rank " + ", ".join(f"{rank or 'full'} ({count} layers)" for rank, count in sorted(ranks.items())),
-            f"dtype {', '.join(dtypes)}; alpha {f'on {alphas} layers' if alphas else 'none (scale 1)'}",
-        ]
-        metadata = self.header.metadata
-        software = _json_object(metadata.get("software"))
-        training = _json_object(metadata.get("training_info"))
-        facts = {
-            "trained with": " ".join(str(software[key]) for key in ("name", "version") if key in software),
-            "step": training.get("step"),
-            "base model": metadata.get("ss_base_model_version"),
-            "name": metadata.get("ss_output_name") or metadata.get("name"),
-            "trigger word": self.trigger_word,
-        }
-        lines += [f"{label}: {value}" for label, value in facts.items() if value not in (None, "")]
-        return "\n".join(lines)
+    @property
+    def mergeable(self) -> bool:
+        return self.kind.mergeable and not any(layer.decomposed for layer in self.layers)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the model that it changes."""
+        return tuple(dict.fromkeys(layer.part for layer in self.layers))
 
 
 def open_lora(path: Path, name: str, model: ModelFacts, checkpoint: Checkpoint) -> LoraFile:
@@ -84,56 +65,13 @@ def open_lora(path: Path, name: str, model: ModelFacts, checkpoint: Checkpoint) 
 def _open(stamp: FileStamp, name: str, model_id: str, checkpoint: Checkpoint) -> LoraFile:
     from ..models import find_model
 
-    model = find_model(model_id)
     header = read_header(stamp.path)
-    targets = lora_targets(checkpoint)
-    prefixes = tuple(model.lora.prefixes)
-    kind, layers = recognise(header, name, model.title, prefixes, targets.keys())
-    _check_fit(layers, targets, name, model.title)
-    return LoraFile(name, header, kind, tuple(layers))
+    layers = recognise(header, name, find_model(model_id).title, names_of(model_id, checkpoint))
+    return LoraFile(name, header, tuple(layers))
 
 
-@lru_cache(maxsize=8)
-def lora_targets(checkpoint: Checkpoint) -> Mapping[str, tuple[int, int]]:
-    """Module name -> (out, in) of every layer that a LoRA can change, from the weight files' headers."""
-    return {
-        name.removesuffix(".weight"): (info.shape[0], info.shape[1])
-        for name, info in checkpoint.tensor_infos(PART).items()
-        if name.endswith(".weight") and len(info.shape) == 2
-    }
-
-
-def _check_fit(layers: list[LoraLayer], targets: Mapping[str, tuple[int, int]], name: str, title: str) -> None:
-    unmatched = [layer for layer in layers if layer.module not in targets]
-    if unmatched:
-        blocks = Counter(_block(layer.module) for layer in unmatched)
-        lines = [f"  {block}: {count} layers" for block, count in list(blocks.items())[:_MOST_BLOCKS]]
-        if len(blocks) > _MOST_BLOCKS:
-            lines.append(f"  and {len(blocks) - _MOST_BLOCKS} more blocks")
-        first = next(iter(unmatched[0].keys.values()))
-        raise LoraError(
-            f"{name!r} does not fit these weights of {title}: {len(unmatched)} of its {len(layers)} layers are not in "
-            f"the model, the first is {first!r}. Was it trained on another version of the model?\n" + "\n".join(lines)
-        )
-    for layer in layers:
-        if layer.shape != targets[layer.module]:
-            raise LoraError(
-                f"{name!r} does not fit these weights of {title}: {layer.module!r} is {list(targets[layer.module])} in "
-                f"the model, and the file's pair makes {list(layer.shape)}. It was trained on a model of another size."
-            )
-
-
-def _block(module: str) -> str:
-    """``layers.30.attn.to_q`` -> ``layers.30``; a name without a number stays as it is."""
-    parts = module.split(".")
-    for index, part in enumerate(parts):
-        if part.isdecimal():
-            return ".".join(parts[: index + 1])
-    return module
-
-
-def read_lora(lora: LoraFile) -> dict[str, Adapter]:
-    """Module name -> what is done to it. All tensors are read and checked before the first is returned.
+def read_lora(lora: LoraFile) -> dict[LoraLayer, Adapter]:
+    """What is done to each layer. All tensors are read and checked before any is returned.
 
     Raises:
         LoraError: a tensor holds NaN or Inf.
@@ -151,15 +89,13 @@ def read_lora(lora: LoraFile) -> dict[str, Adapter]:
                 "Use an earlier save of the job."
             )
         tensors[key] = tensor
-    return {
-        layer.module: lora.kind.make({role: tensors[key] for role, key in layer.keys.items()}) for layer in lora.layers
-    }
+    return {layer: _adapter(layer, tensors) for layer in lora.layers}
 
 
-def _json_object(text: str | None) -> dict:
-    """The metadata of other trainers may hold anything: what is no JSON object tells nothing."""
-    try:
-        value = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+def _adapter(layer: LoraLayer, tensors: dict) -> Adapter:
+    roles = {role: tensors[key] for role, key in layer.keys.items()}
+    scale = roles.pop("dora_scale", None)
+    adapter = layer.kind.make(roles)
+    if scale is not None:
+        adapter = Decomposed.of(adapter, scale)
+    return adapter if layer.rows is None else adapter.rows(*layer.rows)

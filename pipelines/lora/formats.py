@@ -1,131 +1,235 @@
 """What a LoRA file holds, read from its header alone.
 
-A key is a prefix, a module and a suffix. Prefixes come from the model's facts, suffixes from the tables of the kinds;
-nothing is renamed by replacing strings.
+A key is a name and a suffix. Names come from the model's spellings (``names.py``), suffixes from the tables of the
+kinds; nothing is renamed by replacing strings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import LoraError
 from ..files.safetensors import Header
 from . import families
-from .kinds import KINDS, Kind
+from .kinds import DECOMPOSED, KINDS, Kind, Shape
+from .names import Names, Target
 
-_SUFFIXES = {suffix: role for kind in KINDS for suffix, role in kind.suffixes.items()}
-# suffix -> the format that it belongs to, for files that are recognised but not applied
-_OTHER_FORMATS = {
-    ".lokr_t2": "LoKr (Tucker)",
-    ".hada_w1_a": "LoHa", ".hada_w1_b": "LoHa", ".hada_w2_a": "LoHa", ".hada_w2_b": "LoHa",
-    ".dora_scale": "DoRA (dora_scale)", ".lora_magnitude_vector": "DoRA (PEFT)",
-    ".diff": "full difference", ".diff_b": "full difference",
+_SUFFIXES = {suffix: role for kind in KINDS for suffix, role in kind.suffixes.items()} | DECOMPOSED
+# the longest first: .lora_A.default.weight ends in nothing shorter, but others may
+_BY_LENGTH = sorted(_SUFFIXES, key=len, reverse=True)
+# suffix -> what it belongs to, for what is recognised but not applied
+_OTHER = {
+    ".lokr_t2": "LoKr for convolutions (Tucker)",
+    ".hada_t1": "LoHa for convolutions (Tucker)",
+    ".hada_t2": "LoHa for convolutions (Tucker)",
+    ".lora_mid.weight": "LoRA for convolutions (Tucker)",
+    ".w_norm": "LyCORIS norm", ".b_norm": "LyCORIS norm",
+    ".set_weight": "whole weights", ".reshape_weight": "a LoRA that changes shapes",
+    ".a1.weight": "GLoRA", ".oft_blocks": "OFT", ".oft_diag": "OFT", ".on_input": "IA3",
 }  # fmt: skip
-_APPLIED = "This version applies LoRA, LoKr, DoRA and full-rank files with the names of diffusers' modules."
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_MOST_BLOCKS = 12  # lines of an error that list blocks
+_DAMAGED = "Export or download the file again."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoraLayer:
-    """One layer of a file.
+    """One change of a file to one parameter; told from others by identity.
 
     Attributes:
-        module: name in the model.
+        part: ``transformer`` or ``text_encoder``.
+        module: in the model.
+        leaf: ``weight`` or ``bias``.
+        rows: first row and the one after the last in what the file holds; None is all of it.
         keys: role -> key in the file.
+        kind: what sort of change.
         rank: read from the tensors: files mix ranks; None where the kind has none.
-        shape: (out, in) of the weight that it changes.
+        shape: of the parameter.
     """
 
+    part: str
     module: str
+    leaf: str
+    rows: tuple[int, int] | None
     keys: Mapping[str, str]
+    kind: Kind
     rank: int | None
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
+
+    @property
+    def parameter(self) -> str:
+        """Its name in the model."""
+        return f"{self.module}.{self.leaf}"
+
+    @property
+    def decomposed(self) -> bool:
+        """Whether it comes with LyCORIS' ``dora_scale``."""
+        return "dora_scale" in self.keys
 
 
-def recognise(
-    header: Header, name: str, title: str, prefixes: tuple[str, ...], modules: Collection[str]
-) -> tuple[Kind, list[LoraLayer]]:
-    """The kind of a file, and its layers.
+def recognise(header: Header, name: str, title: str, names: Names) -> list[LoraLayer]:
+    """The layers of a file.
 
     Args:
         header: of the file.
         name: how messages call the file.
         title: how messages call the model.
-        prefixes: what may stand before a module's name.
-        modules: the model's layers; where no key names one, the file is for something else.
+        names: of the model's layers.
 
     Raises:
-        LoraError: no LoRA; of another model; of a format that is not applied; parts missing; wrong shapes.
+        LoraError: no LoRA; of another model; of a format that is not applied; parts missing; wrong shapes; formats or
+            namings mixed.
     """
     if not header.tensors:
         raise LoraError(f"{name!r} holds no tensors.")
-    keys = list(header.tensors)
-    if not any(key.startswith(prefixes) and _module_of(key, prefixes) in modules for key in keys):
-        family = families.recognise(keys, header.metadata)
-        looks = f"It looks like one for {family}." if family else f"Its first key is {keys[0]!r}."
-        raise LoraError(f"{name!r} is no LoRA for {title}: none of its {len(keys)} keys names a layer of it. {looks}")
-    parts: dict[str, dict[str, str]] = {}
-    strange: list[str] = []
-    for key in keys:
-        split = _split(key, prefixes)
-        if split is None:
-            strange.append(key)
-        else:
-            module, role = split
-            if role in parts.setdefault(module, {}):
-                raise LoraError(f"{name!r} names the {role} of {module!r} twice.")
-            parts[module][role] = key
+    groups, strange = _groups(header, name)
+    known = [spelled for spelled, _ in groups if spelled in names.targets]
+    if not known and not any(_without_suffix(key) in names.targets for key in strange):
+        family = families.recognise(header.tensors, header.metadata)
+        looks = f"It looks like one for {family}." if family else f"Its first key is {next(iter(header.tensors))!r}."
+        count = len(header.tensors)
+        raise LoraError(f"{name!r} is no LoRA for {title}: none of its {count} keys names a layer of it. {looks}")
     if strange:
-        raise LoraError(_strange_message(name, strange, len(keys)))
-    kind = _kind_of(name, parts)
-    return kind, [_layer(header, name, kind, module, roles) for module, roles in parts.items()]
+        raise LoraError(_strange_message(name, strange, len(header.tensors)))
+    _check_names(groups, names, name, title)
+    layers: dict[str, list[LoraLayer]] = {}
+    for (spelled, leaf), roles in groups.items():
+        target = names.targets[spelled]
+        for layer in _layers(header, name, title, spelled, target, leaf, roles, names):
+            layers.setdefault(f"{layer.part} {layer.parameter}", []).append(layer)
+    _check_kinds(layers, name)
+    return [layer for found in layers.values() for layer in found]
 
 
-def _module_of(key: str, prefixes: tuple[str, ...]) -> str:
-    """The module that a key seems to name, whatever follows it: ``layers.0.attn.to_q``."""
-    for prefix in prefixes:
-        key = key.removeprefix(prefix)
-    for suffix in (*_SUFFIXES, *_OTHER_FORMATS):
-        if key.endswith(suffix):
-            return key.removesuffix(suffix)
-    return key
+def _groups(header: Header, name: str) -> tuple[dict[tuple[str, str], dict[str, str]], list[str]]:
+    """(name as spelled, leaf) -> role -> key; and the keys of no known suffix."""
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    strange: list[str] = []
+    for key in header.tensors:
+        suffix = next((suffix for suffix in _BY_LENGTH if key.endswith(suffix)), None)
+        if suffix is None:
+            strange.append(key)
+            continue
+        role = _SUFFIXES[suffix]
+        roles = groups.setdefault((key[: len(key) - len(suffix)], "bias" if role == "diff_b" else "weight"), {})
+        if role in roles:
+            raise LoraError(f"{name!r} names the {role} of {key[: len(key) - len(suffix)]!r} twice.")
+        roles[role] = key
+    return groups, strange
 
 
-def _split(key: str, prefixes: tuple[str, ...]) -> tuple[str, str] | None:
-    for prefix in prefixes:
-        for suffix, role in _SUFFIXES.items():
-            if key.startswith(prefix) and key.endswith(suffix):
-                return key[len(prefix) : len(key) - len(suffix)], role
-    return None
+def _without_suffix(key: str) -> str:
+    end = next((suffix for suffix in _OTHER if key.endswith(suffix)), "")
+    return key.removesuffix(end) if end else key.rpartition(".")[0]
 
 
 def _strange_message(name: str, strange: list[str], total: int) -> str:
-    kinds = {kind for key in strange for suffix, kind in _OTHER_FORMATS.items() if key.endswith(suffix)}
+    kinds = {kind for key in strange for suffix, kind in _OTHER.items() if key.endswith(suffix)}
     some = ", ".join(repr(key) for key in strange[:4]) + (f" and {len(strange) - 4} more" if len(strange) > 4 else "")
     if kinds:
-        return f"{name!r} is a {' / '.join(sorted(kinds))} file. {_APPLIED} Keys that cannot be applied: {some}."
+        return (
+            f"{name!r} holds {' / '.join(sorted(kinds))}, which is not applied. This pack applies "
+            f"{', '.join(kind.title for kind in KINDS)}. Keys that cannot be applied: {some}."
+        )
     return f"{name!r} has {len(strange)} of {total} keys that are of no known kind: {some}."
 
 
-def _kind_of(name: str, parts: Mapping[str, Mapping[str, str]]) -> Kind:
-    """The one kind whose roles all layers have; an incomplete layer is the error of the kind that fits best."""
-    used = {role for roles in parts.values() for role in roles}
-    fitting = [kind for kind in KINDS if used <= set(kind.suffixes.values()) and used & set().union(*kind.complete)]
+def _check_names(groups: Mapping[tuple[str, str], object], names: Names, name: str, title: str) -> None:
+    spelled = list(dict.fromkeys(spelled for spelled, _ in groups))
+    unmatched = [one for one in spelled if one not in names.targets]
+    if unmatched:
+        blocks = Counter(_block(one) for one in unmatched)
+        lines = [f"  {block}: {count} layers" for block, count in list(blocks.items())[:_MOST_BLOCKS]]
+        if len(blocks) > _MOST_BLOCKS:
+            lines.append(f"  and {len(blocks) - _MOST_BLOCKS} more blocks")
+        raise LoraError(
+            f"{name!r} does not fit these weights of {title}: {len(unmatched)} of its {len(spelled)} layers are not in "
+            f"the model, the first is {unmatched[0]!r}. Was it trained on another version of the model?\n"
+            + "\n".join(lines)
+        )
+    common: dict[str, frozenset[int]] = {}
+    first: dict[str, str] = {}
+    for one in spelled:
+        target = names.targets[one]
+        both = common.get(target.part, target.spellings) & target.spellings
+        if not both:
+            raise LoraError(
+                f"{name!r} mixes formats: it names layers in two ways, as in {first[target.part]!r} and {one!r}. "
+                + _DAMAGED
+            )
+        common[target.part] = both
+        first.setdefault(target.part, one)
+
+
+def _block(spelled: str) -> str:
+    """``layers.30.attn.to_q`` -> ``layers.30``; a name without a number stays as it is."""
+    match = re.search(r"[._]\d+(?=[._]|$)", spelled)
+    return spelled[: match.end()] if match else spelled
+
+
+def _layers(
+    header: Header, name: str, title: str, spelled: str, target: Target, leaf: str, roles: Mapping[str, str],
+    names: Names,
+) -> list[LoraLayer]:  # fmt: skip
+    rows = names.rows(target, leaf)
+    if rows is None:
+        raise LoraError(f"{name!r} does not fit these weights of {title}: {spelled!r} has no {leaf} in the model.")
+    kind = _kind_of(name, spelled, roles)
+    shape = _shape(header, name, kind, spelled, roles)
+    shapes = names.shapes[target.part]
+    tail = shapes[f"{target.modules[0]}.{leaf}"][1:]
+    whole = (rows[-1][1], *tail)
+    if shape.weight != whole:
+        lacking = _lacking(kind, roles)
+        if lacking:
+            raise LoraError(f"{name!r} is damaged: {spelled!r} lacks {lacking}. {_DAMAGED}")
+        raise LoraError(
+            f"{name!r} does not fit these weights of {title}: {spelled!r} is {list(whole)} in the model, and the "
+            f"file's tensors make {list(shape.weight)}. It was trained on a model of another size."
+        )
+    split = len(rows) > 1
+    if split and "dora_scale" in roles and header.tensors[roles["dora_scale"]].shape[:1] != (shape.weight[0],):
+        raise LoraError(
+            f"{name!r} cannot be applied: dora_scale of {spelled!r} is by columns, and this model holds the layer in "
+            f"{len(rows)} pieces. Train with weight decomposition on the output (wd_on_out), LyCORIS' default."
+        )
+    return [
+        LoraLayer(target.part, module, leaf, own if split else None, roles, kind, shape.rank, (own[1] - own[0], *tail))
+        for module, own in zip(target.modules, rows, strict=True)
+    ]
+
+
+def _kind_of(name: str, spelled: str, roles: Mapping[str, str]) -> Kind:
+    """The kind whose roles these are; an incomplete layer is the error of the kind that fits best."""
+    own = roles.keys() - {"alpha", "dora_scale"}
+    fitting = [kind for kind in KINDS if roles.keys() - {"dora_scale"} <= set(kind.suffixes.values())]
+    fitting = [kind for kind in fitting if own & set().union(*kind.complete)]
     for kind in fitting:
-        if all(roles.keys() - {"alpha"} in kind.complete for roles in parts.values()):
+        if own in kind.complete:
+            if "dora_scale" in roles and not kind.decomposable:
+                raise LoraError(f"{name!r} mixes formats: {spelled!r} is {kind.title} with a dora_scale. {_DAMAGED}")
             return kind
     if not fitting:
-        raise LoraError(f"{name!r} mixes formats: its layers have {', '.join(sorted(used))}. Export the file again.")
-    kind = fitting[0]
-    module, roles = next((m, r) for m, r in parts.items() if r.keys() - {"alpha"} not in kind.complete)
-    nearest = max(kind.complete, key=lambda whole: len(whole & roles.keys()))
-    missing, surplus = sorted(nearest - roles.keys()), sorted(roles.keys() - nearest - {"alpha"})
-    what = f"has no {' and no '.join(missing)}" if missing else f"has {' and '.join(surplus)} beside a whole layer"
-    raise LoraError(f"{name!r} is damaged: {module!r} {what}. Export or download the file again.")
+        if not own:
+            raise LoraError(f"{name!r} is damaged: {spelled!r} has only {', '.join(sorted(roles))}. {_DAMAGED}")
+        raise LoraError(f"{name!r} mixes formats: {spelled!r} has {', '.join(sorted(roles))}. {_DAMAGED}")
+    nearest = max((whole for kind in fitting for whole in kind.complete), key=lambda whole: len(whole & own))
+    lacks, surplus = sorted(nearest - own), sorted(own - nearest)
+    what = f"lacks {', '.join(lacks)}" if lacks else f"has {', '.join(surplus)} beside a whole layer"
+    raise LoraError(f"{name!r} is damaged: {spelled!r} {what}. {_DAMAGED}")
 
 
-def _layer(header: Header, name: str, kind: Kind, module: str, roles: Mapping[str, str]) -> LoraLayer:
+def _lacking(kind: Kind, roles: Mapping[str, str]) -> str:
+    """What is missing if the layer is half of another kind's: AI Toolkit's full rank is a LoRA without ``lora_B``."""
+    own = roles.keys() - {"alpha", "dora_scale"}
+    more = [whole - own for other in KINDS if other is not kind for whole in other.complete if own < whole]
+    return ", ".join(sorted(more[0])) if more else ""
+
+
+def _shape(header: Header, name: str, kind: Kind, spelled: str, roles: Mapping[str, str]) -> Shape:
     infos = {role: header.tensors[key] for role, key in roles.items()}
     for role, info in infos.items():
         if info.dtype not in _FLOATS:
@@ -136,6 +240,22 @@ def _layer(header: Header, name: str, kind: Kind, module: str, roles: Mapping[st
         )
     try:
         shape = kind.shape(infos)
+        if "dora_scale" in infos:
+            rows, columns = shape.weight
+            if infos["dora_scale"].shape not in ((rows,), (rows, 1), (1, columns)):
+                raise ValueError(f"dora_scale {list(infos['dora_scale'].shape)} does not fit {[rows, columns]}")
     except ValueError as error:
-        raise LoraError(f"{name!r} is damaged: {module!r}: {error}. Export or download the file again.") from error
-    return LoraLayer(module, roles, shape.rank, shape.weight)
+        raise LoraError(f"{name!r} is damaged: {spelled!r}: {error}. {_DAMAGED}") from error
+    return shape
+
+
+def _check_kinds(layers: Mapping[str, list[LoraLayer]], name: str) -> None:
+    """One kind for a whole file, but for plain differences, which tools add for biases and norms."""
+    titles = {layer.kind.title for found in layers.values() for layer in found if not layer.kind.accompanies}
+    if len(titles) > 1:
+        raise LoraError(
+            f"{name!r} mixes formats: some of its layers are {', others '.join(sorted(titles))}. {_DAMAGED}"
+        )
+    twice = next((found for found in layers.values() if len(found) > 1), None)
+    if twice is not None:
+        raise LoraError(f"{name!r} changes {twice[0].parameter!r} twice. {_DAMAGED}")

@@ -1,4 +1,4 @@
-"""Brings a loaded transformer from the LoRAs that it has to the LoRAs that are wanted, by the cheapest way."""
+"""Brings a loaded part from the LoRAs that it has to the LoRAs that are wanted, by the cheapest way."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal, cast
 from ..checkpoint import Checkpoint
 from ..errors import FileError, LoraError
 from ..files.safetensors import FileStamp
-from ..handle import LoraSpec, PipelineHandle, Quantization
+from ..handle import LoraSpec
 from ..models.facts import Recipe
-from .file import PART, open_lora, read_lora
+from .file import open_lora, read_lora
+from .formats import LoraLayer
 from .kinds import Adapter
 
 if TYPE_CHECKING:
@@ -22,50 +23,62 @@ if TYPE_CHECKING:
     from .kinds.kind import Arithmetic
     from .live import LiveLayer
 
+Weights = dict[LoraLayer, Adapter]
+
 
 @dataclass(frozen=True)
 class AppliedLora:
-    """One LoRA with everything left open by its handle decided.
+    """One LoRA on one part, with everything left open by its handle decided.
 
     Attributes:
         spec: the handle's entry.
+        part: which part.
         mode: how it is applied.
         arithmetic: of live branches.
+        merge_dtype: what merged weights are rounded to, see :class:`..models.facts.Recipe`.
     """
 
     spec: LoraSpec
+    part: str
     mode: Literal["merged", "live"]
     arithmetic: Arithmetic
+    merge_dtype: Literal["run", "stored"]
 
 
-def resolve(handle: PipelineHandle, recipe: Recipe, quantization: Quantization) -> tuple[AppliedLora, ...]:
-    """Decides ``application: auto`` for each LoRA of a handle; a strength of 0 is left out.
+def resolve(loras: Sequence[LoraSpec], recipe: Recipe, held: dict[str, str]) -> tuple[AppliedLora, ...]:
+    """Decides ``application: auto`` for each LoRA and part; a strength of 0 is left out.
+
+    Args:
+        loras: the handle's.
+        recipe: the sampler's.
+        held: part -> how its weights are held where they cannot be written to (``qfloat8``, ``GGUF Q4_K``), else empty.
 
     Raises:
-        LoraError: ``merged`` is asked for on quantised weights, or of a kind that is never merged.
+        LoraError: ``merged`` is asked for on such weights, or of a kind that is never merged.
     """
     applied = []
-    for spec in handle.loras:
-        mode = spec.application
-        if mode == "merged" and quantization != "none":
+    for spec in loras:
+        if spec.application == "merged" and not spec.mergeable:
             raise LoraError(
-                f"{spec.name!r} cannot be merged: the transformer is quantised ({quantization}), and a merge would be "
-                "rounded away. Set application to 'live' or 'auto', or transformer_quantization to 'none'."
-            )
-        if mode == "merged" and not spec.mergeable:
-            raise LoraError(
-                f"{spec.name!r} cannot be merged: it is a {spec.format} file, which AI Toolkit never merges. Set "
+                f"{spec.name!r} cannot be merged: it is a {spec.format} file, which its trainer never merges. Set "
                 "application to 'live' or 'auto'."
             )
-        if mode == "auto":
-            mode = "live" if quantization != "none" or not spec.mergeable else recipe.lora_application
-        if spec.strength != 0:
-            applied.append(AppliedLora(spec, mode, recipe.lora_arithmetic))
+        for part in spec.parts:
+            mode = spec.application
+            if mode == "merged" and held[part]:
+                raise LoraError(
+                    f"{spec.name!r} cannot be merged: the {part} is quantised ({held[part]}), and a merge would be "
+                    f"rounded away. Set application to 'live' or 'auto', or use an unquantised {part}."
+                )
+            if mode == "auto":
+                mode = "live" if held[part] or not spec.mergeable else recipe.lora_application
+            if spec.strength != 0:
+                applied.append(AppliedLora(spec, part, mode, recipe.lora_arithmetic, recipe.merge_dtype))
     return tuple(applied)
 
 
 class LoraStack:
-    """The LoRAs on one loaded transformer.
+    """The LoRAs on one loaded part.
 
     Attributes:
         applied: what is on it now; None after a change that could be neither finished nor undone.
@@ -73,17 +86,19 @@ class LoraStack:
         files_read: how many LoRA files were read so far.
     """
 
-    def __init__(self, transformer: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, module: nn.Module, checkpoint: Checkpoint, part: str, dtype: torch.dtype, device: str) -> None:
         self.applied: tuple[AppliedLora, ...] | None = ()
         self.tensors_read = 0
         self.files_read = 0
-        self._transformer = transformer
+        self._module = module
         self._checkpoint = checkpoint
+        self._part = part
         self._dtype = dtype
         self._device = device
-        self._merged: set[str] = set()
+        self._merged: dict[str, LoraLayer] = {}
+        self._merged_of: list[AppliedLora] = []
         self._live: dict[str, LiveLayer] = {}
-        self._weights: dict[FileStamp, dict[str, Adapter]] = {}
+        self._weights: dict[FileStamp, Weights] = {}
 
     def set(self, wanted: tuple[AppliedLora, ...], model: ModelFacts, check: Callable[[], None]) -> None:
         """Applies ``wanted`` and nothing else; ``check`` is called before each weight and raises to interrupt.
@@ -99,11 +114,14 @@ class LoraStack:
         weights = [(lora, self._read(lora.spec, model)) for lora in wanted]
         kept = {lora.spec.file for lora in wanted}
         self._weights = {file: value for file, value in self._weights.items() if file in kept}
-        merged = [(lora, value) for lora, value in weights if lora.mode == "merged"]
-        live = [(lora, value) for lora, value in weights if lora.mode == "live"]
-        same_merge = self.applied is not None and [lora for lora, _ in merged] == [
-            lora for lora in self.applied if lora.mode == "merged"
-        ]
+        merged, live = [], []
+        for lora, layers in weights:
+            # norms and biases are never held quantised, and a linear branch cannot change them
+            small = {layer: value for layer, value in layers.items() if len(layer.shape) == 1}
+            merged.append((lora, layers if lora.mode == "merged" else small))
+            live.append((lora, {} if lora.mode == "merged" else {k: v for k, v in layers.items() if k not in small}))
+        merged = [(lora, layers) for lora, layers in merged if layers]
+        same_merge = self.applied is not None and [lora for lora, _ in merged] == self._merged_of
         self.applied = None
         try:
             self._remove_live()
@@ -122,54 +140,70 @@ class LoraStack:
         self._restore()
         self.applied = ()
 
-    def _read(self, spec: LoraSpec, model: ModelFacts) -> dict[str, Adapter]:
+    def _read(self, spec: LoraSpec, model: ModelFacts) -> Weights:
         if spec.file not in self._weights:
             if FileStamp.of(spec.file.path) != spec.file:
                 raise FileError(f"{spec.name!r} was replaced after its node ran. Run again to use the new file.")
             file = open_lora(spec.file.path, spec.name, model, self._checkpoint)
-            self._weights[spec.file] = read_lora(file)
+            adapters = read_lora(file)
+            self._weights[spec.file] = {layer: value for layer, value in adapters.items() if layer.part == self._part}
             self.files_read += 1
         return self._weights[spec.file]
 
     def _restore(self) -> None:
-        # the set is emptied last: a restore that is cut off can be run again
-        for name, value in self._checkpoint.read(PART, [f"{module}.weight" for module in self._merged]):
-            self._put(name.removesuffix(".weight"), value)
+        # emptied last: a restore that is cut off can be run again
+        for name, value in self._checkpoint.source(self._part).read(self._merged):
+            self._put(self._merged[name], cast("torch.Tensor", value))
             self.tensors_read += 1
         self._merged.clear()
+        self._merged_of = []
 
-    def _merge(self, loras: Sequence[tuple[AppliedLora, dict[str, Adapter]]], check: Callable[[], None]) -> None:
+    def _merge(self, loras: Sequence[tuple[AppliedLora, Weights]], check: Callable[[], None]) -> None:
+        # parameter -> what is added to it, in list order
+        changes: dict[str, list[tuple[LoraLayer, Adapter, AppliedLora]]] = {}
         for lora, layers in loras:
-            for module, pair in layers.items():
-                check()
-                if not pair.is_zero:
-                    self._merged.add(module)
-                    weight = self._linear(module).weight
-                    self._put(module, pair.merge(weight, lora.spec.strength, self._device))
+            for layer, adapter in layers.items():
+                if not adapter.is_zero:
+                    changes.setdefault(layer.parameter, []).append((layer, adapter, lora))
+        stored = [name for name, found in changes.items() if found[0][2].merge_dtype == "stored"]
+        for name, value in self._checkpoint.source(self._part).read(stored):
+            self._change(changes.pop(name), cast("torch.Tensor", value), check)
+        for found in changes.values():
+            self._change(found, self._owner(found[0][0]), check)
+        self._merged_of = [lora for lora, _ in loras]
 
-    def _linear(self, module: str) -> nn.Linear:
-        # a quantised layer is a Linear too
-        return cast("nn.Linear", self._transformer.get_submodule(module))
+    def _change(
+        self, changes: list[tuple[LoraLayer, Adapter, AppliedLora]], value: torch.Tensor, check: Callable[[], None]
+    ) -> None:
+        layer = changes[0][0]
+        for _, adapter, lora in changes:
+            check()
+            value = adapter.merge(value, lora.spec.strength, self._device)
+        self._merged[layer.parameter] = layer
+        self._put(layer, value)
 
-    def _put(self, module: str, value: torch.Tensor) -> None:
-        """Puts a copy of ``value`` in a weight's place, in that weight's dtype and on its device."""
+    def _owner(self, layer: LoraLayer) -> torch.Tensor:
+        return cast("torch.Tensor", getattr(self._module.get_submodule(layer.module), layer.leaf))
+
+    def _put(self, layer: LoraLayer, value: torch.Tensor) -> None:
+        """Puts a copy of ``value`` in a parameter's place, in that parameter's dtype and on its device."""
         import torch
 
-        layer = self._linear(module)
-        old = layer.weight
-        layer.weight = torch.nn.Parameter(value.to(old.device, old.dtype, copy=True), requires_grad=False)
+        old = self._owner(layer)
+        new = torch.nn.Parameter(value.to(old.device, old.dtype, copy=True), requires_grad=False)
+        setattr(self._module.get_submodule(layer.module), layer.leaf, new)
 
-    def _add_live(self, loras: Sequence[tuple[AppliedLora, dict[str, Adapter]]]) -> None:
+    def _add_live(self, loras: Sequence[tuple[AppliedLora, Weights]]) -> None:
         from .live import LiveLayer
 
         for lora, layers in loras:
-            for module, pair in layers.items():
-                if pair.is_zero:
+            for layer, adapter in layers.items():
+                if adapter.is_zero:
                     continue
-                if module not in self._live:
-                    layer = self._linear(module)
-                    self._live[module] = LiveLayer(layer, self._dtype, lora.arithmetic)
-                self._live[module].append(pair, lora.spec.strength)
+                if layer.module not in self._live:
+                    module = self._module.get_submodule(layer.module)
+                    self._live[layer.module] = LiveLayer(module, self._dtype, lora.arithmetic)
+                self._live[layer.module].append(adapter, lora.spec.strength)
 
     def _remove_live(self) -> None:
         for layer in self._live.values():

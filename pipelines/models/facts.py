@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..checkpoint import Checkpoint
+from ..errors import InputError
 from ..sizes import SizeRule
+from ..sources.layout import SingleFiles
 
 if TYPE_CHECKING:
     from ..handle import Quantization
+    from ..lora.kinds.kind import Arithmetic
     from .runtime import ModelRuntime
 
 
@@ -26,25 +29,109 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class RecipeOptions:
+    """What only some recipes read. The defaults are theirs: an option that is left alone changes nothing.
+
+    Attributes:
+        cfg_trunc_ratio: guidance runs while the model's time (0 noise, 1 image) is below this; above 1 in every step.
+        renorm_cfg: the guided prediction's norm is limited to this many times the prompt's; 0 leaves it.
+        discrete_flow_shift: of the schedule.
+        system_prompt_on_negative: whether the negative prompt gets the system prompt too.
+    """
+
+    cfg_trunc_ratio: float = 0.25
+    renorm_cfg: float = 1.0
+    discrete_flow_shift: float = 6.0
+    system_prompt_on_negative: bool = False
+
+
+R = TypeVar("R", bound="Recipe")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One documented way to sample a model. Models add their own fields.
 
     Attributes:
         name: as the user chooses it.
         size: how sizes snap.
-        lora_arithmetic: of live LoRAs: ``trainer`` adds a float32 branch, ``peft`` one in the base's dtype.
+        lora_arithmetic: of live LoRAs: ``trainer`` adds a float32 branch, ``peft`` one in the base's dtype,
+            ``sd-scripts`` one in the dtype that the layer gets.
         lora_application: what ``application: auto`` means on unquantised weights, DoRA apart.
+        merge_dtype: what merged weights are rounded to: ``run``, the run's dtype, or first ``stored``, the file's.
         prompt_flags: whether the prompt is read as AI Toolkit reads a sample's: stripped, and cut at the first ``--``,
             where its flags begin.
+        noise: where it is drawn: one seed gives another noise on another kind of device.
+        options: those that this recipe reads -> its field.
         sources: field -> where its value was read.
     """
 
     name: str
     size: SizeRule
-    lora_arithmetic: Literal["trainer", "peft"]
+    lora_arithmetic: Arithmetic
     lora_application: Literal["merged", "live"]
+    merge_dtype: Literal["run", "stored"]
     prompt_flags: bool
+    noise: Literal["cpu", "compute device"]
+    options: Mapping[str, str]
     sources: Mapping[str, str]
+
+    def configured(self: R, options: RecipeOptions) -> R:
+        """This recipe with the user's options.
+
+        Raises:
+            InputError: an option was changed that this recipe does not read, or is out of its range.
+        """
+        for name, low, high in (
+            ("cfg_trunc_ratio", 0, 100),
+            ("renorm_cfg", 0, 100),
+            ("discrete_flow_shift", 0.01, 100),
+        ):
+            if not low <= getattr(options, name) <= high:
+                raise InputError(f"{name} is {getattr(options, name)}: choose {low} to {high}.")
+        plain = RecipeOptions()
+        changed = [name for name, value in vars(options).items() if value != getattr(plain, name)]
+        ignored = [name for name in changed if name not in self.options]
+        if ignored:
+            reads = f"reads only {', '.join(self.options)}" if self.options else "reads none of these options"
+            raise InputError(
+                f"{', '.join(ignored)} of AITK Recipe Options would do nothing: the recipe {self.name!r} {reads}. "
+                "Put the default back, or choose another recipe."
+            )
+        return replace(self, **{self.options[name]: getattr(options, name) for name in changed})
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """Where a part of a model can come from.
+
+    Attributes:
+        companions: subfolders of the diffusers layout that it needs beside its own, e.g. its tokenizer.
+        strip: what names in a folder's files may have in front of the model's.
+        single_files: what its single files look like.
+    """
+
+    single_files: SingleFiles
+    companions: Sequence[str] = ()
+    strip: str = ""
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """One way in which LoRA files name the layers of a part.
+
+    Attributes:
+        prefix: stands before each name.
+        part: ``transformer`` or ``text_encoder``.
+        separator: between the steps of a name, ``.`` or ``_``.
+        names: the part's modules -> another naming's module -> the modules whose rows it holds, in order; None is the
+            model's own naming.
+    """
+
+    prefix: str
+    part: str = "transformer"
+    separator: Literal[".", "_"] = "."
+    names: Callable[[Iterable[str]], Mapping[str, tuple[str, ...]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,13 +139,14 @@ class LoraNames:
     """How LoRA files name this model's layers.
 
     Attributes:
-        prefixes: what may stand before a diffusers module name in a file, the trainer's own first, longer ones before
-            their beginnings.
+        spellings: every way; the trainer's own first.
         signature: parts of keys that only this model's files have, all of which must occur; names a stray file.
+        excluded: ends of modules that no LoRA changes, e.g. embedding tables.
     """
 
-    prefixes: Sequence[str]
+    spellings: tuple[Spelling, ...]
     signature: Sequence[str]
+    excluded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +157,7 @@ class ModelFacts:
         id: AI Toolkit's ``arch``; part of every shared workflow.
         title: for people.
         repo_id: the model's own Hugging Face repository.
-        components: subfolders of the diffusers layout that are needed.
+        parts: ``transformer``, ``text_encoder`` and ``vae``.
         transformer_class: ``_class_name`` of ``transformer/config.json``; tells one model's folder from another's.
         defaults: the sampler's.
         recipes: by name; the first is the default.
@@ -86,7 +174,7 @@ class ModelFacts:
     id: str
     title: str
     repo_id: str
-    components: Sequence[str]
+    parts: Mapping[str, PartFacts]
     transformer_class: str
     defaults: Defaults
     recipes: Mapping[str, Recipe]
@@ -98,3 +186,8 @@ class ModelFacts:
     lora: LoraNames
     load_runtime: Callable[[], ModelRuntime]
     largest_side: Callable[[Checkpoint], int]
+
+    @property
+    def components(self) -> list[str]:
+        """Subfolders of the diffusers layout that are needed."""
+        return [name for part, facts in self.parts.items() for name in (part, *facts.companions)]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..handle import PipelineHandle, Quantization
     from ..sizes import Size
+    from ..sources.source import Source
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class DenoiseJob:
     """Everything the loop of one picture needs.
 
     Attributes:
+        recipe: with the user's options in it.
         latents: [1, C, h, w], the start, in the run's dtype, on the compute device.
         sigmas: [steps + 1], float32, on the compute device, falling to 0.
         conditioning: the embeddings of the recipe's texts, in order, on the compute device.
@@ -69,6 +71,7 @@ class DenoiseJob:
         check: called before each model call; raises to interrupt.
     """
 
+    recipe: Recipe
     latents: torch.Tensor
     sigmas: torch.Tensor
     conditioning: Sequence[Embedding]
@@ -85,10 +88,13 @@ class ModelRuntime(Protocol):
         ...
 
     def load(
-        self, part: str, checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization,
-        check: Callable[[], None],
-    ) -> nn.Module:  # fmt: skip
+        self, source: Source, dtype: torch.dtype, quantization: Quantization, check: Callable[[], None]
+    ) -> nn.Module:
         """Loads ``transformer``, ``text_encoder`` or ``vae`` to the CPU; ``check`` raises to interrupt."""
+        ...
+
+    def lora_root(self, module: nn.Module) -> nn.Module:
+        """The module in a loaded part whose names LoRA files use."""
         ...
 
     def texts(self, recipe: Recipe, handle: PipelineHandle, typed: Typed, guidance_scale: float) -> list[Text]:

@@ -40,7 +40,7 @@ def main(job_path: str, out_path: str) -> None:
     folder = Path(job["checkpoint"])
     handle = PipelineHandle(
         "lumina2",
-        Checkpoint.open(folder, folder.name, model.components),
+        Checkpoint.open(folder, folder.name, model),
         {"bf16": "bfloat16", "float32": "float32"}[job["dtype"]],
         RuntimeOptions(job["quantize_transformer"] or "none", job["quantize_te"] or "none", attention),
     )

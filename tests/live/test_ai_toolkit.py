@@ -55,9 +55,18 @@ def _run(script: str, job: Path, out: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dtype", ["bf16", "float32"])
 @pytest.mark.parametrize("name", JOBS)
 def test_identical_to_the_bit(checkpoint, tmp_path, name, dtype):
-    job = {"checkpoint": str(checkpoint.folder), "dtype": dtype, "quantize_transformer": None, "quantize_te": None}
+    job = {
+        "checkpoint": str(checkpoint.source("transformer").folder),
+        "dtype": dtype,
+        "quantize_transformer": None,
+        "quantize_te": None,
+    }
     job |= JOBS[name]
-    lora = make_lora(tmp_path / "lora.safetensors", checkpoint.folder, rank=7, seed=4) if job.get("lora") else None
+    lora = (
+        make_lora(tmp_path / "lora.safetensors", checkpoint.source("transformer").folder, rank=7, seed=4)
+        if job.get("lora")
+        else None
+    )
     job["lora"] = lora and str(lora)
     path = tmp_path / "job.json"
     path.write_text(json.dumps(job))

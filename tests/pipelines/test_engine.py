@@ -11,6 +11,7 @@ from comfyui_aitk.pipelines.engine import Engine
 from comfyui_aitk.pipelines.errors import AITKError, FileError
 from comfyui_aitk.pipelines.files.safetensors import FileStamp
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.sampling import SampleRequest, sample
 from safetensors.torch import load_file, save_file
@@ -145,7 +146,7 @@ def test_a_damaged_checkpoint_leaves_the_loaded_one(engine, checkpoint, tmp_path
     folder = make_checkpoint(tmp_path / "bad", seed=3)
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    bad = PipelineHandle("lumina2", Checkpoint.open(folder, "bad", ["transformer", "text_encoder", "tokenizer", "vae"]))
+    bad = PipelineHandle("lumina2", Checkpoint.open(folder, "bad", find_model("lumina2")))
     with pytest.raises(FileError, match=r"'diffusion_pytorch_model.safetensors' is cut off"):
         sample(engine, bad, request, SilentObserver())
     again = sample(engine, good, request, SilentObserver())
@@ -196,7 +197,7 @@ def test_a_text_encoder_saved_as_a_causal_model_is_the_same(engine, checkpoint, 
     path = folder / "text_encoder" / "model.safetensors"
     tensors = {f"model.{name}": value for name, value in load_file(path).items()}
     save_file(tensors | {"lm_head.weight": torch.zeros(2, 2)}, path)
-    causal = Checkpoint.open(folder, "causal", ["transformer", "text_encoder", "tokenizer", "vae"])
+    causal = Checkpoint.open(folder, "causal", find_model("lumina2"))
     images = [
         sample(engine, PipelineHandle("lumina2", source), replace(REQUEST, batch_size=1), SilentObserver()).images
         for source in (checkpoint, causal)
@@ -208,9 +209,7 @@ def test_a_restore_that_fails_is_made_up_for_by_the_next_run(engine, models, tmp
     from comfyui_aitk.pipelines.checkpoint import Checkpoint
 
     folder = make_checkpoint(tmp_path / "moving")
-    base = PipelineHandle(
-        "lumina2", Checkpoint.open(folder, "moving", ["transformer", "text_encoder", "tokenizer", "vae"])
-    )
+    base = PipelineHandle("lumina2", Checkpoint.open(folder, "moving", find_model("lumina2")))
     path = models / "loras" / "tiny.safetensors"
     merged = base.with_lora(LoraSpec(path.name, FileStamp.of(path), 1.0))
     request = replace(REQUEST, batch_size=1)
@@ -270,9 +269,7 @@ def test_weights_that_were_replaced_after_the_loader_ran_are_refused(engine, tmp
     from comfyui_aitk.pipelines.checkpoint import Checkpoint
 
     folder = make_checkpoint(tmp_path / "one")
-    handle = PipelineHandle(
-        "lumina2", Checkpoint.open(folder, "one", ["transformer", "text_encoder", "tokenizer", "vae"])
-    )
+    handle = PipelineHandle("lumina2", Checkpoint.open(folder, "one", find_model("lumina2")))
     other = make_checkpoint(tmp_path / "two", seed=9)
     (other / "vae" / "diffusion_pytorch_model.safetensors").replace(
         folder / "vae" / "diffusion_pytorch_model.safetensors"

@@ -115,12 +115,12 @@ def test_every_stage_agrees(folder, case, engine):
     recorded = load_file(GOLDEN / folder / case["tensors"])
     embeds = load_file(GOLDEN / folder / "embeds.safetensors")
     options = RuntimeOptions(text_encoder_attention=ATTENTION[folder])
-    handle = PipelineHandle("lumina2", Checkpoint.open(GOLDEN / "base", "base", model.components), "float32", options)
+    handle = PipelineHandle("lumina2", Checkpoint.open(GOLDEN / "base", "base", model), "float32", options)
     runtime = engine.runtime(model)
     typed = Typed(case["prompt"], case["negative_prompt"], "")
     texts = runtime.texts(recipe, handle, typed, case["guidance"])
     with torch.no_grad():
-        conditioning = engine.embeddings(handle, texts, SilentObserver())
+        conditioning = engine.embeddings(handle, texts, (), SilentObserver())
         for embedding, name in zip(conditioning, ("prompt", "negative"), strict=False):
             mask = embeds[case["embeds"][f"{name}_mask"]]
             assert torch.equal(embedding.mask, mask)
@@ -130,12 +130,12 @@ def test_every_stage_agrees(folder, case, engine):
 
         noise = initial_noise(case["seed"], tuple(recorded["initial_noise"].shape), torch.float32)
         assert torch.equal(noise, recorded["initial_noise"])
-        sigmas = loop.shifted_sigmas(case["steps"], recipe.shift)
+        sigmas = loop.sigmas(recipe, case["steps"])
         assert _distance(sigmas, recorded["sigmas"]) < SIGMAS
         time = loop.model_time(sigmas[0])
         assert _distance(time, recorded["model_timestep_step0"]) < SIGMAS
 
-        job = DenoiseJob(noise, sigmas, conditioning, case["guidance"], lambda *_: None, lambda: None)
+        job = DenoiseJob(recipe, noise, sigmas, conditioning, case["guidance"], lambda *_: None, lambda: None)
         with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
             prediction = loop.predict(transformer, noise, time, job)
     assert _distance(prediction.cond, recorded["pred_cond_step0"]) < PREDICTION

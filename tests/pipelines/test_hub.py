@@ -19,10 +19,11 @@ from urllib.parse import urlparse
 import pytest
 from comfyui_aitk.pipelines.errors import HubError, InputError
 from comfyui_aitk.pipelines.hub import open_repo
+from comfyui_aitk.pipelines.models import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-COMPONENTS = ["transformer", "text_encoder", "tokenizer", "vae"]
+MODEL = find_model("lumina2")
 REPO = "owner/tiny"
 
 CHILD = f"""
@@ -31,8 +32,9 @@ spec = importlib.util.spec_from_file_location("tasks", {str(ROOT / "tasks.py")!r
 tasks = importlib.util.module_from_spec(spec); spec.loader.exec_module(tasks); tasks.load_pack()
 from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.hub import open_repo
+from comfyui_aitk.pipelines.models import find_model
 try:
-    print(open_repo(sys.argv[1], {COMPONENTS!r}).name)
+    print(open_repo(sys.argv[1], find_model("lumina2")).name)
 except AITKError as error:
     print(type(error).__name__ + ": " + str(error))
 """
@@ -97,7 +99,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(checkpoint, tmp_path):
     folder = tmp_path / "repo"
-    shutil.copytree(checkpoint.folder, folder)
+    shutil.copytree(checkpoint.source("transformer").folder, folder)
     (folder / "consolidated.00-of-01.pth").write_bytes(b"a pickle")
     (folder / "transformer" / "pytorch_model.bin").write_bytes(b"a pickle")
     server = Hub(folder)
@@ -162,7 +164,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path):
 def test_offline_and_not_cached(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(HubError, match=r"'owner/tiny' is not \(wholly\) in the cache, and HF_HUB_OFFLINE forbids"):
-        open_repo(REPO, COMPONENTS)
+        open_repo(REPO, MODEL)
 
 
 @pytest.mark.parametrize(
@@ -170,4 +172,4 @@ def test_offline_and_not_cached(tmp_path, monkeypatch):
 )
 def test_names_that_are_no_repository(repo):
     with pytest.raises(InputError, match="is no Hugging Face repository id"):
-        open_repo(repo, COMPONENTS)
+        open_repo(repo, MODEL)

@@ -27,13 +27,13 @@ def _spec(path, strength: float = 1.0, application: str = "auto") -> LoraSpec:
 
 
 def _weights(engine, handle, recipe: str = "trainer preview") -> dict[str, torch.Tensor]:
-    engine.apply_loras(handle, engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
+    engine.apply_loras(handle, "transformer", engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
     with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
         return {name: value.clone() for name, value in transformer.state_dict().items()}
 
 
 def _run_layer(engine, handle, recipe: str, x: torch.Tensor) -> torch.Tensor:
-    engine.apply_loras(handle, engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
+    engine.apply_loras(handle, "transformer", engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
     with torch.no_grad(), engine.on_device(handle, "transformer", SilentObserver()) as transformer:
         return transformer.get_submodule(LAYER)(x)
 
@@ -46,8 +46,12 @@ def _pair(path) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture
 def stack(tmp_path, checkpoint):
     """Two LoRAs: one on every layer with an alpha that is not its rank, one on the attention alone."""
-    first = make_lora(tmp_path / "first.safetensors", checkpoint.folder, rank=6, alpha=2.0, dtype=torch.float32)
-    second = make_lora(tmp_path / "second.safetensors", checkpoint.folder, rank=3, seed=9, only=["attn"])
+    first = make_lora(
+        tmp_path / "first.safetensors", checkpoint.source("transformer").folder, rank=6, alpha=2.0, dtype=torch.float32
+    )
+    second = make_lora(
+        tmp_path / "second.safetensors", checkpoint.source("transformer").folder, rank=3, seed=9, only=["attn"]
+    )
     return [(first, 0.7, 2 / 6), (second, -1.3, 1.0)]
 
 
@@ -111,7 +115,7 @@ def test_taking_loras_off_gives_the_weights_back_to_the_bit(engine, checkpoint, 
 
 
 def test_a_zero_pair_and_a_zero_strength_touch_nothing(engine, checkpoint, tmp_path):
-    path = make_lora(tmp_path / "zero.safetensors", checkpoint.folder)
+    path = make_lora(tmp_path / "zero.safetensors", checkpoint.source("transformer").folder)
     tensors = {k: v * 0 if "lora_B" in k and "layers.0" in k else v for k, v in load_file(path).items()}
     save_file(tensors, path)
     base = PipelineHandle("lumina2", checkpoint)

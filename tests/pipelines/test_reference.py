@@ -69,22 +69,32 @@ def test_same_pixels_as_diffusers(engine, checkpoint, dtype, attention, call):
         call["seed"],
         system_prompt=call.get("system_prompt", ""),
     )
-    theirs = _picture(_diffusers(checkpoint.folder, dtype, attention == "softcap"), prompt="a red fox", **call)
+    theirs = _picture(
+        _diffusers(checkpoint.source("transformer").folder, dtype, attention == "softcap"), prompt="a red fox", **call
+    )
     assert np.array_equal(_ours(engine, handle, request), theirs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_pixels_as_diffusers_with_a_stack_of_loras(engine, checkpoint, dtype, tmp_path):
     files = {
-        "first": (make_lora(tmp_path / "first.safetensors", checkpoint.folder, rank=3, seed=1), 0.7),
+        "first": (
+            make_lora(tmp_path / "first.safetensors", checkpoint.source("transformer").folder, rank=3, seed=1),
+            0.7,
+        ),
         "second": (
             make_lora(
-                tmp_path / "second.safetensors", checkpoint.folder, rank=5, seed=2, dtype=torch.float32, only=["attn"]
+                tmp_path / "second.safetensors",
+                checkpoint.source("transformer").folder,
+                rank=5,
+                seed=2,
+                dtype=torch.float32,
+                only=["attn"],
             ),
             -0.4,
         ),
     }
-    pipeline = _diffusers(checkpoint.folder, dtype, softcap=False)
+    pipeline = _diffusers(checkpoint.source("transformer").folder, dtype, softcap=False)
     handle = PipelineHandle("lumina2", checkpoint, dtype)
     for name, (path, strength) in files.items():
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)

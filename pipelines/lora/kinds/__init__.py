@@ -3,9 +3,10 @@
 Adding a kind is adding a module and a row here.
 """
 
-from . import dora, full_rank, lokr, low_rank
-from .kind import Adapter, Kind
+from . import difference, dora, full_rank, loha, lokr, low_rank
+from .decomposed import SUFFIXES as DECOMPOSED
+from .kind import Adapter, Kind, Shape
 
-KINDS: tuple[Kind, ...] = (low_rank.KIND, dora.KIND, full_rank.KIND, lokr.KIND)
+KINDS: tuple[Kind, ...] = (low_rank.KIND, dora.KIND, full_rank.KIND, lokr.KIND, loha.KIND, difference.KIND)
 
-__all__ = ["KINDS", "Adapter", "Kind"]
+__all__ = ["DECOMPOSED", "KINDS", "Adapter", "Kind", "Shape"]

@@ -10,6 +10,14 @@ from torch import nn
 from torch.nn.functional import linear
 
 
+def dense_weight(layer: nn.Module) -> torch.Tensor:
+    """A linear layer's weight [out, in] in float32, however the layer holds it."""
+    weight = layer.weight
+    # quanto's and GGUF's layers; a plain tensor has a method of this name too, for another use
+    held = not isinstance(weight, torch.Tensor) or hasattr(layer, "weight_qtype")
+    return (weight.dequantize() if held else weight).to(torch.float32)  # pyright: ignore
+
+
 class _Branch(nn.Module):
     def _keep(self, **tensors: torch.Tensor | None) -> None:
         for name, value in tensors.items():
@@ -56,6 +64,61 @@ class PeftBranch(_Branch):
         return output + linear(linear(x.to(self.down.dtype), self.down), self.up) * self.scaling
 
 
+class SdScriptsBranch(_Branch):
+    """In the dtype of the layer's input, or of autocast around it: down, up, times strength, times scale, add."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+
+    def __init__(self, down: torch.Tensor, up: torch.Tensor, scale: float, strength: float) -> None:
+        super().__init__()
+        self._keep(down=down, up=up)
+        self._factors = (strength, scale)
+
+    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        strength, scale = self._factors
+        return output + linear(linear(x, self.down.to(x.dtype)), self.up.to(x.dtype)) * strength * scale
+
+
+class LoHaBranch(_Branch):
+    """float32; the product is made anew on each call."""
+
+    w1_a: torch.Tensor
+    w1_b: torch.Tensor
+    w2_a: torch.Tensor
+    w2_b: torch.Tensor
+
+    def __init__(
+        self, w1_a: torch.Tensor, w1_b: torch.Tensor, w2_a: torch.Tensor, w2_b: torch.Tensor, factor: float
+    ) -> None:
+        super().__init__()
+        self._keep(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b)
+        self._factor = factor
+
+    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        change = (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b) * self._factor
+        return output + linear(x.to(torch.float32), change).to(output.dtype)
+
+
+class DecomposedBranch(_Branch):
+    """The difference between the decomposed weight and the layer's own, in float32."""
+
+    change: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, change: torch.Tensor, scale: torch.Tensor, strength: float) -> None:
+        super().__init__()
+        self._keep(change=change, scale=scale)
+        self._strength = strength
+
+    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        own = dense_weight(layer)
+        weight = own + self.change * self._strength
+        norm = torch.linalg.norm(weight, dim=1 if self.scale.shape[1] == 1 else 0, keepdim=True)
+        factor = self._strength * (self.scale / (norm + torch.finfo(torch.float32).eps) - 1) + 1
+        return output + linear(x.to(torch.float32), weight * factor - own).to(output.dtype)
+
+
 class DoraBranch(_Branch):
     """A LoRA branch and a rescaling of the changed weight's rows, both in float32."""
 
@@ -73,8 +136,7 @@ class DoraBranch(_Branch):
         x = x.to(torch.float32)
         added = (linear(linear(x, self.down), self.up) * self.multiplier).to(output.dtype)
         # made anew on each call, as the trainer does: kept, it would be the transformer once more in float32
-        base = layer.weight.dequantize() if hasattr(layer, "weight_qtype") else layer.weight
-        weight = base.to(torch.float32) + (self.up @ self.down) * self.multiplier.mean()
+        weight = dense_weight(layer) + (self.up @ self.down) * self.multiplier.mean()
         norm = torch.linalg.norm(weight, dim=1)
         rescaled = (self.magnitude / norm - 1).view(1, -1) * linear(x, weight)
         return output + (added + rescaled.to(output.dtype))

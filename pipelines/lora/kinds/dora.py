@@ -1,4 +1,6 @@
-"""DoRA as AI Toolkit saves it (``magnitude``): always live, since its merge skips this kind.
+"""DoRA as AI Toolkit and PEFT save it (``magnitude``, ``lora_magnitude_vector``): always live.
+
+AI Toolkit's merge skips this kind. LyCORIS' ``dora_scale`` is another rule: see ``decomposed.py``.
 
 y = W x + b + m * B A x + (magnitude / norm - 1) * ((W + m * B A) x), norm being the length of each row of W + m * B A;
 the bias is in the first part alone. Both added parts are computed in float32 and rounded to the layer's dtype, then
@@ -35,6 +37,12 @@ class Dora:
         """Never: the magnitudes change the layer by themselves."""
         return False
 
+    def rows(self, first: int, last: int) -> Dora:
+        return Dora(self.down, self.up[first:last], self.magnitude[first:last])
+
+    def dense(self) -> torch.Tensor:
+        raise NotImplementedError("what DoRA changes depends on the weight")
+
     def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
         raise NotImplementedError("DoRA is never merged")
 
@@ -55,9 +63,15 @@ def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
 
 KIND = Kind(
     title="DoRA",
-    suffixes={**PAIR, ".magnitude": "magnitude"},
+    suffixes={
+        **PAIR,
+        ".magnitude": "magnitude",
+        ".lora_magnitude_vector": "magnitude",
+        ".lora_magnitude_vector.weight": "magnitude",
+        ".lora_magnitude_vector.default.weight": "magnitude",
+    },
     complete=(frozenset({"lora_A", "lora_B", "magnitude"}),),
-    mergeable=False,
     shape=_shape,
     make=lambda tensors: Dora(tensors["lora_A"], tensors["lora_B"], tensors["magnitude"]),
+    mergeable=False,
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...files.safetensors import TensorInfo
-from .kind import Arithmetic, Kind, Shape
+from .kind import Arithmetic, Kind, Shape, merged
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +27,14 @@ class FullRank:
     def is_zero(self) -> bool:
         return not bool(self.delta.any())
 
-    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
-        import torch
+    def rows(self, first: int, last: int) -> FullRank:
+        return FullRank(self.delta[first:last])
 
-        merged = weight.to(device, torch.float32) + strength * self.delta.to(device)
-        return merged.to(weight.device, weight.dtype)
+    def dense(self) -> torch.Tensor:
+        return self.delta
+
+    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
+        return merged(weight, strength * self.delta.to(device))
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
         from .branches import TrainerBranch
@@ -50,7 +53,6 @@ KIND = Kind(
     title="full rank",
     suffixes={".lora_A.weight": "lora_A"},
     complete=(frozenset({"lora_A"}),),
-    mergeable=True,
     shape=_shape,
     make=lambda tensors: FullRank(tensors["lora_A"]),
 )

@@ -21,19 +21,27 @@ PAIR = {
     ".lora_down.weight": "lora_A",
     ".lora_up.weight": "lora_B",
 }
-Arithmetic = Literal["trainer", "peft"]
+Arithmetic = Literal["trainer", "peft", "sd-scripts"]
 
 
 class Adapter(Protocol):
-    """The tensors of one layer, float32 on the CPU."""
+    """The change of one parameter: tensors in float32 on the CPU."""
 
     @property
     def is_zero(self) -> bool:
         """True where the change is zero because a factor is; such a layer is skipped, as AI Toolkit does."""
         ...
 
+    def rows(self, first: int, last: int) -> Adapter:
+        """The change of rows ``first`` to ``last`` (left out) alone; raises ValueError where that makes no sense."""
+        ...
+
+    def dense(self) -> torch.Tensor:
+        """The whole change at strength 1, float32, in the parameter's shape."""
+        ...
+
     def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
-        """The changed weight, in the dtype and on the device of ``weight`` [out, in], computed on ``device``.
+        """The changed parameter, in the dtype and on the device of ``weight``, computed on ``device``.
 
         One rounding. There is no inverse: a merge is undone by reading the tensor again, since subtracting in bfloat16
         leaves 5 to 8 % of the values changed.
@@ -41,7 +49,7 @@ class Adapter(Protocol):
         ...
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
-        """A module whose forward(layer, x, output) gives the output with the change added."""
+        """A module whose forward(layer, x, output) gives a linear layer's output with the change added."""
         ...
 
 
@@ -50,11 +58,11 @@ class Shape:
     """What a layer's tensors say together.
 
     Attributes:
-        weight: (out, in) of the weight that they change.
+        weight: of the parameter that they change, (out, in) for a linear layer.
         rank: of the low-rank part; None where there is none.
     """
 
-    weight: tuple[int, int]
+    weight: tuple[int, ...]
     rank: int | None
 
 
@@ -66,17 +74,28 @@ class Kind:
         title: for people.
         suffixes: end of a key -> role.
         complete: sets of roles that make a whole layer, ``alpha`` left out.
-        mergeable: False where AI Toolkit never merges it.
         shape: roles' infos -> shape; raises ValueError with the reason where they do not fit together.
         make: roles' tensors (float32) -> adapter.
+        mergeable: False where its trainer never merges it.
+        decomposable: whether LyCORIS' ``dora_scale`` may stand beside it.
+        accompanies: whether a file of another kind may hold some of it too.
     """
 
     title: str
     suffixes: Mapping[str, str]
     complete: tuple[frozenset[str], ...]
-    mergeable: bool
     shape: Callable[[Mapping[str, TensorInfo]], Shape]
     make: Callable[[Mapping[str, torch.Tensor]], Adapter]
+    mergeable: bool = True
+    decomposable: bool = False
+    accompanies: bool = False
+
+
+def merged(weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """``weight`` + ``change`` (float32, on the device that computes), rounded once to the dtype of ``weight``."""
+    import torch
+
+    return (weight.to(change.device, torch.float32) + change).to(weight.device, weight.dtype)
 
 
 def matrix_product(up: TensorInfo, down: TensorInfo, names: str) -> tuple[int, int, int]:

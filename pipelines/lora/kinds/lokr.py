@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...files.safetensors import TensorInfo
-from .kind import Arithmetic, Kind, Shape, matrix_product
+from .full_rank import FullRank
+from .kind import Arithmetic, Kind, Shape, matrix_product, merged
 
 if TYPE_CHECKING:
     import torch
@@ -40,15 +41,24 @@ class LoKr:
         parts = (self.w1, self.w2) if self.w2_b is None else (self.w1, self.w2, self.w2_b)
         return not all(bool(part.any()) for part in parts)
 
+    def rows(self, first: int, last: int) -> LoKr | FullRank:
+        height = self.w2.shape[0]
+        if first % height == last % height == 0:
+            return LoKr(self.w1[first // height : last // height], self.w2, self.w2_b, self.scale)
+        return FullRank(self.dense()[first:last])
+
+    def dense(self) -> torch.Tensor:
+        import torch
+
+        return torch.kron(self.w1, self.w2 if self.w2_b is None else self.w2 @ self.w2_b) * self.scale
+
     def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
         import torch
 
         w1, w2 = self.w1.to(device), self.w2.to(device)
         if self.w2_b is not None:
             w2 = w2 @ self.w2_b.to(device)
-        change = torch.kron(w1, w2) * self.scale
-        merged = weight.to(device, torch.float32) + change * strength
-        return merged.to(weight.device, weight.dtype)
+        return merged(weight, torch.kron(w1, w2) * self.scale * strength)
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
         from .branches import LoKrBranch
@@ -87,7 +97,7 @@ KIND = Kind(
     title="LoKr",
     suffixes={f".{role}": role for role in _ROLES},
     complete=tuple(first | second for first in _FIRST for second in _SECOND),
-    mergeable=True,
+    decomposable=True,
     shape=_shape,
     make=_make,
 )

@@ -5,7 +5,9 @@
 * Live, by recipe. In float32 the two agree; in bfloat16 they are two different pictures. ``trainer``: AI Toolkit's
   network (network_mixins.py, ToolkitModuleMixin.forward), a float32 branch whatever the layer's dtype: down, up, times
   scale, times strength, cast, add. ``peft``: PEFT's Linear (tuners/lora/layer.py) as diffusers sets it up: the pair is
-  cast to the base's dtype, and every operation rounds to it.
+  cast to the base's dtype, and every operation rounds to it. ``sd-scripts``: kohya's module
+  (networks/lora_lumina.py, LoRAModule.forward), in the dtype that autocast or the layer's input sets: down, up, times
+  strength, times scale, add.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...files.safetensors import TensorInfo
-from .kind import PAIR, Arithmetic, Kind, Shape, matrix_product
+from .kind import PAIR, Arithmetic, Kind, Shape, matrix_product, merged
 
 if TYPE_CHECKING:
     import torch
@@ -49,18 +51,22 @@ class LowRank:
     def is_zero(self) -> bool:
         return not bool(self.down.any()) or not bool(self.up.any())
 
-    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
-        import torch
+    def rows(self, first: int, last: int) -> LowRank:
+        return LowRank(self.down, self.up[first:last], self.alpha)
 
-        product = self.up.to(device) @ self.down.to(device)
-        merged = weight.to(device, torch.float32) + strength * product * self.scale
-        return merged.to(weight.device, weight.dtype)
+    def dense(self) -> torch.Tensor:
+        return self.up @ self.down * self.scale
+
+    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
+        return merged(weight, strength * (self.up.to(device) @ self.down.to(device)) * self.scale)
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
-        from .branches import PeftBranch, TrainerBranch
+        from .branches import PeftBranch, SdScriptsBranch, TrainerBranch
 
         if arithmetic == "trainer":
             return TrainerBranch(self.down, self.up, self.scale, strength)
+        if arithmetic == "sd-scripts":
+            return SdScriptsBranch(self.down, self.up, self.scale, strength)
         return PeftBranch(self.down.to(dtype), self.up.to(dtype), strength * self.alpha / self.rank)
 
 
@@ -79,7 +85,7 @@ KIND = Kind(
     title="LoRA",
     suffixes={**PAIR, ".alpha": "alpha"},
     complete=(frozenset({"lora_A", "lora_B"}),),
-    mergeable=True,
     shape=_shape,
     make=_make,
+    decomposable=True,
 )

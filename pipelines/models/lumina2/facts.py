@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ...checkpoint import Checkpoint
 from ...errors import FileError
+from ...parts.flux_vae import FLUX_VAE
 from ...sizes import SizeRule
-from ..facts import Defaults, LoraNames, ModelFacts, Recipe
+from ..facts import Defaults, LoraNames, ModelFacts, PartFacts, Recipe, Spelling
+from .files import TEXT_ENCODER, TRANSFORMER, original_modules
 
 if TYPE_CHECKING:
     from ..runtime import ModelRuntime
@@ -21,6 +23,7 @@ SYSTEM_PROMPT = (
 PROMPT_MARKER = " <Prompt Start> "
 TEXT_LENGTH = 256  # tokens, system prompt and <bos> counted; the model page and AI Toolkit both pass 256
 VAE_DOWNSCALE = 8
+EVERY_STEP = 2.0  # a model time that is never reached
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,32 @@ class Lumina2Recipe(Recipe):
     """What Lumina2's recipes differ in.
 
     Attributes:
-        shift: s = shift * x / (1 + (shift - 1) * x) of x = linspace(1, 1 / steps, steps).
+        shift: s = shift * x / (1 + (shift - 1) * x) of x = linspace(1, end, steps).
+        scheduler: whose Euler step, and where the schedule ends: ``diffusers`` at 1 / steps, ``sd-scripts`` at the
+            smallest noise of training, 0.001, shifted a first time.
+        system_prompt: what stands before the marker in front of the prompt; empty leaves out the marker as well.
         template_negative: whether the negative prompt gets the system prompt and the marker too.
+        negative_at_1: whether the negative prompt is run at guidance 1 and below, where it cancels out.
+        cfg_trunc_ratio: guidance runs while the model's time (0 noise, 1 image) is below this.
+        renorm: what keeps the prompt's norm under guidance: each ``row`` of the latent, up and down, or the whole
+            ``sample``, only down.
+        renorm_cfg: the sample's limit, as a factor of the prompt's norm; 0 is none.
+        qk_norm_eps: of the norms of queries and keys.
+        autocast: whether the transformer runs under torch.autocast in the run's dtype.
         softcap: whether ``text_encoder_attention: auto`` soft-caps Gemma2's attention logits.
         cast_rope: whether Gemma2's rotary frequencies are rounded to the run's dtype.
     """
 
     shift: float
+    scheduler: Literal["diffusers", "sd-scripts"]
+    system_prompt: str
     template_negative: bool
+    negative_at_1: bool
+    cfg_trunc_ratio: float
+    renorm: Literal["row", "sample"]
+    renorm_cfg: float
+    qk_norm_eps: float
+    autocast: bool
     softcap: bool
     cast_rope: bool
 
@@ -45,9 +66,20 @@ REFERENCE = Lumina2Recipe(
     size=SizeRule(floor=32, small="error", multiple=16),
     lora_arithmetic="peft",
     lora_application="live",
+    merge_dtype="run",
     prompt_flags=False,
+    noise="cpu",
+    options={},
     shift=6.0,
+    scheduler="diffusers",
+    system_prompt=SYSTEM_PROMPT,
     template_negative=False,
+    negative_at_1=False,
+    cfg_trunc_ratio=EVERY_STEP,
+    renorm="row",
+    renorm_cfg=1.0,
+    qk_norm_eps=1e-5,
+    autocast=False,
     softcap=False,
     cast_rope=False,
     sources={
@@ -67,9 +99,20 @@ TRAINER = Lumina2Recipe(
     size=SizeRule(floor=8, small="raise to 64", multiple=16),
     lora_arithmetic="trainer",
     lora_application="merged",
+    merge_dtype="run",
     prompt_flags=True,
+    noise="cpu",
+    options={},
     shift=1.0,
+    scheduler="diffusers",
+    system_prompt=SYSTEM_PROMPT,
     template_negative=True,
+    negative_at_1=False,
+    cfg_trunc_ratio=EVERY_STEP,
+    renorm="row",
+    renorm_cfg=1.0,
+    qk_norm_eps=1e-5,
+    autocast=False,
     softcap=False,
     cast_rope=True,
     sources={
@@ -84,6 +127,55 @@ TRAINER = Lumina2Recipe(
     },
 )
 
+SD_SCRIPTS = Lumina2Recipe(
+    name="sd-scripts",
+    size=SizeRule(floor=8, small="error", multiple=16),
+    lora_arithmetic="sd-scripts",
+    lora_application="live",
+    merge_dtype="stored",
+    prompt_flags=False,
+    noise="compute device",
+    options={
+        "cfg_trunc_ratio": "cfg_trunc_ratio",
+        "renorm_cfg": "renorm_cfg",
+        "discrete_flow_shift": "shift",
+        "system_prompt_on_negative": "template_negative",
+    },
+    shift=6.0,
+    scheduler="sd-scripts",
+    system_prompt="",
+    template_negative=False,
+    negative_at_1=True,
+    cfg_trunc_ratio=0.25,
+    renorm="sample",
+    renorm_cfg=1.0,
+    qk_norm_eps=1e-6,
+    autocast=True,
+    softcap=False,
+    cast_rope=True,
+    sources={
+        "size": "lumina_minimal_inference.py: latents of width // 8; the patches then want an even number of them",
+        "lora_arithmetic": "networks/lora_lumina.py LoRAModule.forward, under autocast",
+        "lora_application": "lumina_minimal_inference.py without --merge_lora_weights",
+        "merge_dtype": "lumina_minimal_inference.py loads with dtype=None, merges, and casts afterwards",
+        "prompt_flags": "lumina_minimal_inference.py takes --prompt as it is",
+        "noise": "lumina_minimal_inference.py: a generator on the compute device",
+        "options": "lumina_minimal_inference.py's arguments of these names and --add_system_prompt_to_negative_prompt",
+        "shift": "lumina_minimal_inference.py --discrete_flow_shift 6.0",
+        "scheduler": "library/sd3_train_utils.py FlowMatchEulerDiscreteScheduler: sigma_min is already shifted",
+        "system_prompt": "lumina_minimal_inference.py --system_prompt ''; library/strategy_lumina.py joins it",
+        "template_negative": "library/strategy_lumina.py tokenize(is_negative=True)",
+        "negative_at_1": "library/lumina_train_util.py denoise asks for the model's time alone",
+        "cfg_trunc_ratio": "lumina_minimal_inference.py --cfg_trunc_ratio 0.25",
+        "renorm": "library/lumina_train_util.py denoise",
+        "renorm_cfg": "lumina_minimal_inference.py --renorm_cfg 1.0",
+        "qk_norm_eps": "library/lumina_models.py RMSNorm's default; diffusers' block passes 1e-5",
+        "autocast": "lumina_minimal_inference.py runs denoise under torch.autocast",
+        "softcap": "transformers 4.54.1, which sd-scripts pins, runs SDPA without it",
+        "cast_rope": "lumina_minimal_inference.py: gemma2.to(device, dtype) casts the buffers as well",
+    },
+)
+
 
 def _largest_side(checkpoint: Checkpoint) -> int:
     config = checkpoint.config("transformer")
@@ -91,7 +183,8 @@ def _largest_side(checkpoint: Checkpoint) -> int:
     lengths, patch = config.get("axes_lens", (300, 512, 512)), config.get("patch_size", 2)
     numbers = [*lengths, patch] if isinstance(lengths, (list, tuple)) else [None]
     if len(numbers) != 4 or not all(isinstance(number, int) and number > 0 for number in numbers):
-        raise FileError(f"{checkpoint.name!r}: transformer/config.json has axes_lens {lengths} and patch_size {patch}.")
+        where = checkpoint.source("transformer").config_name
+        raise FileError(f"{checkpoint.name!r}: {where} has axes_lens {lengths} and patch_size {patch}.")
     if lengths[0] <= TEXT_LENGTH:
         raise FileError(
             f"{checkpoint.name!r} holds texts of {lengths[0] - 1} tokens; this model is run with {TEXT_LENGTH}."
@@ -109,18 +202,47 @@ MODEL = ModelFacts(
     id="lumina2",
     title="Lumina Image 2.0",
     repo_id="Alpha-VLLM/Lumina-Image-2.0",
-    components=("transformer", "text_encoder", "tokenizer", "vae"),
+    parts={
+        "transformer": PartFacts(TRANSFORMER),
+        # a Gemma2ForCausalLM's names begin with model.
+        "text_encoder": PartFacts(TEXT_ENCODER, companions=("tokenizer",), strip="model."),
+        "vae": PartFacts(FLUX_VAE),
+    },
     transformer_class="Lumina2Transformer2DModel",
     defaults=Defaults(steps=25, guidance_scale=4.0, seed=42, width=1024, height=1024),
-    recipes={recipe.name: recipe for recipe in (REFERENCE, TRAINER)},
+    recipes={recipe.name: recipe for recipe in (REFERENCE, TRAINER, SD_SCRIPTS)},
     control_images=0,
     latent_channels=16,
     latent_downscale=VAE_DOWNSCALE,
     latent_format="Flux",
     quantization={"transformer": "none", "text_encoder": "none"},
     lora=LoraNames(
-        prefixes=("transformer.", "base_model.model.transformer.", "base_model.model.", ""),
-        signature=("layers.", "feed_forward.linear_1"),
+        spellings=(
+            # AI Toolkit and diffusers; PEFT; nothing in front
+            Spelling("transformer."),
+            Spelling("base_model.model.transformer."),
+            Spelling("base_model.model."),
+            Spelling(""),
+            # AI Toolkit with old_lokr_format
+            Spelling("lycoris_", separator="_"),
+            # ComfyUI
+            Spelling("diffusion_model.", names=original_modules),
+            Spelling("model.diffusion_model.", names=original_modules),
+            Spelling("base_model.model.diffusion_model.", names=original_modules),
+            Spelling("transformer.", names=original_modules),
+            Spelling("", names=original_modules),
+            Spelling("diffusion_model."),
+            # kohya's networks.lora_lumina, and LyCORIS on kohya
+            Spelling("lora_unet_", separator="_", names=original_modules),
+            Spelling("lycoris_", separator="_", names=original_modules),
+            Spelling("lora_unet_", separator="_"),
+            Spelling("lora_te_", "text_encoder", "_"),
+            Spelling("lora_te1_", "text_encoder", "_"),
+            Spelling("text_encoder.", "text_encoder"),
+            Spelling("text_encoders.gemma2_2b.transformer.model.", "text_encoder"),
+        ),
+        signature=("transformer.layers.", "feed_forward.linear_1"),
+        excluded=("embed_tokens",),
     ),
     load_runtime=_load_runtime,
     largest_side=_largest_side,

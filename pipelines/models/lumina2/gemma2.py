@@ -13,20 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
-from ...checkpoint import Checkpoint
 from ...errors import FileError
 from ...handle import Quantization
 from ...loading import build_empty, fill, parameter_shapes
+from ...parts.sentencepiece_tokenizer import SentencePieceTokenizer
+from ...sources.folder import FolderSource
+from ...sources.single_file import SingleFileSource
+from ...sources.source import Source, check_complete
 from ..runtime import Embedding, Text
+from .files import TOKENIZER_BLOB
 
 # of a Gemma2ForCausalLM checkpoint, or one of an older transformers; a Gemma2Model has neither
-_PREFIX = "model."
 _SURPLUS = ("lm_head.", "rotary_emb.")
 
 
@@ -43,10 +47,18 @@ class Gemma2Settings:
     cast_rope: bool
 
 
+class Tokenizer(Protocol):
+    """Text to ids with a leading ``<bos>``, as many as it needs."""
+
+    pad_id: int
+
+    def __call__(self, text: str) -> list[int]: ...
+
+
 class Gemma2TextEncoder(nn.Module):
     """Tokenizer and encoder; returns the hidden states before the last layer."""
 
-    def __init__(self, tokenizer: Any, model: Gemma2Model, dtype: torch.dtype) -> None:
+    def __init__(self, tokenizer: Tokenizer, model: Gemma2Model, dtype: torch.dtype) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.model = model
@@ -67,67 +79,88 @@ class Gemma2TextEncoder(nn.Module):
             self.model.get_buffer(name).copy_(value)
 
     def forward(self, text: Text, device: str) -> Embedding:
-        tokens = self.tokenizer(
-            text.text, padding="max_length", max_length=text.length, truncation=True, return_tensors="pt"
-        )
+        tokens = self.tokenizer(text.text)
         # a tokenizer may know more than the encoder, as long as the text does not need it
-        largest, known = int(tokens.input_ids.max()), self.model.config.vocab_size
+        largest, known = max(tokens[: text.length]), self.model.config.vocab_size
         if largest >= known:
             raise FileError(
                 f"The tokenizer does not belong to the text encoder: it gives token {largest}, and the encoder knows "
                 f"{known}. Download both from one repository."
             )
-        whole = len(self.tokenizer(text.text).input_ids)
-        mask = tokens.attention_mask.to(device)
-        output = self.model(tokens.input_ids.to(device), attention_mask=mask, output_hidden_states=True)
+        kept = tokens[: text.length]
+        padding = text.length - len(kept)
+        ids = torch.tensor([kept + [self.tokenizer.pad_id] * padding])
+        mask = torch.tensor([[1] * len(kept) + [0] * padding], device=device)
+        output = self.model(ids.to(device), attention_mask=mask, output_hidden_states=True)
         embeds = output.hidden_states[-2].to(self.run_dtype)
-        return Embedding(embeds.cpu(), mask.cpu(), max(0, whole - text.length))
+        return Embedding(embeds.cpu(), mask.cpu(), len(tokens) - len(kept))
 
 
-def check_files(checkpoint: Checkpoint) -> None:
+class _FolderTokenizer:
+    """What AutoTokenizer makes of a folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:
+            # the library's exceptions for a damaged file are of every kind
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise FileError(f"The tokenizer of {name!r} cannot be used ({reason}). Download it again.") from error
+        if self._tokenizer.pad_token_id is None:
+            _refuse(name, "has a tokenizer without a padding token")
+        self.pad_id = int(self._tokenizer.pad_token_id)
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer(text).input_ids
+
+
+def check_files(source: Source) -> None:
     """Raises FileError where the text encoder or its tokenizer is missing, incomplete, or no Gemma2."""
-    config = checkpoint.config("text_encoder")
+    config = source.config()
     if config.get("model_type") != "gemma2":
-        _refuse(checkpoint, f"is a {config.get('model_type')!r} model, not gemma2")
-    if not any((checkpoint.folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        _refuse(checkpoint, "has no tokenizer: tokenizer/tokenizer.json is missing")
-    expected = parameter_shapes(_empty(checkpoint))
-    checkpoint.check_complete("text_encoder", expected, _PREFIX, _SURPLUS)
+        _refuse(source.name, f"is a {config.get('model_type')!r} model, not gemma2")
+    if not _has_tokenizer(source):
+        missing = "tokenizer/tokenizer.json" if isinstance(source, FolderSource) else f"the tensor {TOKENIZER_BLOB}"
+        _refuse(source.name, f"has no tokenizer: {missing} is missing")
+    check_complete(source, parameter_shapes(_empty(source)), _SURPLUS)
 
 
 def load(
-    checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization, check: Callable[[], None]
+    source: Source, dtype: torch.dtype, quantization: Quantization, check: Callable[[], None]
 ) -> Gemma2TextEncoder:
     """Loads tokenizer and encoder to the CPU; ``check`` raises to interrupt."""
-    tokenizer = _tokenizer(checkpoint)
-    tensors = checkpoint.read("text_encoder", checkpoint.tensor_infos("text_encoder"))
-    where = f"{checkpoint.name} text_encoder"
-    model = fill(_empty(checkpoint), tensors, dtype, where, check, quantization=quantization, prefix=_PREFIX)
+    tokenizer = _tokenizer(source)
+    tensors = source.read(source.tensor_infos())
+    where = f"{source.name} text_encoder"
+    model = fill(_empty(source), tensors, dtype, where, check, quantization=quantization)
     return Gemma2TextEncoder(tokenizer, model, dtype)
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder / "tokenizer"), local_files_only=True)
-    except Exception as error:
-        # the library's exceptions for a damaged file are of every kind
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise FileError(
-            f"The tokenizer of {checkpoint.name!r} cannot be used ({reason}). Download it again."
-        ) from error
-    if tokenizer.pad_token_id is None:
-        _refuse(checkpoint, "has a tokenizer without a padding token")
-    tokenizer.padding_side = "right"
-    return tokenizer
+def _has_tokenizer(source: Source) -> bool:
+    if isinstance(source, FolderSource):
+        names = ("tokenizer.json", "tokenizer.model")
+        return any((source.folder / "tokenizer" / name).is_file() for name in names)
+    return isinstance(source, SingleFileSource) and source.read_blob(TOKENIZER_BLOB) is not None
 
 
-def _empty(checkpoint: Checkpoint) -> Gemma2Model:
-    folder = str(checkpoint.folder / "text_encoder")
+def _tokenizer(source: Source) -> Tokenizer:
+    if isinstance(source, SingleFileSource):
+        return SentencePieceTokenizer(source.read_blob(TOKENIZER_BLOB) or b"", source.name)
+    assert isinstance(source, FolderSource)
+    folder = source.folder / "tokenizer"
+    alone = folder / "tokenizer.model"
+    if alone.is_file() and not (folder / "tokenizer.json").is_file():
+        return SentencePieceTokenizer(alone.read_bytes(), source.name)
+    return _FolderTokenizer(folder, source.name)
+
+
+def _empty(source: Source) -> Gemma2Model:
     # not AutoModel.from_config, which makes the buffers in the dtype of the file's config: a bfloat16 embed_scale in a
     # float32 run moves the embeddings by 2e-3
-    config = f"text_encoder/config.json of {checkpoint.name!r}"
-    return build_empty(lambda: Gemma2Model(Gemma2Config.from_pretrained(folder, local_files_only=True)), config)
+    return build_empty(
+        lambda: Gemma2Model(Gemma2Config.from_dict(source.config())), f"{source.config_name} of {source.name!r}"
+    )
 
 
-def _refuse(checkpoint: Checkpoint, why: str) -> None:
-    raise FileError(f"The text encoder of {checkpoint.name!r} {why}. Lumina Image 2.0 needs Gemma2 2B.")
+def _refuse(name: str, why: str) -> None:
+    raise FileError(f"The text encoder of {name!r} {why}. Lumina Image 2.0 needs Gemma2 2B.")

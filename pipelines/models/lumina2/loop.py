@@ -1,7 +1,10 @@
-"""Lumina2's schedule and denoising loop.
+"""Lumina2's schedules and denoising loop.
 
-The arithmetic, and the order of its roundings, is that of diffusers' ``Lumina2Pipeline`` with its
-``FlowMatchEulerDiscreteScheduler``, which AI Toolkit calls too; the recipes differ in ``shift`` and texts alone.
+``diffusers``: the arithmetic, and the order of its roundings, is that of diffusers' ``Lumina2Pipeline`` with its
+``FlowMatchEulerDiscreteScheduler``, which AI Toolkit calls too; those recipes differ in ``shift`` and texts alone.
+``sd-scripts``: that of ``lumina_minimal_inference.py`` with ``lumina_train_util.denoise`` and the scheduler of
+``sd3_train_utils.py``.
+
 Written out here, and not called, so that a run can start from a latent, be interrupted before each model call, and show
 previews.
 """
@@ -9,12 +12,14 @@ previews.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..runtime import DenoiseJob, Embedding
+from .facts import Lumina2Recipe
 
 _TRAIN_TIMESTEPS = 1000  # scheduler_config.json: num_train_timesteps
 
@@ -25,8 +30,8 @@ class Prediction:
 
     Attributes:
         cond: for the prompt.
-        uncond: for the negative prompt; None without guidance.
-        guided: after guidance and rescaling to the norm of ``cond``; what moves the latents, from noise to image.
+        uncond: for the negative prompt; None where it was not run.
+        guided: after guidance and rescaling; what moves the latents, from noise to image.
     """
 
     cond: torch.Tensor
@@ -34,15 +39,21 @@ class Prediction:
     guided: torch.Tensor
 
 
-def shifted_sigmas(steps: int, shift: float) -> torch.Tensor:
-    """[steps + 1], float32: 1 ... , then 0.
-
-    float32 throughout: shifting in float64 and casting differs by one unit in the last place here and there. NumPy's
-    linspace, since torch's counts from both ends.
-    """
-    x = torch.from_numpy(np.linspace(1.0, 1.0 / steps, steps).astype(np.float32))
-    sigmas = shift * x / (1 + (shift - 1) * x)
-    return torch.cat([sigmas, torch.zeros(1)])
+def sigmas(recipe: Lumina2Recipe, steps: int) -> torch.Tensor:
+    """[steps + 1], float32: 1 ... , then 0."""
+    shift = recipe.shift
+    if recipe.scheduler == "sd-scripts":
+        # float32 where its scheduler is made, float64 where the steps are set
+        lowest = torch.tensor(1 / _TRAIN_TIMESTEPS, dtype=torch.float32)
+        lowest = (shift * lowest / (1 + (shift - 1) * lowest)).item()
+        x = np.linspace(1.0 * _TRAIN_TIMESTEPS, lowest * _TRAIN_TIMESTEPS, steps) / _TRAIN_TIMESTEPS
+        values = torch.from_numpy(shift * x / (1 + (shift - 1) * x)).to(torch.float32)
+    else:
+        # float32 throughout: shifting in float64 and casting differs by one unit in the last place here and there.
+        # NumPy's linspace, since torch's counts from both ends
+        x = torch.from_numpy(np.linspace(1.0, 1.0 / steps, steps).astype(np.float32))
+        values = shift * x / (1 + (shift - 1) * x)
+    return torch.cat([values, torch.zeros(1)])
 
 
 def model_time(sigma: torch.Tensor) -> torch.Tensor:
@@ -54,11 +65,11 @@ def model_time(sigma: torch.Tensor) -> torch.Tensor:
 
 
 def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, job: DenoiseJob) -> Prediction:
-    """Calls the transformer once per text and combines the results.
+    """Calls the transformer for the prompt, and below ``cfg_trunc_ratio`` for the negative prompt; combines both.
 
-    Guidance is v_u + g * (v_c - v_u), scaled so that each row of the latent (its last axis) keeps the length that it
-    has in v_c: diffusers' ``cfg_normalization``, which both references leave on.
+    Guidance is v_u + g * (v_c - v_u), then rescaled as the recipe says.
     """
+    recipe = recipe_of(job)
 
     def velocity(text: Embedding) -> torch.Tensor:
         job.check()
@@ -71,23 +82,52 @@ def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, j
         )[0]
 
     cond = velocity(job.conditioning[0])
-    if len(job.conditioning) == 1:
+    if len(job.conditioning) == 1 or not bool(time[0] < recipe.cfg_trunc_ratio):
         return Prediction(cond, None, cond)
     uncond = velocity(job.conditioning[1])
     guided = uncond + job.guidance_scale * (cond - uncond)
-    norms = torch.norm(cond, dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True)
-    return Prediction(cond, uncond, guided * norms)
+    if recipe.renorm == "row":
+        # diffusers' cfg_normalization, which both of its users leave on; a row is the latent's last axis
+        guided = guided * (torch.norm(cond, dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True))
+    elif recipe.renorm_cfg > 0:
+        every = tuple(range(1, cond.ndim))
+        limit = torch.linalg.vector_norm(cond, dim=every, keepdim=True) * recipe.renorm_cfg
+        norm = torch.linalg.vector_norm(guided, dim=every, keepdim=True)
+        if bool(norm >= limit):
+            guided = guided * (limit / norm)
+    return Prediction(cond, uncond, guided)
 
 
 def denoise(transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
     """Euler steps along ``job.sigmas``; returns the final latents in the dtype of the first."""
-    latents = job.latents
-    for index in range(len(job.sigmas) - 1):
-        sigma, following = job.sigmas[index], job.sigmas[index + 1]
-        # the scheduler's sign: from image to noise
-        velocity = -predict(transformer, latents, model_time(sigma), job).guided
-        state = latents.float()
-        # sigma is a 0-dim tensor: in bfloat16 the product is rounded to bfloat16 before the float32 addition
-        latents = (state + (following - sigma) * velocity).to(velocity.dtype)
-        job.on_step(index + 1, state - sigma * velocity)
-    return latents
+    recipe = recipe_of(job)
+    set_qk_norm_eps(transformer, recipe.qk_norm_eps)
+    dtype = job.latents.dtype
+    with torch.autocast(job.latents.device.type, dtype, enabled=recipe.autocast and dtype != torch.float32):
+        latents = job.latents
+        for index in range(len(job.sigmas) - 1):
+            sigma, following = job.sigmas[index], job.sigmas[index + 1]
+            # the scheduler's sign: from image to noise
+            velocity = -predict(transformer, latents, model_time(sigma), job).guided
+            state = latents.float()
+            x0 = state - velocity * sigma
+            if recipe.scheduler == "sd-scripts":
+                # by way of the clean latent, not the velocity: other last bits
+                latents = (state + (state - x0) / sigma * (following - sigma)).to(velocity.dtype)
+            else:
+                # sigma is a 0-dim tensor: in bfloat16 the product is rounded to it before the float32 addition
+                latents = (state + (following - sigma) * velocity).to(velocity.dtype)
+            job.on_step(index + 1, x0)
+    return latents.to(dtype)
+
+
+def set_qk_norm_eps(transformer: nn.Module, eps: float) -> None:
+    """Sets the epsilon of the norms of queries and keys in every block."""
+    for name, module in transformer.named_modules():
+        if name.endswith((".norm_q", ".norm_k")):
+            cast(Any, module).eps = eps
+
+
+def recipe_of(job: DenoiseJob) -> Lumina2Recipe:
+    assert isinstance(job.recipe, Lumina2Recipe)
+    return job.recipe

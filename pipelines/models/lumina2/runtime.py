@@ -14,10 +14,11 @@ from ...errors import FileError, InputError
 from ...handle import PipelineHandle, Quantization
 from ...loading import build_empty, fill, parameter_shapes
 from ...sizes import Size
+from ...sources.source import Source, check_complete
 from ..facts import Recipe
 from ..runtime import DenoiseJob, Embedding, Text, Typed
 from . import gemma2, loop
-from .facts import MODEL, PROMPT_MARKER, SYSTEM_PROMPT, TEXT_LENGTH, VAE_DOWNSCALE, Lumina2Recipe
+from .facts import EVERY_STEP, MODEL, PROMPT_MARKER, TEXT_LENGTH, VAE_DOWNSCALE, Lumina2Recipe
 
 _CLASSES = {"transformer": Lumina2Transformer2DModel, "vae": AutoencoderKL}
 _DEFAULT_SOFTCAP = 50.0  # google/gemma-2-2b config.json: attn_logit_softcapping
@@ -27,31 +28,42 @@ class Lumina2Runtime:
     """See :class:`..runtime.ModelRuntime`, whose methods these are."""
 
     def check_weights(self, part: str, checkpoint: Checkpoint) -> None:
+        source = checkpoint.source(part)
         if part == "text_encoder":
-            gemma2.check_files(checkpoint)
+            gemma2.check_files(source)
+            given, wanted = source.config().get("hidden_size"), checkpoint.config("transformer").get("cap_feat_dim")
+            if given != wanted:
+                raise FileError(
+                    f"The text encoder of {source.name!r} gives {given} values a token, and the transformer of "
+                    f"{checkpoint.source('transformer').name!r} takes {wanted}. Choose files of one model."
+                )
             return
         if part == "vae":
-            scales = [checkpoint.config(part).get(name) for name in ("scaling_factor", "shift_factor")]
+            config = source.config()
+            scales = [config.get(name) for name in ("scaling_factor", "shift_factor")]
             if not all(isinstance(scale, int | float) for scale in scales) or not scales[0]:
-                raise FileError(f"{checkpoint.name!r}: vae/config.json has scaling_factor, shift_factor {scales}.")
-        checkpoint.check_complete(part, parameter_shapes(self._empty(part, checkpoint)))
+                raise FileError(f"{source.name!r}: {source.config_name} has scaling_factor, shift_factor {scales}.")
+        check_complete(source, parameter_shapes(self._empty(source)))
 
     def load(
-        self, part: str, checkpoint: Checkpoint, dtype: torch.dtype, quantization: Quantization,
-        check: Callable[[], None],
-    ) -> nn.Module:  # fmt: skip
-        if part == "text_encoder":
-            return gemma2.load(checkpoint, dtype, quantization, check)
-        tensors = checkpoint.read(part, checkpoint.tensor_infos(part))
-        where = f"{checkpoint.name} {part}"
-        return fill(self._empty(part, checkpoint), tensors, dtype, where, check, quantization=quantization)
+        self, source: Source, dtype: torch.dtype, quantization: Quantization, check: Callable[[], None]
+    ) -> nn.Module:
+        if source.component == "text_encoder":
+            return gemma2.load(source, dtype, quantization, check)
+        tensors = source.read(source.tensor_infos())
+        where = f"{source.name} {source.component}"
+        return fill(self._empty(source), tensors, dtype, where, check, quantization=quantization)
 
-    def _empty(self, part: str, checkpoint: Checkpoint) -> nn.Module:
+    def _empty(self, source: Source) -> nn.Module:
+        part = source.component
         cls = _CLASSES[part]
-        config = checkpoint.config(part)
+        config = source.config()
         if config.get("_class_name") != cls.__name__:
-            raise FileError(f"{checkpoint.name!r} has a {config.get('_class_name')} as {part}, not {cls.__name__}.")
-        return build_empty(lambda: cls.from_config(config), f"{part}/config.json of {checkpoint.name!r}")
+            raise FileError(f"{source.name!r} has a {config.get('_class_name')} as {part}, not {cls.__name__}.")
+        return build_empty(lambda: cls.from_config(config), f"{source.config_name} of {source.name!r}")
+
+    def lora_root(self, module: nn.Module) -> nn.Module:
+        return module.model if isinstance(module, gemma2.Gemma2TextEncoder) else module
 
     def texts(self, recipe: Recipe, handle: PipelineHandle, typed: Typed, guidance_scale: float) -> list[Text]:
         assert isinstance(recipe, Lumina2Recipe)
@@ -61,9 +73,10 @@ class Lumina2Runtime:
         # in float32 there is nothing to round: one embedding serves every recipe
         cast_rope = recipe.cast_rope and handle.dtype != "float32"
         settings = gemma2.Gemma2Settings(value if wanted else None, cast_rope)
-        template = (typed.system_prompt or SYSTEM_PROMPT) + PROMPT_MARKER
+        system_prompt = typed.system_prompt or recipe.system_prompt
+        template = system_prompt + PROMPT_MARKER if system_prompt else ""
         texts = [Text(template + typed.prompt, TEXT_LENGTH, settings)]
-        if guidance_scale > 1:
+        if guidance_scale > 1 or recipe.negative_at_1:
             negative = template + typed.negative_prompt if recipe.template_negative else typed.negative_prompt
             texts.append(Text(negative, TEXT_LENGTH, settings))
         return texts
@@ -84,7 +97,7 @@ class Lumina2Runtime:
 
     def sigmas(self, recipe: Recipe, steps: int, size: Size) -> torch.Tensor:
         assert isinstance(recipe, Lumina2Recipe)
-        return loop.shifted_sigmas(steps, recipe.shift)
+        return loop.sigmas(recipe, steps)
 
     def denoise(self, transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
         return loop.denoise(transformer, job)
@@ -115,10 +128,22 @@ class Lumina2Runtime:
     def describe(self, recipe: Recipe, texts: Sequence[Text]) -> dict[str, Any]:
         assert isinstance(recipe, Lumina2Recipe)
         settings = texts[0].settings
+        guidance: dict[str, Any] | None = None
+        if len(texts) > 1:
+            every = recipe.cfg_trunc_ratio >= EVERY_STEP
+            guidance = {
+                "method": "classifier-free",
+                "while_model_time_below": None if every else recipe.cfg_trunc_ratio,
+                "norm": "each row as the prompt's"
+                if recipe.renorm == "row"
+                else {"whole sample, at most": recipe.renorm_cfg, "times": "the prompt's"},
+            }
         return {
-            "schedule": {"name": "flow-match Euler", "shift": recipe.shift},
-            "guidance": "none" if len(texts) == 1 else "classifier-free, rescaled to the prompt's norm",
+            "schedule": {"name": "flow-match Euler", "of": recipe.scheduler, "shift": recipe.shift},
+            "guidance": guidance,
             "negative_template": "system prompt and marker" if recipe.template_negative else "none",
+            "recipe_system_prompt": recipe.system_prompt,
+            "qk_norm_eps": recipe.qk_norm_eps,
             "text_encoder": {
                 "softcap": settings.softcap,
                 "rope_in_run_dtype": settings.cast_rope,

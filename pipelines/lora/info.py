@@ -1,0 +1,112 @@
+"""What a LoRA file tells about itself, for people: format, ranks, alpha, and what the trainer wrote down."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from ..files.safetensors import read_tensors
+from .file import LoraFile
+from .formats import LoraLayer
+
+# metadata keys of kohya's scripts (train_util.py) and of modelspec that say how a file was trained
+_SETTINGS = {
+    "base model file": ("ss_sd_model_name",),
+    "network": ("ss_network_module",),
+    "network dim / alpha": ("ss_network_dim", "ss_network_alpha"),
+    "network arguments": ("ss_network_args",),
+    "timestep sampling": ("ss_timestep_sampling",),
+    "weighting": ("ss_weighting_scheme",),
+    "discrete flow shift": ("ss_discrete_flow_shift",),
+    "prediction": ("ss_model_prediction_type",),
+    "sigmoid scale": ("ss_sigmoid_scale",),
+    "resolution": ("ss_resolution",),
+    "learning rate": ("ss_learning_rate", "ss_unet_lr", "ss_text_encoder_lr"),
+    "optimizer": ("ss_optimizer",),
+    "steps / epochs": ("ss_steps", "ss_num_epochs"),
+    "comment": ("ss_training_comment",),
+    "architecture": ("modelspec.architecture",),
+}
+_LONGEST = 200  # characters of one value
+
+
+def trigger_word(lora: LoraFile) -> str:
+    """The trigger word of an AI Toolkit job, or an empty string.
+
+    AI Toolkit writes it as the only tag of ``ss_tag_frequency`` (BaseSDTrainProcess.update_training_metadata).
+    """
+    tags = _json_object(lora.header.metadata.get("ss_tag_frequency"))
+    words = {word for folder in tags.values() if isinstance(folder, dict) for word in folder}
+    return words.pop() if len(words) == 1 else ""
+
+
+def summary(lora: LoraFile) -> str:
+    """A few lines: format, layers and ranks of each part, dtype, alpha, and what the metadata tells."""
+    dtypes = sorted({info.dtype for info in lora.header.tensors.values()})
+    alphas = _alphas(lora)
+    lines = [f"{lora.name}: {lora.title}, {len(_files_layers(lora.layers))} layers, dtype {', '.join(dtypes)}"]
+    for part in lora.parts:
+        own = _files_layers([layer for layer in lora.layers if layer.part == part])
+        lines += [f"{part}: {len(own)} layers, {_ranks(own)}; {_alpha_text(own, alphas)}"]
+    return "\n".join([*lines, *_facts(lora)])
+
+
+def _files_layers(layers: tuple[LoraLayer, ...] | list[LoraLayer]) -> list[LoraLayer]:
+    """One for each layer of the file: a fused one changes several of the model."""
+    return list({next(iter(layer.keys.values())): layer for layer in layers}.values())
+
+
+def _ranks(layers: list[LoraLayer]) -> str:
+    ranks = Counter(layer.rank or 0 for layer in layers)
+    if len(ranks) == 1:
+        return f"rank {next(iter(ranks)) or 'full'}"
+    return "rank " + ", ".join(f"{rank or 'full'} ({count} layers)" for rank, count in sorted(ranks.items()))
+
+
+def _alphas(lora: LoraFile) -> dict[str, float]:
+    keys = [layer.keys["alpha"] for layer in lora.layers if "alpha" in layer.keys]
+    return {key: float(value.float()) for key, value in read_tensors(lora.header.path, list(dict.fromkeys(keys)))}
+
+
+def _alpha_text(layers: list[LoraLayer], alphas: Mapping[str, float]) -> str:
+    found = Counter(alphas[layer.keys["alpha"]] for layer in layers if "alpha" in layer.keys)
+    if not found:
+        return "no alpha (scale 1)"
+    values = sorted(found)
+    text = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
+    without = len(layers) - sum(found.values())
+    return f"alpha {text}" + (f" (none on {without} layers)" if without else "")
+
+
+def _facts(lora: LoraFile) -> Iterator[str]:
+    metadata = lora.header.metadata
+    software = _json_object(metadata.get("software"))
+    training = _json_object(metadata.get("training_info"))
+    kohya = "kohya's sd-scripts" if "sshs_model_hash" in metadata and not software else ""
+    facts = {
+        "trained with": " ".join(str(software[key]) for key in ("name", "version") if key in software) or kohya,
+        "step": training.get("step"),
+        "base model": metadata.get("ss_base_model_version"),
+        "name": metadata.get("ss_output_name") or metadata.get("name"),
+        "trigger word": trigger_word(lora),
+    }
+    facts |= {
+        label: " / ".join(metadata[key] for key in keys if metadata.get(key) not in (None, "", "None"))
+        for label, keys in _SETTINGS.items()
+    }
+    for label, value in facts.items():
+        if value not in (None, ""):
+            text = str(value)
+            yield f"{label}: {text[:_LONGEST]}{'...' if len(text) > _LONGEST else ''}"
+    if kohya:
+        yield "the system prompt of the training is not in the file: set it on the sampler, recipe sd-scripts"
+
+
+def _json_object(text: str | None) -> dict:
+    """The metadata of other trainers may hold anything: what is no JSON object tells nothing."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,52 @@
+"""LyCORIS' weight decomposition, ``dora_scale`` beside a LoRA, LoHa or LoKr: always live.
+
+W' = (W + m * D) * (m * (dora_scale / norm - 1) + 1), the norm being that of each row of W + m * D, or of each column
+where ``dora_scale`` is [1, in]. Source: LyCORIS lycoris/modules/locon.py, apply_weight_decompose and get_merged_weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .kind import Adapter, Arithmetic
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+SUFFIXES = {".dora_scale": "dora_scale"}
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposed:
+    """``change``: the adapter that is decomposed; ``scale``: [out, 1] or [1, in]."""
+
+    change: Adapter
+    scale: torch.Tensor
+
+    @classmethod
+    def of(cls, change: Adapter, scale: torch.Tensor) -> Decomposed:
+        """From the file's tensor, which may lack the second axis."""
+        return cls(change, scale.reshape(-1, 1) if scale.ndim == 1 else scale)
+
+    @property
+    def is_zero(self) -> bool:
+        """Never: the scale changes the layer by itself."""
+        return False
+
+    def rows(self, first: int, last: int) -> Decomposed:
+        if self.scale.shape[1] != 1:
+            raise ValueError("dora_scale is by columns")
+        return Decomposed(self.change.rows(first, last), self.scale[first:last])
+
+    def dense(self) -> torch.Tensor:
+        raise NotImplementedError("what dora_scale changes depends on the weight")
+
+    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
+        raise NotImplementedError("DoRA is never merged")
+
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+        from .branches import DecomposedBranch
+
+        return DecomposedBranch(self.change.dense(), self.scale, strength)

@@ -1,0 +1,1 @@
+"""Parts that several models share: their single files, and how they are built."""

@@ -1,0 +1,154 @@
+"""A part in a single file, alone or beside others: safetensors, GGUF, or a pickle of plain tensors.
+
+Such a file holds no configuration. Sizes come from its tensors, the rest from the released model; where that does not
+hold (a model of one's own), a JSON file of the same name beside it, ``NAME.json``, says what is different: part ->
+object in the keys of the part's class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FileError
+from ..files import read_header, read_tensors
+from ..files.safetensors import FileStamp, TensorInfo
+from .folder import read_json
+from .layout import Layout, Place, SingleFiles
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..models.facts import ModelFacts
+    from ..packed import PackedTensor
+
+_SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".scale_input", ".input_scale")  # ComfyUI's scaled float8
+
+
+@dataclass(frozen=True)
+class SingleFileSource:
+    """See :class:`.source.Source`.
+
+    Attributes:
+        name: the file's, as the user chose it.
+        component: which part this is.
+        files: the file, and the JSON beside it where there is one.
+        facts: what files of this part look like.
+        layout: the one that this file has.
+        prefix: what stands before the part's names in it.
+    """
+
+    name: str
+    component: str
+    files: tuple[FileStamp, ...]
+    facts: SingleFiles
+    layout: Layout
+    prefix: str
+
+    @property
+    def config_name(self) -> str:
+        return f"sizes ({self.component})"
+
+    @property
+    def weight_files(self) -> tuple[FileStamp, ...]:
+        return self.files[:1]
+
+    def config(self) -> dict[str, Any]:
+        try:
+            config = self.facts.config(self.tensor_infos())
+        except (ValueError, KeyError, IndexError) as error:
+            raise FileError(f"The {self.component} in {self.name!r} cannot be understood: {error}.") from error
+        if len(self.files) > 1:
+            self._check_unchanged()
+            own = read_json(self.files[1].path, self.name).get(self.component, {})
+            if not isinstance(own, dict):
+                raise FileError(f"{self.files[1].path.name!r}: {self.component!r} is no JSON object.")
+            config |= own
+        return config
+
+    def tensor_infos(self) -> dict[str, TensorInfo]:
+        self._check_unchanged()
+        return dict(_placed(self)[0])
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
+        self._check_unchanged()
+        wanted = set(names)
+        places = {
+            key: kept
+            for key, found in _placed(self)[1].items()
+            if (kept := [place for place in found if place.name in wanted])
+        }
+        for key, value in read_tensors(self.files[0].path, list(places)):
+            for place in places[key]:
+                yield place.name, place.cut(value)
+
+    def read_blob(self, end: str) -> bytes | None:
+        """The bytes of the tensor whose name ends like this; None where the file has none."""
+        self._check_unchanged()
+        for key in read_header(self.files[0].path).tensors:
+            if key.endswith(end):
+                ((_, value),) = read_tensors(self.files[0].path, [key])
+                return bytes(value.numpy().tobytes())
+        return None
+
+    def _check_unchanged(self) -> None:
+        for stamp in self.files:
+            if FileStamp.of(stamp.path) != stamp:
+                raise FileError(f"{stamp.path.name!r} was replaced after its node ran. Run again.")
+
+
+@lru_cache(maxsize=16)
+def _placed(source: SingleFileSource) -> tuple[Mapping[str, TensorInfo], Mapping[str, Sequence[Place]]]:
+    """The model's infos, and the file's keys -> places."""
+    prefix = source.prefix
+    stored = {
+        key: info
+        for key, info in read_header(source.files[0].path).tensors.items()
+        if key.startswith(prefix) and not key.endswith(source.facts.blobs)
+    }
+    # without a prefix the file holds this part alone, and what has no place in the model is told to the caller
+    named = {key.removeprefix(prefix): info for key, info in stored.items()}
+    try:
+        layout = source.layout.places(named)
+    except (ValueError, KeyError, IndexError) as error:
+        raise FileError(f"The {source.component} in {source.name!r} cannot be understood: {error}.") from error
+    infos: dict[str, TensorInfo] = {}
+    places: dict[str, Sequence[Place]] = {}
+    for name, info in named.items():
+        places[prefix + name] = found = layout.get(name, (Place(name),))
+        for place in found:
+            infos[place.name] = place.info(info)
+    return infos, places
+
+
+def open_single_file(path: Path, name: str, model: ModelFacts) -> dict[str, SingleFileSource]:
+    """Part -> source, for every part of the model that a file holds; reads no weights.
+
+    Raises:
+        FileError: the file is missing, damaged, of an unknown kind, or holds no part of this model.
+    """
+    header = read_header(path)
+    scaled = next((key for key in header.tensors if key.endswith(_SCALED)), None)
+    if scaled is not None:
+        raise FileError(
+            f"{name!r} holds scaled float8 weights ({scaled!r}), which are not loaded. Get the bfloat16 or a GGUF file."
+        )
+    beside = path.with_suffix(".json")
+    files = (FileStamp.of(path), *([FileStamp.of(beside)] if beside.is_file() else []))
+    found: dict[str, SingleFileSource] = {}
+    for part, facts in model.parts.items():
+        for layout in facts.single_files.layouts:
+            prefix = layout.prefix_in(header.tensors)
+            if prefix is not None:
+                found[part] = SingleFileSource(name, part, files, facts.single_files, layout, prefix)
+                break
+    if not found:
+        first = next(iter(header.tensors), "nothing")
+        raise FileError(
+            f"{name!r} holds no part of {model.title}: its {len(header.tensors)} tensors begin with {first!r}. Choose "
+            "another file, or set model to what the file was made for."
+        )
+    return found
