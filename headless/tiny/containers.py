@@ -9,14 +9,15 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
-from safetensors.torch import save_file
 
-from .names import Tensors, original_ae, original_dit, read_part
+from .files import Tensors, read_part, write_tensors
+from .names import original_ae, original_dit
 from .q4_k import BLOCK, quantize_q4_k
 from .tokenizer import make_sentencepiece
 
 Quant = Literal["Q4_0", "Q8_0", "Q4_K", "BF16"]
 
+_METADATA = {"format": "pt"}
 _FILE_TYPES = {
     "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
@@ -34,18 +35,18 @@ def write_dit(path: Path, folder: Path, prefix: str = "") -> Path:
         folder: the diffusers folder whose weights it gets.
         prefix: in front of every name.
     """
-    return _save(path, _prefixed(prefix, original_dit(read_part(folder, "transformer"))))
+    return write_tensors(path, _prefixed(prefix, original_dit(read_part(folder, "transformer"))), _METADATA)
 
 
 def write_gemma2(path: Path, folder: Path) -> Path:
     """The text encoder with its tokenizer inside, as ComfyUI's ``gemma_2_2b_fp16.safetensors``; returns the path."""
     tensors = _prefixed("model.", read_part(folder, "text_encoder"))
-    return _save(path, tensors | {"spiece_model": _sentencepiece()})
+    return write_tensors(path, tensors | {"spiece_model": _sentencepiece()}, _METADATA)
 
 
 def write_ae(path: Path, folder: Path) -> Path:
     """The autoencoder in FLUX.1's names, as ``ae.safetensors``; returns the path."""
-    return _save(path, original_ae(read_part(folder, "vae")))
+    return write_tensors(path, original_ae(read_part(folder, "vae")), _METADATA)
 
 
 def write_all_in_one(path: Path, folder: Path) -> Path:
@@ -58,7 +59,7 @@ def write_all_in_one(path: Path, folder: Path) -> Path:
         f"{text_encoder}logit_scale": torch.tensor(4.6055),  # ComfyUI keeps one for every text encoder; unused
         "text_encoders.spiece_model": _sentencepiece(),
     }
-    return _save(path, tensors)
+    return write_tensors(path, tensors, _METADATA)
 
 
 def write_pth(path: Path, folder: Path) -> Path:
@@ -115,9 +116,3 @@ def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
 def _sentencepiece() -> torch.Tensor:
     """uint8 of (bytes of the model)."""
     return torch.frombuffer(bytearray(make_sentencepiece()), dtype=torch.uint8)
-
-
-def _save(path: Path, tensors: Tensors) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"format": "pt"})
-    return path

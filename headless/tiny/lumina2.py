@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, Lumina2Transformer2DModel
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from transformers import Gemma2Config, Gemma2Model
 
+from .files import write_tensors
 from .tokenizer import make_tokenizer
 
 # Widths are tiny, and everything that tensors do not tell is as in the real model, so that single files of this one can
@@ -110,9 +110,7 @@ def make_lora(
     }
     if trigger_word:
         metadata["ss_tag_frequency"] = json.dumps({f"1_{trigger_word}": {trigger_word: 1}})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata)
-    return path
+    return write_tensors(path, tensors, metadata)
 
 
 def trained_layers(checkpoint: Path) -> dict[str, tuple[int, int]]:

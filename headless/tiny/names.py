@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-Tensors = dict[str, torch.Tensor]
+from .files import Tensors
 
 # diffusers' module -> the original one
 _OUTSIDE = {
@@ -101,9 +99,3 @@ def _ae_part(kind: str, index: str, leaf: str, sampler: str) -> str:
     if kind != "resnets":
         return f"{sampler}.{leaf}"
     return f"block.{index}.{'nin_shortcut' if leaf == 'conv_shortcut' else leaf}"
-
-
-def read_part(folder: Path, part: str) -> Tensors:
-    """Every tensor of a part of a diffusers folder that is stored in one file."""
-    (file,) = (folder / part).glob("*.safetensors")
-    return load_file(file)
