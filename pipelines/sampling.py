@@ -140,7 +140,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
             images = []
             for latent in latents:
                 observer.check()
-                images.append(runtime.decode(vae, latent.to(device)))
+                images.append(runtime.decode(vae, latent.to(device), recipe))
     notes = (*size.notes, *_text_notes(request, prompt, flags, conditioning))
     report = {
         **sources,

@@ -121,7 +121,7 @@ class ModelRuntime(Protocol):
         """Runs the loop; returns the final latents [1, C, h, w]."""
         ...
 
-    def decode(self, vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, vae: nn.Module, latents: torch.Tensor, recipe: Recipe) -> torch.Tensor:
         """[1, C, h, w] -> uint8 [H, W, 3], CPU."""
         ...
 

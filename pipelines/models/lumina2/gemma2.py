@@ -41,10 +41,12 @@ class Gemma2Settings:
     Attributes:
         softcap: attention logits become softcap * tanh(logits / softcap); None leaves them.
         cast_rope: whether the rotary frequencies are rounded to the run's dtype.
+        sdpa: whether attention without soft-capping runs SDPA; else as the library does by itself.
     """
 
     softcap: float | None
     cast_rope: bool
+    sdpa: bool = False
 
 
 class Tokenizer(Protocol):
@@ -69,7 +71,9 @@ class Gemma2TextEncoder(nn.Module):
 
     def configure(self, settings: Gemma2Settings) -> None:
         """Makes the next call use these settings."""
-        implementation = self._attention if settings.softcap is None else "eager"
+        implementation = "sdpa" if settings.sdpa else self._attention
+        if settings.softcap is not None:
+            implementation = "eager"
         # every layer reads it there on every call; the public setter is missing before transformers 4.53
         self.model.config._attn_implementation = implementation
         for layer in self.model.layers:

@@ -11,6 +11,7 @@ previews.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from torch import nn
 
 from ..runtime import DenoiseJob, Embedding
 from .facts import Lumina2Recipe
+from .sd_scripts import transformer_roundings
 
 _TRAIN_TIMESTEPS = 1000  # scheduler_config.json: num_train_timesteps
 
@@ -94,7 +96,8 @@ def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, j
         limit = torch.linalg.vector_norm(cond, dim=every, keepdim=True) * recipe.renorm_cfg
         norm = torch.linalg.vector_norm(guided, dim=every, keepdim=True)
         if bool(norm >= limit):
-            guided = guided * (limit / norm)
+            # in place, as there: under CUDA's autocast the norms are float32, and the assignment rounds
+            guided[0] = guided[0] * (limit[0] / norm[0])
     return Prediction(cond, uncond, guided)
 
 
@@ -103,7 +106,11 @@ def denoise(transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
     recipe = recipe_of(job)
     set_qk_norm_eps(transformer, recipe.qk_norm_eps)
     dtype = job.latents.dtype
-    with torch.autocast(job.latents.device.type, dtype, enabled=recipe.autocast and dtype != torch.float32):
+    like_sd_scripts = recipe.modules == "sd-scripts"
+    with (
+        transformer_roundings(transformer) if like_sd_scripts else nullcontext(),
+        torch.autocast(job.latents.device.type, dtype, enabled=like_sd_scripts and dtype != torch.float32),
+    ):
         latents = job.latents
         for index in range(len(job.sigmas) - 1):
             sigma, following = job.sigmas[index], job.sigmas[index + 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..facts import Recipe
 from ..runtime import DenoiseJob, Embedding, Text, Typed
 from . import gemma2, loop
 from .facts import EVERY_STEP, MODEL, PROMPT_MARKER, TEXT_LENGTH, VAE_DOWNSCALE, Lumina2Recipe
+from .sd_scripts import decoder_roundings
 
 _CLASSES = {"transformer": Lumina2Transformer2DModel, "vae": AutoencoderKL}
 _DEFAULT_SOFTCAP = 50.0  # google/gemma-2-2b config.json: attn_logit_softcapping
@@ -72,7 +74,7 @@ class Lumina2Runtime:
         value = handle.checkpoint.config("text_encoder").get("attn_logit_softcapping") or _DEFAULT_SOFTCAP
         # in float32 there is nothing to round: one embedding serves every recipe
         cast_rope = recipe.cast_rope and handle.dtype != "float32"
-        settings = gemma2.Gemma2Settings(value if wanted else None, cast_rope)
+        settings = gemma2.Gemma2Settings(value if wanted else None, cast_rope, recipe.encoder_sdpa and not wanted)
         system_prompt = typed.system_prompt or recipe.system_prompt
         template = system_prompt + PROMPT_MARKER if system_prompt else ""
         texts = [Text(template + typed.prompt, TEXT_LENGTH, settings)]
@@ -102,10 +104,12 @@ class Lumina2Runtime:
     def denoise(self, transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
         return loop.denoise(transformer, job)
 
-    def decode(self, vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, vae: nn.Module, latents: torch.Tensor, recipe: Recipe) -> torch.Tensor:
         assert isinstance(vae, AutoencoderKL)
+        assert isinstance(recipe, Lumina2Recipe)
         config = vae.config
-        image = vae.decode(latents / config["scaling_factor"] + config["shift_factor"], return_dict=False)[0]
+        with decoder_roundings(vae) if recipe.modules == "sd-scripts" else nullcontext():
+            image = vae.decode(latents / config["scaling_factor"] + config["shift_factor"], return_dict=False)[0]
         # denormalised and clamped in the run's dtype, then rounded half to even: diffusers' VaeImageProcessor
         image = (image * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu()
         if not bool(torch.isfinite(image).all()):
