@@ -159,7 +159,7 @@ FIRST = "transformer.context_refiner.0.attn.to_k"
         ),
         (
             _lora(lambda good: good | {f"{FIRST}.lora_B.weight": torch.zeros(16, 3)}),
-            "lora_B and lora_A [16, 3] and [4, 48] do not multiply to one matrix",
+            "lora_B and lora_A [16, 3] and [4, 96] do not multiply to one matrix",
         ),
         (
             _lora(
@@ -176,7 +176,7 @@ FIRST = "transformer.context_refiner.0.attn.to_k"
             "holds NaN or Inf in 'transformer.context_refiner.0.attn.to_k.lora_B.weight'",
         ),
         (_lora(lambda good: good | {f"{FIRST}.alpha": torch.zeros(3)}), "has shape [3], not one value"),
-        (_lora(lambda good: good | {f"{FIRST}.lora_A.weight": torch.zeros(4, 48, dtype=torch.int8)}), "is I8"),
+        (_lora(lambda good: good | {f"{FIRST}.lora_A.weight": torch.zeros(4, 96, dtype=torch.int8)}), "is I8"),
         (
             _lora(lambda good: good | {f"{FIRST}.lokr_w1": torch.zeros(2, 2)}),
             "mixes formats: its layers have lokr_w1, l",
@@ -261,7 +261,7 @@ def _tensor_edit(folder: Path, part: str, edit) -> None:
         ),
         (lambda f: _json_edit(f / "transformer" / "config.json", axes_lens=[10, 512, 512]), "holds texts of 9 tokens"),
         (
-            lambda f: _json_edit(f / "transformer" / "config.json", hidden_size="48"),
+            lambda f: _json_edit(f / "transformer" / "config.json", hidden_size="96"),
             "transformer/config.json of 'bad' cannot be used (",
         ),
         (
@@ -281,10 +281,10 @@ def _tensor_edit(folder: Path, part: str, edit) -> None:
         ),
         (
             lambda f: _tensor_edit(f, "vae", lambda t: t | {"decoder.conv_in.bias": torch.zeros(3)}),
-            "'bad' does not fit its own vae/config.json: 'decoder.conv_in.bias' has shape [3] in the file and [16]",
+            "'bad' does not fit its own vae/config.json: 'decoder.conv_in.bias' has shape [3] in the file and [32]",
         ),
         (
-            lambda f: _tensor_edit(f, "transformer", lambda t: t | {"x_embedder.bias": torch.full((48,), torch.nan)}),
+            lambda f: _tensor_edit(f, "transformer", lambda t: t | {"x_embedder.bias": torch.full((96,), torch.nan)}),
             "bad transformer is damaged: its tensor 'x_embedder.bias' holds NaN or Inf",
         ),
         (

@@ -69,7 +69,7 @@ def test_a_merged_stack_is_the_deltas_added_by_hand_with_one_rounding_each(engin
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_live_branches_are_computed_as_the_recipe_does(engine, checkpoint, stack, dtype):
-    x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0)).to(DTYPES[dtype])
+    x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0)).to(DTYPES[dtype])
     base = PipelineHandle("lumina2", checkpoint, dtype)
     trainer = reference = _run_layer(engine, base, "trainer preview", x)
     handle = base
@@ -89,7 +89,7 @@ def test_live_branches_are_computed_as_the_recipe_does(engine, checkpoint, stack
 @pytest.mark.parametrize("quantization", ["qfloat8", "qint8"])
 def test_live_on_quantised_weights(engine, checkpoint, stack, quantization):
     options = RuntimeOptions(transformer_quantization=quantization)
-    x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
     base = PipelineHandle("lumina2", checkpoint, "float32", options)
     path, strength, scale = stack[0]
     down, up = _pair(path)
@@ -168,7 +168,7 @@ def test_the_same_pair_under_other_names_is_the_same_lora(engine, checkpoint, mo
     save_file(renamed, path)
     base = PipelineHandle("lumina2", checkpoint)
     for application in ("merged", "live"):
-        x = torch.randn(1, 3, 48, generator=torch.Generator().manual_seed(1), dtype=torch.bfloat16)
+        x = torch.randn(1, 3, 96, generator=torch.Generator().manual_seed(1), dtype=torch.bfloat16)
         ours = _run_layer(engine, base.with_lora(_spec(path, 0.5, application)), "trainer preview", x)
         assert torch.equal(
             ours, _run_layer(engine, base.with_lora(_spec(original, 0.5, application)), "trainer preview", x)
@@ -181,9 +181,9 @@ def _file(path, roles: dict[str, torch.Tensor]):
 
 
 RANDOM = torch.Generator().manual_seed(3)
-W1, W2 = torch.randn(6, 8, generator=RANDOM) / 4, torch.randn(8, 6, generator=RANDOM) / 4
-W2_A, W2_B = torch.randn(8, 2, generator=RANDOM) / 4, torch.randn(2, 6, generator=RANDOM)
-FULL = torch.randn(48, 48, generator=RANDOM) / 8
+W1, W2 = torch.randn(12, 8, generator=RANDOM) / 4, torch.randn(8, 12, generator=RANDOM) / 4
+W2_A, W2_B = torch.randn(8, 2, generator=RANDOM) / 4, torch.randn(2, 12, generator=RANDOM)
+FULL = torch.randn(96, 96, generator=RANDOM) / 8
 OTHER_KINDS = {
     # AI Toolkit's mark for a whole LoKr: inf in float16
     "LoKr whole": ({"lokr_w1": W1, "lokr_w2": W2, "alpha": torch.tensor(torch.inf)}, torch.kron(W1, W2)),
@@ -207,7 +207,7 @@ def test_other_kinds_merge_and_run_live_as_their_delta_by_hand(engine, checkpoin
     weight = _weights(engine, base)[f"{LAYER}.weight"]
     merged = _weights(engine, base.with_lora(_spec(path, -0.7)))[f"{LAYER}.weight"]
     assert torch.allclose(merged, weight - 0.7 * delta, atol=1e-6)
-    x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
     expected = _run_layer(engine, base, "trainer preview", x) - 0.7 * (x @ delta.T)
     for recipe in MODEL.recipes:
         live = _run_layer(engine, base.with_lora(_spec(path, -0.7, "live")), recipe, x)
@@ -218,15 +218,15 @@ def test_other_kinds_merge_and_run_live_as_their_delta_by_hand(engine, checkpoin
 
 @pytest.mark.parametrize("quantization", ["none", "qfloat8"])
 def test_dora_rescales_the_rows_of_the_changed_weight(engine, checkpoint, tmp_path, quantization):
-    down, up = torch.randn(2, 48, generator=RANDOM), torch.randn(48, 2, generator=RANDOM) / 8
-    magnitude = torch.rand(48, generator=RANDOM) + 0.5
+    down, up = torch.randn(2, 96, generator=RANDOM), torch.randn(96, 2, generator=RANDOM) / 8
+    magnitude = torch.rand(96, generator=RANDOM) + 0.5
     path = _file(tmp_path / "dora.safetensors", {"lora_A.weight": down, "lora_B.weight": up, "magnitude": magnitude})
     file = open_lora(path, path.name, MODEL, checkpoint)
     assert not file.kind.mergeable
     options = RuntimeOptions(transformer_quantization=quantization)
     base = PipelineHandle("lumina2", checkpoint, "float32", options)
     spec = LoraSpec(path.name, FileStamp.of(path), 0.6, "auto", file.kind.title, file.kind.mergeable)
-    x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
     with engine.on_device(base, "transformer", SilentObserver()) as transformer:
         weight = transformer.get_submodule(LAYER).weight
         weight = weight.dequantize() if quantization != "none" else weight.clone()
