@@ -14,11 +14,18 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-_spec = importlib.util.spec_from_file_location("tasks", ROOT / "tasks.py")
-assert _spec is not None and _spec.loader is not None
-tasks = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tasks)
-tasks.load_pack()
+
+def _module(name: str, path: Path):
+    """A module of this checkout by its path: sys.path stays as it is."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_module("tasks", ROOT / "tasks.py").load_pack()
+sd_scripts_files = _module("sd_scripts", Path(__file__).parent / "sd_scripts.py")
 
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint, make_lora  # noqa: E402
 from comfyui_aitk.nodes.host import PlainHost, use_host  # noqa: E402
@@ -58,3 +65,16 @@ def host(models: Path, tmp_path: Path):
     yield plain
     use_host(None)
     node_engine.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def sd_scripts_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recorded files of sd-scripts as a models folder. Read only."""
+    return sd_scripts_files.make_models(tmp_path_factory.mktemp("sd-scripts"))
+
+
+@pytest.fixture
+def sd_scripts(host, sd_scripts_models: Path):
+    """The nodes' host on these files; called with a case and a dtype it gives the graph."""
+    use_host(PlainHost(sd_scripts_models, host.input, host.output, "cpu"))
+    return sd_scripts_files.graph
