@@ -25,6 +25,8 @@ _SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Wan", ("blocks.", "cross_attn", "self_attn")),
     ("LTX-Video", ("transformer_blocks", "attn1.to_q", "scale_shift_table")),
     ("Z-Image", ("layers.", "attention.to_q")),
+    ("Z-Image", ("layers.", "adaLN_modulation.0")),
+    ("Z-Image", ("layers_", "adaLN_modulation_0")),
     ("Lumina Image 2.0 in original names (kohya)", ("lora_unet_layers", "attention_qkv")),
     ("Lumina Image 2.0 in original names (ComfyUI)", ("layers.", "attention.qkv")),
     ("OmniGen2", ("diffusion_model.", "layers.", "feed_forward.linear_1")),

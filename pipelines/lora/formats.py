@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..errors import LoraError
 from ..files.safetensors import Header
 from . import families
-from .kinds import DECOMPOSED, KINDS, Kind, Shape
+from .kinds import DECOMPOSED, KINDS, Kind, Shape, full_rank
 from .names import Names, Target
 
 _SUFFIXES = {suffix: role for kind in KINDS for suffix, role in kind.suffixes.items()} | DECOMPOSED
@@ -91,10 +91,13 @@ def recognise(header: Header, name: str, title: str, names: Names) -> list[LoraL
         family = families.recognise(header.tensors, header.metadata)
         looks = f"It looks like one for {family}." if family else f"Its first key is {next(iter(header.tensors))!r}."
         count = len(header.tensors)
-        raise LoraError(f"{name!r} is no LoRA for {title}: none of its {count} keys names a layer of it. {looks}")
+        raise LoraError(
+            f"{name!r} is no LoRA for {title}: none of its {count} keys names a layer of it. {looks} "
+            f"Choose a LoRA that was trained on {title}."
+        )
     if strange:
         raise LoraError(_strange_message(name, strange, len(header.tensors)))
-    _check_names(groups, names, name, title)
+    _check_names(header, groups, names, name, title)
     layers: dict[str, list[LoraLayer]] = {}
     for (spelled, leaf), roles in groups.items():
         target = names.targets[spelled]
@@ -116,7 +119,7 @@ def _groups(header: Header, name: str) -> tuple[dict[tuple[str, str], dict[str, 
         role = _SUFFIXES[suffix]
         roles = groups.setdefault((key[: len(key) - len(suffix)], "bias" if role == "diff_b" else "weight"), {})
         if role in roles:
-            raise LoraError(f"{name!r} names the {role} of {key[: len(key) - len(suffix)]!r} twice.")
+            raise LoraError(f"{name!r} is damaged: it has both {roles[role]!r} and {key!r}, which mean one. {_DAMAGED}")
         roles[role] = key
     return groups, strange
 
@@ -129,15 +132,16 @@ def _without_suffix(key: str) -> str:
 def _strange_message(name: str, strange: list[str], total: int) -> str:
     kinds = {kind for key in strange for suffix, kind in _OTHER.items() if key.endswith(suffix)}
     some = ", ".join(repr(key) for key in strange[:4]) + (f" and {len(strange) - 4} more" if len(strange) > 4 else "")
+    applied = f"This pack applies {', '.join(kind.title for kind in KINDS)}."
     if kinds:
         return (
-            f"{name!r} holds {' / '.join(sorted(kinds))}, which is not applied. This pack applies "
-            f"{', '.join(kind.title for kind in KINDS)}. Keys that cannot be applied: {some}."
+            f"{name!r} holds {' / '.join(sorted(kinds))}, which is not applied. {applied} Keys that cannot be applied: "
+            f"{some}."
         )
-    return f"{name!r} has {len(strange)} of {total} keys that are of no known kind: {some}."
+    return f"{name!r} has {len(strange)} of {total} keys that are of no known kind: {some}. {applied}"
 
 
-def _check_names(groups: Mapping[tuple[str, str], object], names: Names, name: str, title: str) -> None:
+def _check_names(header: Header, groups: Mapping[tuple[str, str], object], names: Names, name: str, title: str) -> None:
     spelled = list(dict.fromkeys(spelled for spelled, _ in groups))
     unmatched = [one for one in spelled if one not in names.targets]
     if unmatched:
@@ -147,8 +151,7 @@ def _check_names(groups: Mapping[tuple[str, str], object], names: Names, name: s
             lines.append(f"  and {len(blocks) - _MOST_BLOCKS} more blocks")
         raise LoraError(
             f"{name!r} does not fit these weights of {title}: {len(unmatched)} of its {len(spelled)} layers are not in "
-            f"the model, the first is {unmatched[0]!r}. Was it trained on another version of the model?\n"
-            + "\n".join(lines)
+            f"the model, the first is {unmatched[0]!r}. {_origin(header, title)}\n" + "\n".join(lines)
         )
     common: dict[str, frozenset[int]] = {}
     first: dict[str, str] = {}
@@ -162,6 +165,14 @@ def _check_names(groups: Mapping[tuple[str, str], object], names: Names, name: s
             )
         common[target.part] = both
         first.setdefault(target.part, one)
+
+
+def _origin(header: Header, title: str) -> str:
+    """Where a file comes from that fits in part: some models share names."""
+    family = families.recognise(header.tensors, {})
+    if family is None or family.startswith(title):
+        return "Was it trained on another version or size of the model?"
+    return f"It looks like one for {family}."
 
 
 def _block(spelled: str) -> str:
@@ -183,12 +194,12 @@ def _layers(
     tail = shapes[f"{target.modules[0]}.{leaf}"][1:]
     whole = (rows[-1][1], *tail)
     if shape.weight != whole:
-        lacking = _lacking(kind, roles)
-        if lacking:
-            raise LoraError(f"{name!r} is damaged: {spelled!r} lacks {lacking}. {_DAMAGED}")
+        # as wide as the layer: half of a LoRA, which alone reads as AI Toolkit's full rank
+        if kind is full_rank.KIND and shape.weight[1:] == whole[1:]:
+            raise LoraError(f"{name!r} is damaged: {spelled!r} lacks lora_B. {_DAMAGED}")
         raise LoraError(
             f"{name!r} does not fit these weights of {title}: {spelled!r} is {list(whole)} in the model, and the "
-            f"file's tensors make {list(shape.weight)}. It was trained on a model of another size."
+            f"file's tensors make {list(shape.weight)}. {_origin(header, title)}"
         )
     split = len(rows) > 1
     if split and "dora_scale" in roles and header.tensors[roles["dora_scale"]].shape[:1] != (shape.weight[0],):
@@ -207,6 +218,8 @@ def _kind_of(name: str, spelled: str, roles: Mapping[str, str]) -> Kind:
     own = roles.keys() - {"alpha", "dora_scale"}
     fitting = [kind for kind in KINDS if roles.keys() - {"dora_scale"} <= set(kind.suffixes.values())]
     fitting = [kind for kind in fitting if own & set().union(*kind.complete)]
+    if "dora_scale" in roles:
+        fitting = [kind for kind in fitting if kind.decomposable] or fitting
     for kind in fitting:
         if own in kind.complete:
             if "dora_scale" in roles and not kind.decomposable:
@@ -220,13 +233,6 @@ def _kind_of(name: str, spelled: str, roles: Mapping[str, str]) -> Kind:
     lacks, surplus = sorted(nearest - own), sorted(own - nearest)
     what = f"lacks {', '.join(lacks)}" if lacks else f"has {', '.join(surplus)} beside a whole layer"
     raise LoraError(f"{name!r} is damaged: {spelled!r} {what}. {_DAMAGED}")
-
-
-def _lacking(kind: Kind, roles: Mapping[str, str]) -> str:
-    """What is missing if the layer is half of another kind's: AI Toolkit's full rank is a LoRA without ``lora_B``."""
-    own = roles.keys() - {"alpha", "dora_scale"}
-    more = [whole - own for other in KINDS if other is not kind for whole in other.complete if own < whole]
-    return ", ".join(sorted(more[0])) if more else ""
 
 
 def _shape(header: Header, name: str, kind: Kind, spelled: str, roles: Mapping[str, str]) -> Shape:

@@ -18,15 +18,17 @@ from comfyui_aitk.nodes.host import PlainHost, use_host
 ROOT = Path(__file__).resolve().parents[2]
 # part of every shared workflow: these lists only grow at their end
 INPUTS = {
-    "LoadAITKModel": ["model", "weights", "dtype", "repo_id", "options"],
+    "LoadAITKModel": ["model", "weights", "dtype", "repo_id", "options", "text_encoder", "vae"],
     "AITKRuntimeOptions": ["transformer_quantization", "text_encoder_quantization", "text_encoder_attention"],
     "ApplyAITKLoRA": ["pipeline", "lora_name", "strength", "application"],
     "AITKControlImages": ["image_1", "image_2", "image_3"],
     "AITKSampler": [
         "pipeline", "prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed", "recipe",
         "trigger_word", "system_prompt", "batch_size", "control", "latent", "denoise",
+        "recipe_options",
     ],
     "AITKSaveImage": ["images", "report", "filename_prefix", "format"],
+    "AITKRecipeOptions": ["cfg_trunc_ratio", "renorm_cfg", "discrete_flow_shift", "system_prompt_on_negative"],
 }  # fmt: skip
 OUTPUTS = {
     "LoadAITKModel": [("pipeline", "AITK_PIPELINE")],
@@ -38,6 +40,7 @@ OUTPUTS = {
         ("sigmas", "SIGMAS"), ("report", "STRING"),
     ],
     "AITKSaveImage": [],
+    "AITKRecipeOptions": [("recipe_options", "AITK_RECIPE_OPTIONS")],
 }  # fmt: skip
 DEFAULTS = {
     "width": 1024,
@@ -66,7 +69,7 @@ def test_defaults_are_the_model_page_s(host):
     inputs = _inputs(NODE_CLASS_MAPPINGS["AITKSampler"])
     assert {name: inputs[name][1]["default"] for name in DEFAULTS} == DEFAULTS
     assert inputs["seed"][1]["max"] == 2**53
-    assert inputs["recipe"][0] == ["reference pipeline", "trainer preview"]
+    assert inputs["recipe"][0] == ["reference pipeline", "trainer preview", "sd-scripts"]
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -121,7 +124,7 @@ def test_handles_are_values(host, models):
     assert with_lora != first
     assert with_lora.loras[0].strength == 0.5
     assert trigger == "t1ny"
-    assert "LoRA, 31 layers\nrank 4" in info
+    assert "LoRA, 31 layers, dtype BF16\ntransformer: 31 layers, rank 4; no alpha (scale 1)" in info
     assert with_lora == apply().apply(second, "tiny.safetensors", 0.5, "live")[0]
 
 

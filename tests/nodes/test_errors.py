@@ -89,10 +89,10 @@ def _fails(changed: dict, message: str) -> None:
         ({"sample": {"recipe": "best"}}, "'best'"),
         ({"load": {"model": "lumina3"}}, "'lumina3'"),
         ({"load": {"dtype": "float8"}}, "'float8'"),
-        ({"load": {"weights": "nowhere"}}, "model folder 'nowhere' is not there"),
-        ({"load": {"weights": "../tiny"}}, "model folder '../tiny' is refused"),
-        ({"load": {"weights": "/etc"}}, "model folder '/etc' is refused"),
-        ({"load": {"weights": "C:\\models\\tiny"}}, "model folder 'C:\\\\models\\\\tiny' is refused"),
+        ({"load": {"weights": "nowhere"}}, "weights 'nowhere' is not there"),
+        ({"load": {"weights": "../tiny"}}, "weights '../tiny' is refused"),
+        ({"load": {"weights": "/etc"}}, "weights '/etc' is refused"),
+        ({"load": {"weights": "C:\\models\\tiny"}}, "weights 'C:\\\\models\\\\tiny' is refused"),
         ({"load": {"repo_id": "owner/name"}}, "repo_id 'owner/name' needs weights = default"),
         ({"load": {"weights": "default", "repo_id": "../../etc"}}, "'../../etc' is no Hugging Face repository id"),
         ({"load": {"weights": "default"}}, "'Alpha-VLLM/Lumina-Image-2.0' is not (wholly) in the cache"),
@@ -145,17 +145,26 @@ FIRST = "transformer.context_refiner.0.attn.to_k"
             "is no LoRA for Lumina Image 2.0: none of its 4 keys names a layer of it. It looks like one for FLUX.1",
         ),
         (_renamed("diffusion_model.", ["double_blocks.0.img_attn.qkv"]), "It looks like one for FLUX.2 or FLUX.1"),
-        (_renamed("diffusion_model.", ["layers.0.feed_forward.linear_1"]), "It looks like one for OmniGen2"),
+        (
+            _renamed("diffusion_model.", ["layers.0.feed_forward.linear_1"]),
+            "'diffusion_model.layers.0.feed_forward.linear_1' is [512, 96] in the model, and the file's tensors "
+            "make [4, 4]. It looks like one for OmniGen2",
+        ),
+        (
+            _renamed("diffusion_model.", ["layers.0.feed_forward.w1", "layers.0.adaLN_modulation.0"]),
+            "1 of its 2 layers are not in the model, the first is 'diffusion_model.layers.0.adaLN_modulation.0'. It "
+            "looks like one for Z-Image",
+        ),
         (_renamed("lora_unet_", ["down_blocks_0_attentions_0"]), "It looks like one for Stable Diffusion 1 or 2, or S"),
         (_renamed("", ["nothing.known"]), "none of its 2 keys names a layer of it. Its first key is 'nothing.known"),
         (
             _lora(lambda good: good | _layers_of_a_longer_model(good)),
-            "2 of its 33 layers are not in the model, the first is 'transformer.layers.7.attn.to_q.lora_A.weight'. "
-            "Was it trained on another version of the model?\n  layers.7: 2 layers",
+            "2 of its 33 layers are not in the model, the first is 'transformer.layers.7.attn.to_q'. "
+            "Was it trained on another version or size of the model?\n  transformer.layers.7: 2 layers",
         ),
         (
             _lora(lambda good: {k: v for k, v in good.items() if k != f"{FIRST}.lora_B.weight"}),
-            "'context_refiner.0.attn.to_k' has no lora_B",
+            f"is damaged: {FIRST!r} lacks lora_B. Export or download the file again",
         ),
         (
             _lora(lambda good: good | {f"{FIRST}.lora_B.weight": torch.zeros(16, 3)}),
@@ -165,7 +174,7 @@ FIRST = "transformer.context_refiner.0.attn.to_k"
             _lora(
                 lambda good: {k: torch.zeros(v.shape[0] * (2 if "_B" in k else 1), v.shape[1]) for k, v in good.items()}
             ),
-            "It was trained on a model of another size",
+            "tensors make [96, 96]. Was it trained on another version or size of the model?",
         ),
         (
             _lora(lambda good: good | {f"{FIRST}.lora_A.weight": good[f"{FIRST}.lora_A.weight"] * float("nan")}),
@@ -179,22 +188,25 @@ FIRST = "transformer.context_refiner.0.attn.to_k"
         (_lora(lambda good: good | {f"{FIRST}.lora_A.weight": torch.zeros(4, 96, dtype=torch.int8)}), "is I8"),
         (
             _lora(lambda good: good | {f"{FIRST}.lokr_w1": torch.zeros(2, 2)}),
-            "mixes formats: its layers have lokr_w1, l",
+            f"mixes formats: {FIRST!r} has lokr_w1, lora_A, lora_B",
         ),
-        (_lora(lambda good: good | {f"{FIRST}.hada_w1_a": torch.zeros(2, 2)}), "is a LoHa file. This version applies"),
-        (_lora(lambda good: _lokr(good, "lokr_w1", "lokr_w2_a")), "'context_refiner.0.attn.to_k' has no lokr_w2_b"),
-        (_lora(lambda good: _lokr(good, "lokr_w2")), "'context_refiner.0.attn.to_k' has no lokr_w1"),
+        (_lora(lambda good: good | {f"{FIRST}.hada_w1_a": torch.zeros(2, 2)}), "has hada_w1_a, lora_A, lora_B"),
+        (_lora(lambda good: _lokr(good, "lokr_w1", "lokr_w2_a")), f"{FIRST!r} lacks lokr_w2_b"),
+        (_lora(lambda good: _lokr(good, "lokr_w2")), f"{FIRST!r} lacks lokr_w1"),
         (_lora(lambda good: _lokr(good, "lokr_w1", "lokr_w2", "lokr_w2_a")), "has lokr_w2_a beside a whole layer"),
-        (_lora(lambda good: _lokr(good, "lokr_w1", "lokr_w2")), "trained on a model of another size"),
         (
-            _lora(lambda good: good | {f"{FIRST}.magnitude": torch.zeros(16)}),
-            "'context_refiner.0.attn.to_out.0' has no magnitude",
+            _lora(lambda good: _lokr(good, "lokr_w1", "lokr_w2")),
+            "tensors make [4, 4]. Was it trained on another version or size",
+        ),
+        (
+            _lora(lambda good: good | {f"{FIRST}.magnitude": torch.zeros(48)}),
+            "mixes formats: some of its layers are DoRA, others LoRA",
         ),
         (
             _lora(lambda good: {k: v for k, v in good.items() if "lora_B" in k}),
-            "attn.to_k' has no lora_A",
+            f"{FIRST!r} lacks lora_A",
         ),
-        (_lora(lambda good: {k: v for k, v in good.items() if "lora_A" in k}), "trained on a model of another size"),
+        (_lora(lambda good: {k: v for k, v in good.items() if "lora_A" in k}), f"{FIRST!r} lacks lora_B"),
         (_lora(lambda good: good | {"unknown.thing": torch.zeros(2)}), "1 of 63 keys that are of no known kind"),
     ],
 )

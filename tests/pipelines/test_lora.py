@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -235,17 +234,5 @@ def test_dora_rescales_the_rows_of_the_changed_weight(engine, checkpoint, tmp_pa
     expected = x @ (changed * (magnitude / changed.norm(dim=1))[:, None]).T
     assert torch.allclose(_run_layer(engine, base.with_lora(spec), "trainer preview", x), expected, atol=1e-4)
     if quantization == "none":
-        with pytest.raises(LoraError, match=r"cannot be merged: it is a DoRA file, which AI Toolkit never merges"):
+        with pytest.raises(LoraError, match=r"cannot be merged: it is a DoRA file, which its trainer never merges"):
             engine.plan_loras(base.with_lora(replace(spec, application="merged")), MODEL.recipes["trainer preview"])
-
-
-def test_trigger_word_and_summary_come_from_the_metadata(checkpoint, models, tmp_path):
-    file = open_lora(models / "loras" / "tiny.safetensors", "tiny.safetensors", MODEL, checkpoint)
-    assert file.trigger_word == "t1ny"
-    for part in ("rank 4", "ai-toolkit 0.12.26", "step: 250", "base model: lumina2", "trigger word: t1ny", "scale 1"):
-        assert part in file.summary()
-    # other trainers list every caption tag there: none of them is the trigger
-    tags = {"1_cat": {"cat": 3, "grass": 2}}
-    path = tmp_path / "tags.safetensors"
-    save_file(load_file(models / "loras" / "tiny.safetensors"), path, {"ss_tag_frequency": json.dumps(tags)})
-    assert open_lora(path, "tags.safetensors", MODEL, checkpoint).trigger_word == ""
