@@ -45,10 +45,15 @@ def summary(lora: LoraFile) -> str:
     """A few lines: format, layers and ranks of each part, dtype, alpha, and what the metadata tells."""
     dtypes = sorted({info.dtype for info in lora.header.tensors.values()})
     alphas = _alphas(lora)
-    lines = [f"{lora.name}: {lora.title}, {len(_files_layers(lora.layers))} layers, dtype {', '.join(dtypes)}"]
+    lines = [f"{lora.name}: {lora.title}, {_layers(len(_files_layers(lora.layers)))}, dtype {', '.join(dtypes)}"]
     for part in lora.parts:
         own = _files_layers([layer for layer in lora.layers if layer.part == part])
-        lines += [f"{part}: {len(own)} layers, {_ranks(own)}; {_alpha_text(own, alphas)}"]
+        differences = [layer for layer in own if layer.kind.accompanies and layer.kind is not lora.kind]
+        trained = [layer for layer in own if layer not in differences]
+        texts = [f"{_ranks(trained)}; {_alpha_text(trained, alphas)}"] if trained else []
+        if differences:
+            texts += [f"{'and ' if trained else ''}{len(differences)} plain differences (.diff, .diff_b)"]
+        lines += [f"{part}: {_layers(len(trained or differences))}, {', '.join(texts)}"]
     return "\n".join([*lines, *_facts(lora)])
 
 
@@ -59,9 +64,14 @@ def _files_layers(layers: tuple[LoraLayer, ...] | list[LoraLayer]) -> list[LoraL
 
 def _ranks(layers: list[LoraLayer]) -> str:
     ranks = Counter(layer.rank or 0 for layer in layers)
+    texts = [f"rank {rank}" if rank else "full rank" for rank in sorted(ranks)]
     if len(ranks) == 1:
-        return f"rank {next(iter(ranks)) or 'full'}"
-    return "rank " + ", ".join(f"{rank or 'full'} ({count} layers)" for rank, count in sorted(ranks.items()))
+        return texts[0]
+    return ", ".join(f"{text} ({_layers(ranks[rank])})" for text, rank in zip(texts, sorted(ranks), strict=True))
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'' if count == 1 else 's'}"
 
 
 def _alphas(lora: LoraFile) -> dict[str, float]:
@@ -70,20 +80,30 @@ def _alphas(lora: LoraFile) -> dict[str, float]:
 
 
 def _alpha_text(layers: list[LoraLayer], alphas: Mapping[str, float]) -> str:
-    found = Counter(alphas[layer.keys["alpha"]] for layer in layers if "alpha" in layer.keys)
+    # whole factors are not scaled: their alpha, of a mere mark's size, would look like a strength
+    low_rank = [layer for layer in layers if layer.rank is not None]
+    found = Counter(alphas[layer.keys["alpha"]] for layer in low_rank if "alpha" in layer.keys)
     if not found:
-        return "no alpha (scale 1)"
+        return "no alpha (scale 1)" if low_rank else "scale 1"
     values = sorted(found)
     text = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
-    without = len(layers) - sum(found.values())
-    return f"alpha {text}" + (f" (none on {without} layers)" if without else "")
+    scales = sorted(
+        {alphas[layer.keys["alpha"]] / layer.rank for layer in layers if layer.rank and "alpha" in layer.keys}
+    )
+    spread = f"{scales[0]:.3g}" + (f" to {scales[-1]:.3g}" if len(scales) > 1 else "")
+    without = len(low_rank) - sum(found.values())
+    return f"alpha {text}, scale alpha / rank = {spread}" + (
+        f" (no alpha on {_layers(without)}: scale 1)" if without else ""
+    )
 
 
 def _facts(lora: LoraFile) -> Iterator[str]:
     metadata = lora.header.metadata
     software = _json_object(metadata.get("software"))
     training = _json_object(metadata.get("training_info"))
-    kohya = "kohya's sd-scripts" if "sshs_model_hash" in metadata and not software else ""
+    module = metadata.get("ss_network_module", "")
+    own = "sshs_model_hash" in metadata or module.startswith(("networks.", "lycoris."))
+    kohya = "kohya's sd-scripts" if own and not software else ""
     facts = {
         "trained with": " ".join(str(software[key]) for key in ("name", "version") if key in software) or kohya,
         "step": training.get("step"),
@@ -97,7 +117,8 @@ def _facts(lora: LoraFile) -> Iterator[str]:
     }
     for label, value in facts.items():
         if value not in (None, ""):
-            text = str(value)
+            # one line of what any terminal and any page can show
+            text = " ".join(str(value).encode(errors="replace").decode().split())
             yield f"{label}: {text[:_LONGEST]}{'...' if len(text) > _LONGEST else ''}"
     if kohya:
         yield "the system prompt of the training is not in the file: set it on the sampler, recipe sd-scripts"
@@ -107,6 +128,6 @@ def _json_object(text: str | None) -> dict:
     """The metadata of other trainers may hold anything: what is no JSON object tells nothing."""
     try:
         value = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -190,7 +190,9 @@ class LoraStack:
         import torch
 
         old = self._owner(layer)
-        new = torch.nn.Parameter(value.to(old.device, old.dtype, copy=True), requires_grad=False)
+        new = value.to(old.device, old.dtype, copy=True)
+        if isinstance(old, torch.nn.Parameter):
+            new = torch.nn.Parameter(new, requires_grad=False)
         setattr(self._module.get_submodule(layer.module), layer.leaf, new)
 
     def _add_live(self, loras: Sequence[tuple[AppliedLora, Weights]]) -> None:

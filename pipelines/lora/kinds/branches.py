@@ -113,10 +113,10 @@ class DecomposedBranch(_Branch):
 
     def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         own = dense_weight(layer)
-        weight = own + self.change * self._strength
+        weight = own + self.change
         norm = torch.linalg.norm(weight, dim=1 if self.scale.shape[1] == 1 else 0, keepdim=True)
-        factor = self._strength * (self.scale / (norm + torch.finfo(torch.float32).eps) - 1) + 1
-        return output + linear(x.to(torch.float32), weight * factor - own).to(output.dtype)
+        weight *= self.scale / (norm + torch.finfo(torch.float32).eps)
+        return output + linear(x.to(torch.float32), (weight - own) * self._strength).to(output.dtype)
 
 
 class DoraBranch(_Branch):

@@ -1,7 +1,9 @@
 """LyCORIS' weight decomposition, ``dora_scale`` beside a LoRA, LoHa or LoKr: always live.
 
-W' = (W + m * D) * (m * (dora_scale / norm - 1) + 1), the norm being that of each row of W + m * D, or of each column
-where ``dora_scale`` is [1, in]. Source: LyCORIS lycoris/modules/locon.py, apply_weight_decompose and get_merged_weight.
+W' = W + m * ((W + D) * dora_scale / norm - W), the norm being that of each row of W + D, or of each column where
+``dora_scale`` is [1, in]. Source: LyCORIS lycoris/modules/locon.py, apply_weight_decompose, at strength 1. Other
+strengths are ComfyUI's (comfy/weight_adapter/base.py, weight_decompose): LyCORIS weakens only the scaling and adds D
+whole at any strength, so that a strength near 0 would be nowhere near the model.
 """
 
 from __future__ import annotations
