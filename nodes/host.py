@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# ComfyUI's model kinds that have an older folder beside the one of their name, which users still fill
+_OLDER_FOLDERS = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
+
+
 @dataclass(frozen=True)
 class SaveTarget:
     """Where a picture goes: ``folder / f"{stem}_{counter:05}_.{extension}"``, counted on in a batch."""
@@ -109,7 +113,10 @@ class ComfyHost:
 
         # ComfyUI keeps this list as long as the folders do not change
         names = [name.replace(os.sep, "/") for name in folder_paths.get_filename_list(kind)]
-        return [name for name in names if name.lower().endswith(suffixes)]
+        names = [name for name in names if name.lower().endswith(suffixes)]
+        # it has only what ComfyUI's own loaders read: no GGUF
+        left_out = [suffix for suffix in suffixes if suffix not in folder_paths.supported_pt_extensions]
+        return sorted({*names, *list_files(self.model_roots(kind), left_out)}) if left_out else names
 
     def model_folders(self, kind: str, marker: str) -> list[str]:
         return list_folders_with(self.model_roots(kind), marker)
@@ -204,13 +211,16 @@ class PlainHost:
 
     def model_roots(self, kind: str) -> list[Path]:
         extra = self._extra.get(kind)
-        return [self.models / kind] if extra is None else [self.models / kind, extra.parent]
+        return self._folders(kind) if extra is None else [*self._folders(kind), extra.parent]
 
     def model_files(self, kind: str, suffixes: tuple[str, ...]) -> list[str]:
-        return self._with_extra(kind, list_files([self.models / kind], suffixes))
+        return self._with_extra(kind, list_files(self._folders(kind), suffixes))
 
     def model_folders(self, kind: str, marker: str) -> list[str]:
-        return self._with_extra(kind, list_folders_with([self.models / kind], marker))
+        return self._with_extra(kind, list_folders_with(self._folders(kind), marker))
+
+    def _folders(self, kind: str) -> list[Path]:
+        return [self.models / folder for folder in (kind, *_OLDER_FOLDERS.get(kind, ()))]
 
     def _with_extra(self, kind: str, names: list[str]) -> list[str]:
         extra = [self._extra[kind].name] if kind in self._extra else []

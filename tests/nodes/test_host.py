@@ -1,0 +1,82 @@
+"""Which files the nodes list, inside ComfyUI and outside."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
+from comfyui_aitk.nodes.host import ComfyHost, PlainHost, use_host
+
+FILES = (
+    "diffusion_models/dit.safetensors", "diffusion_models/lumina/q8.GGUF", "diffusion_models/notes.txt",
+    "unet/q4.gguf", "unet/consolidated.00-of-01.pth",
+    "checkpoints/whole.safetensors",
+    "text_encoders/gemma.safetensors", "clip/gemma.gguf",
+    "vae/ae.safetensors", "vae/ae.pkl",
+    "loras/one.safetensors", "loras/two.sft", "loras/three.pt",
+)  # fmt: skip
+WEIGHTS = ["consolidated.00-of-01.pth", "dit.safetensors", "lumina/q8.GGUF", "q4.gguf", "whole.safetensors"]
+# folder_paths.py of ComfyUI 0.28
+FOLDERS = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
+EXTENSIONS = {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in FILES:
+        path = tmp_path / "models" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def comfyui(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ComfyHost:
+    """ComfyUI's host on a stand-in for its module of paths, whose lists leave GGUF out like the original's."""
+    paths = ModuleType("folder_paths")
+
+    def get_folder_paths(kind: str) -> list[str]:
+        return [str(folder / name) for name in FOLDERS.get(kind, (kind,))]
+
+    def get_filename_list(kind: str) -> list[str]:
+        roots = [Path(root) for root in get_folder_paths(kind)]
+        found = [(root, path) for root in roots for path in root.rglob("*")]
+        return sorted(str(path.relative_to(root)) for root, path in found if path.suffix.lower() in EXTENSIONS)
+
+    members = (get_folder_paths, get_filename_list)
+    vars(paths).update({member.__name__: member for member in members}, supported_pt_extensions=EXTENSIONS)
+    monkeypatch.setitem(sys.modules, "folder_paths", paths)
+    return ComfyHost()
+
+
+@pytest.fixture(params=["ComfyUI", "alone"])
+def either(request: pytest.FixtureRequest, folder: Path, comfyui: ComfyHost):
+    use_host(comfyui if request.param == "ComfyUI" else PlainHost(folder, folder, folder, "cpu"))
+    yield
+    use_host(None)
+
+
+def test_every_container_is_listed_and_nothing_else(either):
+    declared = NODE_CLASS_MAPPINGS["LoadAITKModel"].INPUT_TYPES()
+    assert sorted(declared["required"]["weights"][0]) == sorted(["default", *WEIGHTS])
+    assert declared["optional"]["text_encoder"][0] == ["default", "gemma.gguf", "gemma.safetensors"]
+    assert declared["optional"]["vae"][0] == ["default", "ae.safetensors"]
+    assert NODE_CLASS_MAPPINGS["ApplyAITKLoRA"].INPUT_TYPES()["required"]["lora_name"][0] == [
+        "one.safetensors", "two.sft",
+    ]  # fmt: skip
+
+
+def test_what_is_listed_is_accepted_when_the_prompt_is_queued(either):
+    validate = NODE_CLASS_MAPPINGS["LoadAITKModel"].VALIDATE_INPUTS
+    for name in WEIGHTS:
+        assert validate(weights=name, text_encoder="gemma.gguf", vae="ae.safetensors") is True
+    assert "is not there" in validate(weights="ae.safetensors")
+    assert "is not there" in validate(weights="default", vae="dit.safetensors")
+
+
+def test_a_file_under_another_program_s_kind_is_found_once(comfyui: ComfyHost, folder: Path):
+    (folder / "unet" / "dit.safetensors").write_bytes(b"")
+    assert comfyui.model_files("diffusion_models", (".safetensors", ".gguf")).count("dit.safetensors") == 1
