@@ -11,9 +11,11 @@ from ..pipelines.errors import FileError, InputError
 from ..pipelines.files import SUFFIXES
 from ..pipelines.folders import check_name, resolve_name
 from ..pipelines.handle import (
+    ATTENTIONS,
     DTYPES,
     QUANTIZATION_CHOICES,
     TEXT_ENCODER_ATTENTIONS,
+    Attention,
     DType,
     PipelineHandle,
     QuantizationChoice,
@@ -242,7 +244,8 @@ class AITKRuntimeOptions:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         quantization = (
             "{} model default: what the model's page says (Lumina Image 2.0: none). qfloat8 and qint8: optimum-quanto, "
-            "as AI Toolkit's {} does. Saves memory and changes the picture."
+            "as AI Toolkit's {} does. fp8_e4m3fn: stored in float8, computed in dtype. All save memory and change the "
+            "picture."
         )
         return {
             "required": {
@@ -269,7 +272,28 @@ class AITKRuntimeOptions:
                         "AI Toolkit pins. softcap: on, as the newest transformers does by itself.",
                     },
                 ),
-            }
+            },
+            "optional": {
+                "transformer_attention": (
+                    list(ATTENTIONS),
+                    {
+                        "default": "default",
+                        "tooltip": "default: torch's own, as in every reference. flash, sage: the packages flash-attn "
+                        "and sageattention, where they are installed, on CUDA; other last bits, another picture.",
+                    },
+                ),
+                "blocks_on_cpu": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 1000,
+                        "tooltip": "How many of the transformer's main blocks stay in CPU memory and come to the GPU "
+                        "for their turn alone (kohya's blocks_to_swap). Slower, the same picture. Lumina Image 2.0 "
+                        "has 26; more means all.",
+                    },
+                ),
+            },
         }
 
     RETURN_TYPES = ("AITK_OPTIONS",)
@@ -277,23 +301,36 @@ class AITKRuntimeOptions:
     OUTPUT_TOOLTIPS = ("For Load AITK Model.",)
     FUNCTION = "make"
     CATEGORY = CATEGORY
-    DESCRIPTION = "Quantisation of each part and the text encoder's attention variant."
-    SEARCH_ALIASES = ["quantize", "quanto", "qfloat8", "qint8", "fp8", "low vram", "softcap", "gemma"]
+    DESCRIPTION = "How weights are held and run: quantisation, attention kernels, blocks kept off the GPU."
+    SEARCH_ALIASES = [
+        "quantize", "quanto", "qfloat8", "qint8", "fp8", "low vram", "softcap", "gemma", "flash attention",
+        "sage attention", "block swap", "offload",
+    ]  # fmt: skip
 
     def make(
-        self, transformer_quantization: str, text_encoder_quantization: str, text_encoder_attention: str
+        self,
+        transformer_quantization: str,
+        text_encoder_quantization: str,
+        text_encoder_attention: str,
+        transformer_attention: str = "default",
+        blocks_on_cpu: int = 0,
     ) -> tuple[RuntimeOptions]:
         for name, value, choices in (
             ("transformer_quantization", transformer_quantization, QUANTIZATION_CHOICES),
             ("text_encoder_quantization", text_encoder_quantization, QUANTIZATION_CHOICES),
             ("text_encoder_attention", text_encoder_attention, TEXT_ENCODER_ATTENTIONS),
+            ("transformer_attention", transformer_attention, ATTENTIONS),
         ):
             if value not in choices:
                 raise InputError(f"{name} {value!r} is unknown. Choose one of: {', '.join(choices)}.")
+        if blocks_on_cpu < 0:
+            raise InputError(f"blocks_on_cpu is {blocks_on_cpu}: choose 0 or more.")
         return (
             RuntimeOptions(
                 cast(QuantizationChoice, transformer_quantization),
                 cast(QuantizationChoice, text_encoder_quantization),
                 cast(TextEncoderAttention, text_encoder_attention),
+                cast(Attention, transformer_attention),
+                blocks_on_cpu,
             ),
         )

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .attention import check_attention
 from .checkpoint import Checkpoint
 from .errors import DeviceMemoryError, InputError
 from .handle import DType, PipelineHandle, Quantization, QuantizationChoice
@@ -22,6 +23,7 @@ from .lora.stack import AppliedLora, LoraStack, resolve
 from .models import find_model
 from .models.facts import ModelFacts, Recipe
 from .models.runtime import Embedding, ModelRuntime, Text
+from .placement import lent
 from .sources.source import Source, is_packed
 
 if TYPE_CHECKING:
@@ -135,11 +137,13 @@ class Engine:
                     f"{part}_quantization to none, or choose an unquantised file."
                 )
         quantizations = {self.part_key(handle, part).quantization for part in PARTS}
-        if self.device.startswith("mps") and "qfloat8" in quantizations:
+        float8 = quantizations & {"qfloat8", "fp8_e4m3fn"}
+        if self.device.startswith("mps") and float8:
             raise InputError(
-                "qfloat8 is not to be had on Apple's MPS, which has no 8-bit floating point. Choose qint8 or none on "
-                "AITK Runtime Options."
+                f"{', '.join(float8)} is not to be had on Apple's MPS, which has no 8-bit floating point. Choose qint8 "
+                "or none on AITK Runtime Options."
             )
+        check_attention(handle.options.transformer_attention, self.device, handle.dtype)
         if (handle.model, handle.checkpoint) not in self._checked:
             for part in PARTS:
                 self.runtime(find_model(handle.model)).check_weights(part, handle.checkpoint)
@@ -198,13 +202,16 @@ class Engine:
         module = self._part(handle, part, observer).module
         device = self.device
         observer.check()
+        streamed: Sequence[nn.Module] = ()
+        if part == "transformer" and handle.options.blocks_on_cpu:
+            streamed = self.runtime(find_model(handle.model)).blocks(module)[-handle.options.blocks_on_cpu :]
         if device != "cpu":
             activations = self.runtime(find_model(handle.model)).activation_bytes(part, size, torch_dtype(handle.dtype))
-            self._make_room(_size(module) + activations)
-        try:
-            yield module.to(device)
-        finally:
-            module.to("cpu")
+            # one streamed block is there at a time
+            apart = [_size(block) for block in streamed]
+            self._make_room(_size(module) - sum(apart) + max(apart, default=0) + activations)
+        with lent(module, device, streamed):
+            yield module
 
     @contextmanager
     def device_memory(self) -> Iterator[None]:
@@ -229,8 +236,8 @@ class Engine:
             if device != "cpu":
                 self._make_room(_EVERYTHING)
             raise DeviceMemoryError(
-                f"{where} ran out of memory. Render a smaller size, set a quantization on AITK Runtime Options, or "
-                "close other programs. What is loaded is kept: the next run starts from it."
+                f"{where} ran out of memory. Render a smaller size, set a quantization or blocks_on_cpu on AITK "
+                "Runtime Options, or close other programs. What is loaded is kept: the next run starts from it."
             ) from error
         finally:
             # torch keeps what it freed; other nodes and programs would miss it

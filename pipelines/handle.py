@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     import torch
 
 DType = Literal["bfloat16", "float16", "float32"]
-Quantization = Literal["none", "qfloat8", "qint8"]
-QuantizationChoice = Literal["model default", "none", "qfloat8", "qint8"]
+Quantization = Literal["none", "qfloat8", "qint8", "fp8_e4m3fn"]
+QuantizationChoice = Literal["model default", "none", "qfloat8", "qint8", "fp8_e4m3fn"]
 TextEncoderAttention = Literal["auto", "softcap", "no softcap"]
+Attention = Literal["default", "flash", "sage"]
 Application = Literal["auto", "merged", "live"]
 
 DTYPES: tuple[DType, ...] = ("bfloat16", "float16", "float32")
-QUANTIZATION_CHOICES: tuple[QuantizationChoice, ...] = ("model default", "none", "qfloat8", "qint8")
+QUANTIZATION_CHOICES: tuple[QuantizationChoice, ...] = ("model default", "none", "qfloat8", "qint8", "fp8_e4m3fn")
 TEXT_ENCODER_ATTENTIONS: tuple[TextEncoderAttention, ...] = ("auto", "softcap", "no softcap")
+ATTENTIONS: tuple[Attention, ...] = ("default", "flash", "sage")
 APPLICATIONS: tuple[Application, ...] = ("auto", "merged", "live")
 
 
@@ -35,11 +37,16 @@ class RuntimeOptions:
         transformer_quantization: ``model default`` is the model page's choice.
         text_encoder_quantization: likewise. AI Toolkit's own interface quantises the text encoder to qfloat8.
         text_encoder_attention: soft-capping of Gemma2's attention logits; ``auto`` is the recipe's choice.
+        transformer_attention: the kernel; ``default`` is torch's SDPA, as in every reference.
+        blocks_on_cpu: how many of the transformer's main blocks, from the last, come to the device for their own call
+            alone; more than there are means all.
     """
 
     transformer_quantization: QuantizationChoice = "model default"
     text_encoder_quantization: QuantizationChoice = "model default"
     text_encoder_attention: TextEncoderAttention = "auto"
+    transformer_attention: Attention = "default"
+    blocks_on_cpu: int = 0
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,6 @@ def fill(
     check: Callable[[], None],
     *,
     quantization: Quantization = "none",
-    prefix: str = "",
 ) -> M:
     """Puts tensors into a model made by :func:`build_empty`.
 
@@ -73,9 +72,8 @@ def fill(
         dtype: what the model runs in.
         where: names the source in errors.
         check: called before each tensor; raises to interrupt.
-        quantization: of the weights of every Linear layer, with optimum-quanto; each one as soon as it is read. No
-            layer is left out, as in AI Toolkit's treatment of these models.
-        prefix: what the names may have in front of the model's.
+        quantization: of the weights of Linear layers, each one as soon as it is read. With optimum-quanto no layer is
+            left out, as in AI Toolkit's treatment of these models; with float8 see ``float8.py``.
 
     Returns:
         The same model, in eval mode, without gradients.
@@ -85,30 +83,39 @@ def fill(
     """
     import torch
 
+    from .float8 import NAME as FLOAT8
+    from .float8 import Float8Linear, largest, takes_float8
     from .packed import PackedLinear, PackedTensor
 
     slots: Mapping[str, torch.Tensor] = model.state_dict(keep_vars=True)
     for name, value in tensors:
         check()
-        own = name.removeprefix(prefix)
-        if own not in slots:
+        if name not in slots:
             continue
-        owner, _, leaf = own.rpartition(".")
+        owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         if isinstance(value, PackedTensor):
             if isinstance(module, torch.nn.Linear) and leaf == "weight":
                 _check_finite_packed(value, dtype, name, where)
-                parent, _, child = owner.rpartition(".")
-                setattr(model.get_submodule(parent), child, PackedLinear(value, module.bias, dtype))
+                _replace(model, owner, PackedLinear(value, module.bias, dtype))
                 continue
             cast = value.dequantize(dtype)
         else:
             # a copy also where the dtype is the same: a model that is a map of its files breaks when they are replaced
             cast = value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
         check_finite(cast, name, where)
+        if quantization == FLOAT8 and isinstance(module, torch.nn.Linear) and leaf == "weight" and takes_float8(owner):
+            highest = float(cast.abs().max())
+            if highest > largest():
+                raise FileError(
+                    f"{where}: {name!r} has a value of {highest:g}, and {FLOAT8} ends at {largest():g}. Choose another "
+                    "quantization."
+                )
+            _replace(model, owner, Float8Linear(cast, module.bias, dtype))
+            continue
         if leaf in module._parameters:
             module._parameters[leaf] = torch.nn.Parameter(cast, requires_grad=False)
-            if quantization != "none" and leaf == "weight":
+            if quantization not in ("none", FLOAT8) and leaf == "weight":
                 _quantize_layer(model, owner, quantization)
         else:
             module._buffers[leaf] = cast
@@ -140,6 +147,11 @@ def _check_finite_packed(value: PackedTensor, dtype: torch.dtype, name: str, whe
     check_finite(scales, name, where)
     if dtype == torch.float16 and float(scales.abs().max()) * _LARGEST_STEP > torch.finfo(dtype).max:
         check_finite(value.dequantize(dtype), name, where)
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, layer)
 
 
 def _quantize_layer(model: nn.Module, name: str, quantization: Quantization) -> None:

@@ -39,6 +39,7 @@ def describe_weights(engine: Engine, handle: PipelineHandle) -> dict[str, Any]:
         "weights": handle.checkpoint.name if len(set(names.values())) == 1 else names,
         "fingerprint": handle.checkpoint.fingerprint(),
         "dtype": handle.dtype,
+        "transformer_attention": handle.options.transformer_attention,
         "quantization": {part: engine.held_as(handle, part) or "none" for part in ("transformer", "text_encoder")},
     }
 

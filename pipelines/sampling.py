@@ -303,6 +303,7 @@ def _denoise_batch(
                 sigmas=sigmas.to(device),
                 conditioning=conditioning,
                 guidance_scale=request.guidance_scale,
+                attention=handle.options.transformer_attention,
                 on_step=on_step,
                 check=observer.check,
             )

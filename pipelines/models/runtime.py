@@ -67,6 +67,7 @@ class DenoiseJob:
         sigmas: [steps + 1], float32, on the compute device, falling to 0.
         conditioning: the embeddings of the recipe's texts, in order, on the compute device.
         guidance_scale: as the user gave it.
+        attention: the kernel of the transformer's attention.
         on_step: called after each step with the number of steps done and the estimated clean latent [1, C, h, w].
         check: called before each model call; raises to interrupt.
     """
@@ -76,6 +77,7 @@ class DenoiseJob:
     sigmas: torch.Tensor
     conditioning: Sequence[Embedding]
     guidance_scale: float
+    attention: str
     on_step: Callable[[int, torch.Tensor], None]
     check: Callable[[], None]
 
@@ -95,6 +97,10 @@ class ModelRuntime(Protocol):
 
     def lora_root(self, module: nn.Module) -> nn.Module:
         """The module in a loaded part whose names LoRA files use."""
+        ...
+
+    def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
+        """The main blocks, called one after the other, that can be kept off the device until their turn."""
         ...
 
     def texts(self, recipe: Recipe, handle: PipelineHandle, typed: Typed, guidance_scale: float) -> list[Text]:

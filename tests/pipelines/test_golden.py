@@ -135,7 +135,9 @@ def test_every_stage_agrees(folder, case, engine):
         time = loop.model_time(sigmas[0])
         assert _distance(time, recorded["model_timestep_step0"]) < SIGMAS
 
-        job = DenoiseJob(recipe, noise, sigmas, conditioning, case["guidance"], lambda *_: None, lambda: None)
+        job = DenoiseJob(
+            recipe, noise, sigmas, conditioning, case["guidance"], "default", lambda *_: None, lambda: None
+        )
         with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
             prediction = loop.predict(transformer, noise, time, job)
     assert _distance(prediction.cond, recorded["pred_cond_step0"]) < PREDICTION

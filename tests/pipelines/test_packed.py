@@ -143,28 +143,26 @@ class Model(nn.Module):
 @pytest.mark.parametrize("bias_first", [True, False])
 def test_a_model_is_filled_with_packed_and_plain_tensors(bias_first):
     tensors = {
-        "x.inner.0.weight": packed("Q4_K"),
-        "x.inner.0.bias": torch.randn(OUT),
-        "x.inner.1.weight": torch.randn(32, 32),
-        "x.norm.weight": PackedTensor.of(packed("Q8_0", 1, 32).raw, "Q8_0", (32,)),
-        "x.norm.bias": torch.randn(32),
-        "x.table.weight": packed("Q8_0", 4, 32),
-        "x.unknown": packed("Q8_0", 4, 32),
+        "inner.0.weight": packed("Q4_K"),
+        "inner.0.bias": torch.randn(OUT),
+        "inner.1.weight": torch.randn(32, 32),
+        "norm.weight": PackedTensor.of(packed("Q8_0", 1, 32).raw, "Q8_0", (32,)),
+        "norm.bias": torch.randn(32),
+        "table.weight": packed("Q8_0", 4, 32),
+        "unknown": packed("Q8_0", 4, 32),
     }
     order = sorted(tensors, reverse=not bias_first)
     model = fill(
         build_empty(Model, "test"), ((name, tensors[name]) for name in order), torch.bfloat16, "test", lambda: None,
-        prefix="x.",
     )  # fmt: skip
     layer = model.inner[0]
     assert type(layer) is PackedLinear
     assert type(model.inner[1]) is nn.Linear
     assert not layer.training
-    assert torch.equal(layer.dequantize(), reference(tensors["x.inner.0.weight"]).bfloat16())
+    assert torch.equal(layer.dequantize(), reference(tensors["inner.0.weight"]).bfloat16())
     for name, value in tensors.items():
-        own = name.removeprefix("x.")
-        if own not in ("inner.0.weight", "unknown"):
-            assert torch.equal(model.state_dict()[own], dense(value, torch.bfloat16)), name
+        if name not in ("inner.0.weight", "unknown"):
+            assert torch.equal(model.state_dict()[name], dense(value, torch.bfloat16)), name
     assert all(not value.is_meta for value in (*model.parameters(), *model.buffers()))
     with torch.inference_mode():
         assert model.inner[0](torch.ones(1, IN, dtype=torch.bfloat16)).dtype == torch.bfloat16

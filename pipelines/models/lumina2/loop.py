@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ..runtime import DenoiseJob, Embedding
+from .attention import kernel
 from .facts import Lumina2Recipe
 from .sd_scripts import transformer_roundings
 
@@ -108,6 +109,7 @@ def denoise(transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
     dtype = job.latents.dtype
     like_sd_scripts = recipe.modules == "sd-scripts"
     with (
+        kernel(transformer, job.attention),
         transformer_roundings(transformer) if like_sd_scripts else nullcontext(),
         torch.autocast(job.latents.device.type, dtype, enabled=like_sd_scripts and dtype != torch.float32),
     ):

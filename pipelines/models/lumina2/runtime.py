@@ -67,6 +67,10 @@ class Lumina2Runtime:
     def lora_root(self, module: nn.Module) -> nn.Module:
         return module.model if isinstance(module, gemma2.Gemma2TextEncoder) else module
 
+    def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
+        assert isinstance(transformer, Lumina2Transformer2DModel)
+        return list(transformer.layers)
+
     def texts(self, recipe: Recipe, handle: PipelineHandle, typed: Typed, guidance_scale: float) -> list[Text]:
         assert isinstance(recipe, Lumina2Recipe)
         attention = handle.options.text_encoder_attention

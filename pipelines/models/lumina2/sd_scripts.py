@@ -1,7 +1,7 @@
 """Where sd-scripts' modules round otherwise than diffusers' in bfloat16 and float16; in float32 they are alike.
 
-Measured against ``lumina_minimal_inference.py`` on the CPU: with these, its transformer, loop and autoencoder are met to
-the bit; without, the last latents are off by 7e-3 and the decoded picture by up to 4 levels. Sources:
+Measured against ``lumina_minimal_inference.py`` on the CPU: with these, its transformer, loop and autoencoder are met
+to the bit; without, the last latents are off by 7e-3 and the decoded picture by up to 4 levels. Sources:
 library/lumina_models.py (RMSNorm), library/flux_models.py (swish, AttnBlock).
 """
 
@@ -55,7 +55,7 @@ def decoder_roundings(vae: AutoencoderKL) -> Iterator[None]:
         for module, name in activations:
             setattr(module, name, _Swish())
         for attention in attentions:
-            attention.set_processor(_attend)
+            attention.set_processor(_ConvolutionalAttention())
         yield
     finally:
         for module, name in activations:
@@ -69,16 +69,25 @@ class _Swish(nn.Module):
         return x * torch.sigmoid(x)
 
 
-def _attend(attention: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+class _ConvolutionalAttention:
     """One head over all pixels; [B, C, H, W] in and out, the residual added."""
-    normed = attention.group_norm(hidden_states)
 
-    def project(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-        return conv2d(x, layer.weight[:, :, None, None], layer.bias)
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        normed = attn.group_norm(hidden_states)
+        query, key, value = (
+            _project(layer, normed).flatten(2).transpose(1, 2)[:, None].contiguous()
+            for layer in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        mixed = scaled_dot_product_attention(query, key, value)[:, 0].transpose(1, 2).reshape(hidden_states.shape)
+        return hidden_states + _project(attn.to_out[0], mixed)
 
-    query, key, value = (
-        project(layer, normed).flatten(2).transpose(1, 2)[:, None].contiguous()
-        for layer in (attention.to_q, attention.to_k, attention.to_v)
-    )
-    mixed = scaled_dot_product_attention(query, key, value)[:, 0].transpose(1, 2).reshape(hidden_states.shape)
-    return hidden_states + project(attention.to_out[0], mixed)
+
+def _project(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return conv2d(x, layer.weight[:, :, None, None], layer.bias)
