@@ -62,7 +62,7 @@ def snap(width: int, height: int, rule: SizeRule, largest: int) -> Size:
             high = low + rule.multiple
             raise InputError(
                 f"{name} {side} (asked for: {asked}) is no multiple of {rule.multiple}, and this recipe does not snap "
-                f"to it: AI Toolkit's own preview fails on it. The nearest valid values are {low} and {high}."
+                f"to it: what it reproduces fails on such a size. The nearest valid values are {low} and {high}."
             )
     if sides != [width, height]:
         notes.append(f"rendered at {sides[0]} x {sides[1]} (asked for: {asked})")

@@ -146,7 +146,10 @@ def _check_names(header: Header, groups: Mapping[tuple[str, str], object], names
     unmatched = [one for one in spelled if one not in names.targets]
     if unmatched:
         blocks = Counter(_block(one) for one in unmatched)
-        lines = [f"  {block}: {count} layers" for block, count in list(blocks.items())[:_MOST_BLOCKS]]
+        lines = [
+            f"  {block}: {count} layer{'' if count == 1 else 's'}"
+            for block, count in list(blocks.items())[:_MOST_BLOCKS]
+        ]
         if len(blocks) > _MOST_BLOCKS:
             lines.append(f"  and {len(blocks) - _MOST_BLOCKS} more blocks")
         raise LoraError(
@@ -239,7 +242,7 @@ def _shape(header: Header, name: str, kind: Kind, spelled: str, roles: Mapping[s
     infos = {role: header.tensors[key] for role, key in roles.items()}
     for role, info in infos.items():
         if info.dtype not in _FLOATS:
-            raise LoraError(f"{name!r}: {roles[role]!r} is {info.dtype}; a LoRA is F32, BF16 or F16.")
+            raise LoraError(f"{name!r}: {roles[role]!r} is {info.dtype}; a LoRA is F32, BF16 or F16. {_DAMAGED}")
     if "alpha" in infos and infos["alpha"].shape not in ((), (1,)):
         raise LoraError(
             f"{name!r} is damaged: {roles['alpha']!r} has shape {list(infos['alpha'].shape)}, not one value."

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import FileError
 from ..files import read_header, read_tensors
@@ -91,7 +91,8 @@ class SingleFileSource:
         for key in read_header(self.files[0].path).tensors:
             if key.endswith(end):
                 ((_, value),) = read_tensors(self.files[0].path, [key])
-                return bytes(value.numpy().tobytes())
+                # uint8 in a safetensors file, the one container that has such a tensor
+                return bytes(cast("torch.Tensor", value).numpy())
         return None
 
     def _check_unchanged(self) -> None:

@@ -49,7 +49,7 @@ def original_modules(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     table = dict(_TOP)
     for block in sorted(blocks):
         own = _PLAIN if block.startswith("context_refiner") else _MODULATED
-        for original, modules in (_BLOCK | own).items():
+        for original, modules in {**_BLOCK, **own}.items():
             table[block + original] = tuple(block + module for module in modules)
     return table
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import torch
 from torch import nn
@@ -110,9 +110,10 @@ class _FolderTokenizer:
             # the library's exceptions for a damaged file are of every kind
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise FileError(f"The tokenizer of {name!r} cannot be used ({reason}). Download it again.") from error
-        if self._tokenizer.pad_token_id is None:
+        pad: int | None = self._tokenizer.pad_token_id  # pyright: ignore
+        if pad is None:
             _refuse(name, "has a tokenizer without a padding token")
-        self.pad_id = int(self._tokenizer.pad_token_id)
+        self.pad_id = pad
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer(text).input_ids
@@ -133,7 +134,7 @@ def load(
     source: Source, dtype: torch.dtype, quantization: Quantization, check: Callable[[], None]
 ) -> Gemma2TextEncoder:
     """Loads tokenizer and encoder to the CPU; ``check`` raises to interrupt."""
-    tokenizer = _tokenizer(source)
+    tokenizer = load_tokenizer(source)
     tensors = source.read(source.tensor_infos())
     where = f"{source.name} text_encoder"
     model = fill(_empty(source), tensors, dtype, where, check, quantization=quantization)
@@ -147,7 +148,8 @@ def _has_tokenizer(source: Source) -> bool:
     return isinstance(source, SingleFileSource) and source.read_blob(TOKENIZER_BLOB) is not None
 
 
-def _tokenizer(source: Source) -> Tokenizer:
+def load_tokenizer(source: Source) -> Tokenizer:
+    """The tokenizer of a folder, or of the sentencepiece model in a single file; raises FileError."""
     if isinstance(source, SingleFileSource):
         return SentencePieceTokenizer(source.read_blob(TOKENIZER_BLOB) or b"", source.name)
     assert isinstance(source, FolderSource)
@@ -166,5 +168,5 @@ def _empty(source: Source) -> Gemma2Model:
     )
 
 
-def _refuse(name: str, why: str) -> None:
+def _refuse(name: str, why: str) -> NoReturn:
     raise FileError(f"The text encoder of {name!r} {why}. Lumina Image 2.0 needs Gemma2 2B.")

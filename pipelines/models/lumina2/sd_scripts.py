@@ -22,7 +22,7 @@ from torch.nn.functional import conv2d, scaled_dot_product_attention
 @contextmanager
 def transformer_roundings(transformer: nn.Module) -> Iterator[None]:
     """Norms round once, after the weight; diffusers' round before it too."""
-    norms = [module for module in transformer.modules() if isinstance(module, RMSNorm)]
+    norms: list[Any] = [module for module in transformer.modules() if isinstance(module, RMSNorm)]
     try:
         for norm in norms:
             norm.forward = partial(_rms_norm, norm)
