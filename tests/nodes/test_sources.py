@@ -171,7 +171,11 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
 @pytest.mark.parametrize(
     ("damage", "load", "message"),
     [
-        (None, {"weights": "lumina_2.safetensors"}, "'lumina_2.safetensors' holds only the transformer of Lumina Image"),
+        (
+            None,
+            {"weights": "lumina_2.safetensors"},
+            "'lumina_2.safetensors' holds only the transformer of Lumina Image",
+        ),
         (
             None,
             {"weights": "lumina_2.safetensors", "vae": "ae.safetensors"},
@@ -187,7 +191,7 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
         (
             lambda f: shutil.copy(f / "vae" / "ae.safetensors", f / BAD),
             {"weights": "bad.safetensors"},
-            "'bad.safetensors' holds the vae of Lumina Image 2.0, and weights must hold the transformer. Choose it as vae",
+            "holds the vae of Lumina Image 2.0, and weights must hold the transformer. Choose it as vae",
         ),
         (
             lambda f: shutil.copy(f / DIT, f / "vae" / "bad.safetensors"),
@@ -225,12 +229,20 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
             "holds scaled float8 weights ('scaled_fp8'), which are not loaded. Get the bfloat16",
         ),
         (
-            _edit(DIT, BAD, lambda t: t | {"norm_final.weight": t["norm_final.weight"], "x_embedder.bias": torch.full((96,), torch.nan)}),
+            _edit(
+                DIT,
+                BAD,
+                lambda t: (
+                    t | {"norm_final.weight": t["norm_final.weight"], "x_embedder.bias": torch.full((96,), torch.nan)}
+                ),
+            ),
             {"weights": "bad.safetensors", **PARTS},
             "bad.safetensors transformer is damaged: its tensor 'x_embedder.bias' holds NaN or Inf",
         ),
         (
-            _edit(ENCODER, "text_encoders/bad.safetensors", lambda t: {k: v for k, v in t.items() if k != "spiece_model"}),
+            _edit(
+                ENCODER, "text_encoders/bad.safetensors", lambda t: {k: v for k, v in t.items() if k != "spiece_model"}
+            ),
             {"weights": "lumina_2.safetensors", "vae": "ae.safetensors", "text_encoder": "bad.safetensors"},
             "has no tokenizer: the tensor spiece_model is missing",
         ),
@@ -253,9 +265,11 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
             "it is Gemma 3, and this model was trained with Gemma 2",
         ),
         (
-            _edit(DIT, BAD, lambda t: t | {
-                "cap_embedder.0.weight": torch.ones(40), "cap_embedder.1.weight": torch.zeros(96, 40)
-            }),
+            _edit(
+                DIT,
+                BAD,
+                lambda t: t | {"cap_embedder.0.weight": torch.ones(40), "cap_embedder.1.weight": torch.zeros(96, 40)},
+            ),
             {"weights": "bad.safetensors", **PARTS},
             "gives 32 values a token, and the transformer of 'bad.safetensors' takes 40",
         ),
@@ -288,7 +302,7 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
         ),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_bad_files(host, containers_folder, tmp_path, damage, load, message):
     folder = tmp_path / "own"
     shutil.copytree(containers_folder, folder)

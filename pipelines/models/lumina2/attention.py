@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import nn
 
@@ -65,7 +65,7 @@ class _Dispatched:
         query, key, value = (part.unflatten(-1, (-1, width // attn.heads)) for part in (query, key, value))
         query, key = attn.norm_q(query), attn.norm_k(key)
         if image_rotary_emb is not None:
-            query, key = (apply_rotary_emb(part, image_rotary_emb, use_real=False) for part in (query, key))
+            query, key = (_rotated(part, image_rotary_emb) for part in (query, key))
         groups = attn.heads // key.shape[2]
         key, value = (part.repeat_interleave(groups, dim=2) for part in (key, value))
         scale = attn.scale
@@ -74,7 +74,16 @@ class _Dispatched:
         if attention_mask is not None:
             attention_mask = attention_mask.bool()[:, None, None, :]
         mixed = dispatch_attention_fn(
-            query.to(dtype), key.to(dtype), value, attn_mask=attention_mask, scale=scale, backend=self._backend
+            query.to(dtype),
+            key.to(dtype),
+            value,
+            attn_mask=attention_mask,
+            scale=scale,
+            backend=AttentionBackendName(self._backend),
         )
         projection, dropout = attn.to_out
         return dropout(projection(mixed.flatten(2).to(dtype)))
+
+
+def _rotated(x: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    return cast(torch.Tensor, apply_rotary_emb(x, frequencies, use_real=False))
