@@ -163,7 +163,8 @@ class ComfyHost:
 
         server = getattr(PromptServer, "instance", None)
         if node_id is not None and server is not None:
-            server.send_progress_text(text, node_id)
+            # to the page that queued the prompt: others have other nodes under the same id
+            server.send_progress_text(text, node_id, server.client_id)
 
 
 class _TerminalBar:

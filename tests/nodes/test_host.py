@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
@@ -80,3 +80,14 @@ def test_what_is_listed_is_accepted_when_the_prompt_is_queued(either):
 def test_a_file_under_another_program_s_kind_is_found_once(comfyui: ComfyHost, folder: Path):
     (folder / "unet" / "dit.safetensors").write_bytes(b"")
     assert comfyui.model_files("diffusion_models", (".safetensors", ".gguf")).count("dit.safetensors") == 1
+
+
+def test_a_node_s_text_goes_to_the_page_that_queued_it(monkeypatch: pytest.MonkeyPatch):
+    sent = []
+    server = SimpleNamespace(client_id="page", send_progress_text=lambda *values: sent.append(values))
+    module = ModuleType("server")
+    vars(module).update(PromptServer=SimpleNamespace(instance=server))
+    monkeypatch.setitem(sys.modules, "server", module)
+    ComfyHost().show_text("7", "sampling")
+    ComfyHost().show_text(None, "nobody's")
+    assert sent == [("sampling", "7", "page")]
