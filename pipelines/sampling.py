@@ -146,7 +146,9 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         **sources,
         "recipe": recipe.name,
         **runtime.describe(recipe, texts),
-        **_describe_request(request, size, "cpu" if recipe.noise == "cpu" else device),
+        **_describe_request(request, size),
+        "system_prompt": request.system_prompt or recipe.system_prompt,
+        "noise_device": "cpu" if recipe.noise == "cpu" else device,
         "prompt": prompt,
         "negative_prompt": request.negative_prompt if len(texts) > 1 else None,
         "sigmas": [round(float(value), 7) for value in sigmas],
@@ -168,11 +170,9 @@ def to_images(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(pictures)).to(torch.float32) / 255
 
 
-def _describe_request(request: SampleRequest, size: Size, noise_device: str) -> dict[str, Any]:
+def _describe_request(request: SampleRequest, size: Size) -> dict[str, Any]:
     latent = request.latent
     return {
-        "system_prompt": request.system_prompt or "the recipe's own",
-        "noise_device": noise_device,
         "size": {
             "asked": [request.width, request.height] if latent is None else "the latent's",
             "rendered": [size.width, size.height],

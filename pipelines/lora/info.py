@@ -117,8 +117,8 @@ def _facts(lora: LoraFile) -> Iterator[str]:
     }
     for label, value in facts.items():
         if value not in (None, ""):
-            # one line of what any terminal and any page can show
-            text = " ".join(str(value).encode(errors="replace").decode().split())
+            # one line, without what would steer a terminal
+            text = " ".join("".join(one if one.isprintable() else " " for one in str(value)).split())
             yield f"{label}: {text[:_LONGEST]}{'...' if len(text) > _LONGEST else ''}"
     if kohya:
         yield "the system prompt of the training is not in the file: set it on the sampler, recipe sd-scripts"

@@ -62,6 +62,7 @@ class Recipe:
         prompt_flags: whether the prompt is read as AI Toolkit reads a sample's: stripped, and cut at the first ``--``,
             where its flags begin.
         noise: where it is drawn: one seed gives another noise on another kind of device.
+        system_prompt: the instruction in front of the prompt where the user gives none; may be empty.
         options: those that this recipe reads -> its field.
         sources: field -> where its value was read.
     """
@@ -73,6 +74,7 @@ class Recipe:
     merge_dtype: Literal["run", "stored"]
     prompt_flags: bool
     noise: Literal["cpu", "compute device"]
+    system_prompt: str
     options: Mapping[str, str]
     sources: Mapping[str, str]
 

@@ -28,13 +28,12 @@ EVERY_STEP = 2.0  # a model time that is never reached
 
 @dataclass(frozen=True)
 class Lumina2Recipe(Recipe):
-    """What Lumina2's recipes differ in.
+    """What Lumina2's recipes differ in. An empty system prompt leaves out the marker behind it as well.
 
     Attributes:
         shift: s = shift * x / (1 + (shift - 1) * x) of x = linspace(1, end, steps).
         scheduler: whose Euler step, and where the schedule ends: ``diffusers`` at 1 / steps, ``sd-scripts`` at the
             smallest noise of training, 0.001, shifted a first time.
-        system_prompt: what stands before the marker in front of the prompt; empty leaves out the marker as well.
         template_negative: whether the negative prompt gets the system prompt and the marker too.
         negative_at_1: whether the negative prompt is run at guidance 1 and below, where it cancels out.
         cfg_trunc_ratio: guidance runs while the model's time (0 noise, 1 image) is below this.
@@ -50,7 +49,6 @@ class Lumina2Recipe(Recipe):
 
     shift: float
     scheduler: Literal["diffusers", "sd-scripts"]
-    system_prompt: str
     template_negative: bool
     negative_at_1: bool
     cfg_trunc_ratio: float

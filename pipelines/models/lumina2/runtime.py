@@ -150,7 +150,6 @@ class Lumina2Runtime:
             "schedule": {"name": "flow-match Euler", "of": recipe.scheduler, "shift": recipe.shift},
             "guidance": guidance,
             "negative_template": "system prompt and marker" if recipe.template_negative else "none",
-            "recipe_system_prompt": recipe.system_prompt,
             "qk_norm_eps": recipe.qk_norm_eps,
             "text_encoder": {
                 "softcap": settings.softcap,
