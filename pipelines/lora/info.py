@@ -46,7 +46,7 @@ def summary(lora: LoraFile) -> str:
     dtypes = sorted({info.dtype for info in lora.header.tensors.values()})
     alphas = _alphas(lora)
     lines = [f"{lora.name}: {lora.title}, {_layers(len(_files_layers(lora.layers)))}, dtype {', '.join(dtypes)}"]
-    for part in lora.parts:
+    for part in sorted(lora.parts, key=lambda part: part != "transformer"):
         own = _files_layers([layer for layer in lora.layers if layer.part == part])
         differences = [layer for layer in own if layer.kind.accompanies and layer.kind is not lora.kind]
         trained = [layer for layer in own if layer not in differences]
