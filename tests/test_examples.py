@@ -9,14 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comfyui_aitk.headless.cli import run_command
-from comfyui_aitk.headless.tiny.containers import (
-    write_ae,
-    write_all_in_one,
-    write_dit,
-    write_gemma2,
-    write_gguf,
-    write_pth,
-)
+from comfyui_aitk.headless.tiny import containers
 from comfyui_aitk.headless.tiny.loras import write_kohya
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.pipelines.models import catalogue
@@ -45,12 +38,12 @@ def own_models(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "loras").mkdir()
     shutil.copy(models / "loras" / "tiny.safetensors", folder / "loras" / "my_lora.safetensors")
     write_kohya(folder / "loras" / "my_kohya_lora.safetensors", tiny, text_encoder=True)
-    write_dit(folder / "diffusion_models" / "lumina_2_model_bf16.safetensors", tiny)
-    write_pth(folder / "diffusion_models" / "consolidated.00-of-01.pth", tiny)
-    write_gguf(folder / "unet" / "lumina2-q8_0.gguf", tiny, quant="Q8_0")
-    write_all_in_one(folder / "checkpoints" / "lumina_2.safetensors", tiny)
-    write_gemma2(folder / "text_encoders" / "gemma_2_2b_fp16.safetensors", tiny)
-    write_ae(folder / "vae" / "ae.safetensors", tiny)
+    containers.write_dit(folder / "diffusion_models" / "lumina_2_model_bf16.safetensors", tiny)
+    containers.write_pth(folder / "diffusion_models" / "consolidated.00-of-01.pth", tiny)
+    containers.write_gguf(folder / "unet" / "lumina2-q8_0.gguf", tiny, quant="Q8_0")
+    containers.write_all_in_one(folder / "checkpoints" / "lumina_2.safetensors", tiny)
+    containers.write_gemma2(folder / "text_encoders" / "gemma_2_2b_fp16.safetensors", tiny)
+    containers.write_ae(folder / "vae" / "ae.safetensors", tiny)
     return folder
 
 
