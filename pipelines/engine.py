@@ -252,7 +252,8 @@ class Engine:
         stack = self._part(handle, part, observer).loras
         observer.check()
         try:
-            stack.set(tuple(lora for lora in loras if lora.part == part), find_model(handle.model), observer.check)
+            own = tuple(lora for lora in loras if lora.part == part)
+            stack.set(own, find_model(handle.model), handle.checkpoint, observer.check)
         finally:
             self.counters.lora_files_read += stack.files_read
             self.counters.tensors_restored += stack.tensors_read
@@ -273,7 +274,7 @@ class Engine:
         gc.collect()
         dtype = torch_dtype(key.dtype)
         module = runtime.load(key.source, dtype, key.quantization, observer.check)
-        loras = LoraStack(runtime.lora_root(module), handle.checkpoint, part, dtype, self.device)
+        loras = LoraStack(runtime.lora_root(module), key.source, dtype, self.device)
         self._parts[part] = _Part(key, module, loras)
         self.counters.parts_loaded += 1
         return self._parts[part]

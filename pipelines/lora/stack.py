@@ -11,6 +11,7 @@ from ..errors import FileError, LoraError
 from ..files.safetensors import FileStamp
 from ..handle import LoraSpec
 from ..models.facts import Recipe
+from ..sources.source import Source
 from .file import open_lora, read_lora
 from .formats import LoraLayer
 from .kinds import Adapter
@@ -86,13 +87,12 @@ class LoraStack:
         files_read: how many LoRA files were read so far.
     """
 
-    def __init__(self, module: nn.Module, checkpoint: Checkpoint, part: str, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, module: nn.Module, source: Source, dtype: torch.dtype, device: str) -> None:
         self.applied: tuple[AppliedLora, ...] | None = ()
         self.tensors_read = 0
         self.files_read = 0
         self._module = module
-        self._checkpoint = checkpoint
-        self._part = part
+        self._source = source
         self._dtype = dtype
         self._device = device
         self._merged: dict[str, LoraLayer] = {}
@@ -100,7 +100,13 @@ class LoraStack:
         self._live: dict[str, LiveLayer] = {}
         self._weights: dict[FileStamp, Weights] = {}
 
-    def set(self, wanted: tuple[AppliedLora, ...], model: ModelFacts, check: Callable[[], None]) -> None:
+    def set(
+        self,
+        wanted: tuple[AppliedLora, ...],
+        model: ModelFacts,
+        checkpoint: Checkpoint,
+        check: Callable[[], None],
+    ) -> None:
         """Applies ``wanted`` and nothing else; ``check`` is called before each weight and raises to interrupt.
 
         All files are read and checked first. If anything fails after that, the weights are put back as the checkpoint
@@ -111,7 +117,7 @@ class LoraStack:
         """
         if wanted == self.applied:
             return
-        weights = [(lora, self._read(lora.spec, model)) for lora in wanted]
+        weights = [(lora, self._read(lora.spec, model, checkpoint)) for lora in wanted]
         kept = {lora.spec.file for lora in wanted}
         self._weights = {file: value for file, value in self._weights.items() if file in kept}
         merged, live = [], []
@@ -140,19 +146,20 @@ class LoraStack:
         self._restore()
         self.applied = ()
 
-    def _read(self, spec: LoraSpec, model: ModelFacts) -> Weights:
+    def _read(self, spec: LoraSpec, model: ModelFacts, checkpoint: Checkpoint) -> Weights:
         if spec.file not in self._weights:
             if FileStamp.of(spec.file.path) != spec.file:
                 raise FileError(f"{spec.name!r} was replaced after its node ran. Run again to use the new file.")
-            file = open_lora(spec.file.path, spec.name, model, self._checkpoint)
+            file = open_lora(spec.file.path, spec.name, model, checkpoint)
             adapters = read_lora(file)
-            self._weights[spec.file] = {layer: value for layer, value in adapters.items() if layer.part == self._part}
+            part = self._source.component
+            self._weights[spec.file] = {layer: value for layer, value in adapters.items() if layer.part == part}
             self.files_read += 1
         return self._weights[spec.file]
 
     def _restore(self) -> None:
         # emptied last: a restore that is cut off can be run again
-        for name, value in self._checkpoint.source(self._part).read(self._merged):
+        for name, value in self._source.read(self._merged):
             self._put(self._merged[name], cast("torch.Tensor", value))
             self.tensors_read += 1
         self._merged.clear()
@@ -166,7 +173,7 @@ class LoraStack:
                 if not adapter.is_zero:
                     changes.setdefault(layer.parameter, []).append((layer, adapter, lora))
         stored = [name for name, found in changes.items() if found[0][2].merge_dtype == "stored"]
-        for name, value in self._checkpoint.source(self._part).read(stored):
+        for name, value in self._source.read(stored):
             self._change(changes.pop(name), cast("torch.Tensor", value), check)
         for found in changes.values():
             self._change(found, self._owner(found[0][0]), check)
