@@ -70,8 +70,8 @@ def _open(stamp: FileStamp, name: str, model_id: str, checkpoint: Checkpoint) ->
     return LoraFile(name, header, tuple(layers))
 
 
-def read_lora(lora: LoraFile) -> dict[LoraLayer, Adapter]:
-    """What is done to each layer. All tensors are read and checked before any is returned.
+def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
+    """What is done to each layer of a part. All its tensors are read and checked before any is returned.
 
     Raises:
         LoraError: a tensor holds NaN or Inf.
@@ -79,9 +79,11 @@ def read_lora(lora: LoraFile) -> dict[LoraLayer, Adapter]:
     import torch
 
     # a whole LoKr's alpha is a mark, inf in float16, and not computed with
-    marks = {layer.keys["alpha"] for layer in lora.layers if layer.rank is None and "alpha" in layer.keys}
+    layers = [layer for layer in lora.layers if layer.part == part]
+    marks = {layer.keys["alpha"] for layer in layers if layer.rank is None and "alpha" in layer.keys}
+    wanted = list(dict.fromkeys(key for layer in layers for key in layer.keys.values()))
     tensors: dict[str, torch.Tensor] = {}
-    for key, value in read_tensors(lora.header.path):
+    for key, value in read_tensors(lora.header.path, wanted):
         # a copy even where the file is float32: what the library returns may still be mapped to the file
         tensor = value.to(torch.float32, copy=True)
         if key not in marks and not bool(torch.isfinite(tensor).all()):
@@ -90,7 +92,7 @@ def read_lora(lora: LoraFile) -> dict[LoraLayer, Adapter]:
                 "Use an earlier save of the job."
             )
         tensors[key] = tensor
-    return {layer: _adapter(layer, tensors) for layer in lora.layers}
+    return {layer: _adapter(layer, tensors) for layer in layers}
 
 
 def _adapter(layer: LoraLayer, tensors: dict) -> Adapter:

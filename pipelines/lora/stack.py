@@ -151,9 +151,7 @@ class LoraStack:
             if FileStamp.of(spec.file.path) != spec.file:
                 raise FileError(f"{spec.name!r} was replaced after its node ran. Run again to use the new file.")
             file = open_lora(spec.file.path, spec.name, model, checkpoint)
-            adapters = read_lora(file)
-            part = self._source.component
-            self._weights[spec.file] = {layer: value for layer, value in adapters.items() if layer.part == part}
+            self._weights[spec.file] = read_lora(file, self._source.component)
             self.files_read += 1
         return self._weights[spec.file]
 

@@ -162,7 +162,9 @@ def test_a_bad_file_is_an_error_that_names_what_is_wrong(checkpoint, tmp_path, n
     path = tmp_path / "bad.safetensors"
     save_file(tensors, path)
     with pytest.raises(LoraError) as caught:
-        read_lora(open_lora(path, path.name, MODEL, checkpoint))
+        file = open_lora(path, path.name, MODEL, checkpoint)
+        for part in file.parts:
+            read_lora(file, part)
     assert message in str(caught.value), str(caught.value)
     assert str(caught.value).startswith("'bad.safetensors'")
 
