@@ -323,9 +323,9 @@ PACKED = ["kohya, ranks mixed", "LoKr with a rank", "LoHa", "full rank", "differ
 PACKED_DECOMPOSED = ["LoRA with dora_scale", "AI Toolkit's DoRA"]
 
 
-@pytest.mark.parametrize("held", ["qint8", "GGUF"])
+@pytest.mark.parametrize("held", ["qint8", "fp8_e4m3fn", "GGUF"])
 def test_on_packed_weights_every_kind_is_added_live(engine, checkpoint, layers, tmp_path, models, held):
-    options = RuntimeOptions(transformer_quantization="qint8" if held == "qint8" else "none")
+    options = RuntimeOptions(transformer_quantization="none" if held == "GGUF" else held)
     if held == "GGUF":
         file = write_gguf(tmp_path / "tiny.gguf", models / "diffusers" / "tiny", "Q8_0")
         parts = {source.component: source for source in checkpoint.sources}
@@ -365,7 +365,9 @@ def test_strength_of_dora_scale_leads_straight_from_the_weight_to_the_decomposed
 
 
 @pytest.mark.parametrize(
-    ("application", "quantization"), [("merged", "none"), ("live", "none"), ("live", "qint8")], ids=str
+    ("application", "quantization"),
+    [("merged", "none"), ("live", "none"), ("live", "qint8"), ("live", "fp8_e4m3fn")],
+    ids=str,
 )
 def test_differences_of_norms_and_biases_are_added(engine, checkpoint, layers, tmp_path, application, quantization):
     """Biases and norms are changed in place in every case: no branch can."""
