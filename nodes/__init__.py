@@ -1,9 +1,10 @@
 """The nodes, one file per family; ``host.py`` is the only door to ComfyUI."""
 
 from .control import AITKControlImages
-from .load_model import AITKRuntimeOptions, LoadAITKModel
+from .load_model import LoadAITKModel
 from .lora import ApplyAITKLoRA
 from .recipe_options import AITKRecipeOptions
+from .runtime_options import AITKRuntimeOptions
 from .sampler import AITKSampler
 from .save_image import AITKSaveImage
 
