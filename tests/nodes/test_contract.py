@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # part of every shared workflow: these lists only grow at their end
 INPUTS = {
     "LoadAITKModel": ["model", "weights", "dtype", "repo_id", "options", "text_encoder", "vae"],
-    "AITKRuntimeOptions": ["transformer_quantization", "text_encoder_quantization", "text_encoder_attention"],
+    "AITKRuntimeOptions": [
+        "transformer_quantization", "text_encoder_quantization", "text_encoder_attention", "transformer_attention",
+        "blocks_on_cpu",
+    ],
     "ApplyAITKLoRA": ["pipeline", "lora_name", "strength", "application"],
     "AITKControlImages": ["image_1", "image_2", "image_3"],
     "AITKSampler": [
