@@ -101,19 +101,13 @@ class LoadAITKModel:
     SEARCH_ALIASES = ["ai toolkit", "ostris", "lumina", "load diffusers model", "model loader"]
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls, weights: str | None = None, text_encoder: str | None = None, vae: str | None = None
-    ) -> bool | str:
-        """Refuses a name that is not there or not allowed when the prompt is queued; a linked name waits."""
-        for name, kinds, what in (
-            (weights, ("diffusers", *_WEIGHTS), "weights"),
-            (text_encoder, _TEXT_ENCODERS, "text_encoder"),
-            (vae, _VAES, "vae"),
-        ):
-            refused = name not in (None, DEFAULT) and why_refused(cast(str, name), kinds, what)
-            if refused:
-                return refused
-        return True
+    def VALIDATE_INPUTS(cls, weights: str | None = None) -> bool | str:
+        """Refuses a name that is not there or not allowed when the prompt is queued; a linked name waits.
+
+        Of ``weights`` alone: ComfyUI shows the answer once for each input that is named here, and checks the others
+        against their lists by itself.
+        """
+        return weights in (None, DEFAULT) or why_refused(weights, ("diffusers", *_WEIGHTS), "weights") or True
 
     @classmethod
     def IS_CHANGED(

@@ -67,7 +67,7 @@ class Checkpoint:
         """A checkpoint of parts from several places.
 
         Args:
-            name: how the whole is shown.
+            name: how the whole is shown: as the source of the transformer.
             found: part -> source.
             model: whose parts these are.
 
@@ -76,8 +76,9 @@ class Checkpoint:
         """
         missing = [part for part in model.parts if part not in found]
         if missing:
+            own = [part for part, source in found.items() if source.name == name]
             raise FileError(
-                f"{name!r} holds only the {' and the '.join(found)} of {model.title}. Choose a file for "
+                f"{name!r} holds only the {' and the '.join(own)} of {model.title}. Choose a file for "
                 f"{' and '.join(missing)} on Load AITK Model too."
             )
         return cls(name, tuple(found[part] for part in model.parts))

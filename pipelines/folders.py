@@ -54,7 +54,7 @@ def resolve_name(name: str, roots: Sequence[Path], what: str) -> Path:
         return path
     raise FileError(
         f"{what} {name[:200]!r} is not there. It was looked for below: "
-        + (", ".join(repr(root.name) for root in roots) or "no folder (none is configured)")
+        + (", ".join(dict.fromkeys(repr(root.name) for root in roots)) or "no folder (none is configured)")
         + ". Put it there, or choose another one in the node's list."
     )
 
