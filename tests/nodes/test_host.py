@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import ComfyHost, PlainHost, use_host
+from comfyui_aitk.pipelines.errors import FileError
 
 FILES = (
     "diffusion_models/dit.safetensors", "diffusion_models/lumina/q8.GGUF", "diffusion_models/notes.txt",
@@ -98,3 +99,12 @@ def test_a_node_s_text_goes_to_the_page_that_queued_it(monkeypatch: pytest.Monke
     ComfyHost().show_text("7", "sampling")
     ComfyHost().show_text(None, "nobody's")
     assert sent == [("sampling", "7", "page")]
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+def test_a_name_that_leads_out_of_the_folders_is_refused_without_a_list(host, part):
+    """ComfyUI leaves its lists aside where a value comes over a wire."""
+    load = NODE_CLASS_MAPPINGS["LoadAITKModel"]
+    values = {"text_encoder": "default", "vae": "default", part: "../diffusers/tiny/model_index.json"}
+    with pytest.raises(FileError, match=f"{part} '../diffusers/tiny/model_index.json' is refused"):
+        load().load("lumina2", "tiny", "auto", **values)

@@ -179,15 +179,19 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
         (
             None,
             {"weights": "lumina_2.safetensors", "vae": "ae.safetensors"},
-            "Choose a file for text_encoder on Load AITK Model too",
+            "holds only the transformer of Lumina Image 2.0. Choose a file for text_encoder on Load AITK Model too",
         ),
         (
             None,
             {"weights": "lumina_2.safetensors", "text_encoder": PARTS["text_encoder"], "vae": "none.safetensors"},
-            "vae 'none.safetensors' is not there",
+            "input 'vae': 'none.safetensors' is not one of its choices",
         ),
         (None, {"weights": "../vae/ae.safetensors"}, "weights '../vae/ae.safetensors' is refused"),
-        (None, {"weights": "tiny", "text_encoder": "/etc/passwd"}, "text_encoder '/etc/passwd' is refused"),
+        (
+            None,
+            {"weights": "tiny", "text_encoder": "/etc/passwd"},
+            "input 'text_encoder': '/etc/passwd' is not one of its choices",
+        ),
         (
             lambda f: shutil.copy(f / "vae" / "ae.safetensors", f / BAD),
             {"weights": "bad.safetensors"},
