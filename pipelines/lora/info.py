@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from ..files.safetensors import read_tensors
 from .file import LoraFile
 from .formats import LoraLayer
+from .kinds.kind import effective_alpha
 
 # metadata keys of kohya's scripts (train_util.py) and of modelspec that say how a file was trained
 _SETTINGS = {
@@ -88,7 +89,11 @@ def _alpha_text(layers: list[LoraLayer], alphas: Mapping[str, float]) -> str:
     values = sorted(found)
     text = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
     scales = sorted(
-        {alphas[layer.keys["alpha"]] / layer.rank for layer in layers if layer.rank and "alpha" in layer.keys}
+        {
+            effective_alpha(alphas[layer.keys["alpha"]], layer.rank) / layer.rank
+            for layer in layers
+            if layer.rank and "alpha" in layer.keys
+        }
     )
     spread = f"{scales[0]:.3g}" + (f" to {scales[-1]:.3g}" if len(scales) > 1 else "")
     without = len(low_rank) - sum(found.values())

@@ -5,9 +5,14 @@ Their tensors are buffers, so that they move between devices with the layer that
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.functional import linear
+
+from .kind import Adapter
 
 
 def dense_weight(layer: nn.Module) -> torch.Tensor:
@@ -101,21 +106,29 @@ class LoHaBranch(_Branch):
 
 
 class DecomposedBranch(_Branch):
-    """The difference between the decomposed weight and the layer's own, in float32."""
+    """The difference between the decomposed weight and the layer's own, in float32, made anew on each call.
 
-    change: torch.Tensor
-    scale: torch.Tensor
+    Args:
+        change: a dataclass of factors; they move with the branch, and their product is never kept.
+        scale: [out, 1] or [1, in].
+        strength: any number.
+    """
 
-    def __init__(self, change: torch.Tensor, scale: torch.Tensor, strength: float) -> None:
+    magnitudes: torch.Tensor
+
+    def __init__(self, change: Adapter, scale: torch.Tensor, strength: float) -> None:
         super().__init__()
-        self._keep(change=change, scale=scale)
+        self._change: Any = change
+        factors = {field.name: getattr(change, field.name) for field in fields(self._change)}
+        self._factors = [name for name, value in factors.items() if isinstance(value, torch.Tensor)]
+        self._keep(magnitudes=scale, **{name: factors[name] for name in self._factors})
         self._strength = strength
 
     def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         own = dense_weight(layer)
-        weight = own + self.change
-        norm = torch.linalg.norm(weight, dim=1 if self.scale.shape[1] == 1 else 0, keepdim=True)
-        weight *= self.scale / (norm + torch.finfo(torch.float32).eps)
+        weight = own + replace(self._change, **{name: getattr(self, name) for name in self._factors}).dense()
+        norm = torch.linalg.norm(weight, dim=1 if self.magnitudes.shape[1] == 1 else 0, keepdim=True)
+        weight *= self.magnitudes / (norm + torch.finfo(torch.float32).eps)
         return output + linear(x.to(torch.float32), (weight - own) * self._strength).to(output.dtype)
 
 

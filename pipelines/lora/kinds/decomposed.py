@@ -51,4 +51,4 @@ class Decomposed:
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
         from .branches import DecomposedBranch
 
-        return DecomposedBranch(self.change.dense(), self.scale, strength)
+        return DecomposedBranch(self.change, self.scale, strength)

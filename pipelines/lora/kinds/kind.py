@@ -91,6 +91,11 @@ class Kind:
     accompanies: bool = False
 
 
+def effective_alpha(alpha: float | None, rank: int) -> float:
+    """The alpha that counts: none and 0 both mean the rank, that is scale 1, to AI Toolkit, kohya and LyCORIS."""
+    return alpha or float(rank)
+
+
 def merged(weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     """``weight`` + ``change`` (float32, on the device that computes), rounded once to the dtype of ``weight``."""
     import torch

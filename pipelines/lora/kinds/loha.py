@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...files.safetensors import TensorInfo
-from .kind import Arithmetic, Kind, Shape, matrix_product, merged
+from .kind import Arithmetic, Kind, Shape, effective_alpha, matrix_product, merged
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,8 @@ def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
 
 def _make(tensors: Mapping[str, torch.Tensor]) -> LoHa:
     w1_b = tensors["hada_w1_b"]
-    scale = float(tensors["alpha"]) / w1_b.shape[0] if "alpha" in tensors else 1.0
+    alpha = float(tensors["alpha"]) if "alpha" in tensors else None
+    scale = effective_alpha(alpha, w1_b.shape[0]) / w1_b.shape[0]
     return LoHa(tensors["hada_w1_a"], w1_b, tensors["hada_w2_a"], tensors["hada_w2_b"], scale)
 
 

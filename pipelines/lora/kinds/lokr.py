@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ...files.safetensors import TensorInfo
 from .full_rank import FullRank
-from .kind import Arithmetic, Kind, Shape, matrix_product, merged
+from .kind import Arithmetic, Kind, Shape, effective_alpha, matrix_product, merged
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,8 @@ def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
 
 def _make(tensors: Mapping[str, torch.Tensor]) -> LoKr:
     ranks = [tensors[name].shape[0] for name in ("lokr_w2_b", "lokr_w1_b") if name in tensors]
-    scale = float(tensors["alpha"]) / ranks[0] if ranks and "alpha" in tensors else 1.0
+    alpha = float(tensors["alpha"]) if "alpha" in tensors else None
+    scale = effective_alpha(alpha, ranks[0]) / ranks[0] if ranks else 1.0
     w1 = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
     if "lokr_w2" in tensors:
         return LoKr(w1, tensors["lokr_w2"], None, scale)

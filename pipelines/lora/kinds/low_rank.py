@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...files.safetensors import TensorInfo
-from .kind import PAIR, Arithmetic, Kind, Shape, matrix_product, merged
+from .kind import PAIR, Arithmetic, Kind, Shape, effective_alpha, matrix_product, merged
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class LowRank:
     Attributes:
         down: A, [rank, in].
         up: B, [out, rank].
-        alpha: the file's, or the rank where it has none.
+        alpha: the file's, or the rank where it has none or 0.
     """
 
     down: torch.Tensor
@@ -77,8 +77,8 @@ def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
 
 def _make(tensors: Mapping[str, torch.Tensor]) -> LowRank:
     down = tensors["lora_A"]
-    alpha = float(tensors["alpha"]) if "alpha" in tensors else float(down.shape[0])
-    return LowRank(down, tensors["lora_B"], alpha)
+    alpha = float(tensors["alpha"]) if "alpha" in tensors else None
+    return LowRank(down, tensors["lora_B"], effective_alpha(alpha, down.shape[0]))
 
 
 KIND = Kind(
