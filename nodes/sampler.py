@@ -90,8 +90,8 @@ class AITKSampler:
                         "max": 1000.0,
                         "step": 0.1,
                         "round": 0.001,
-                        "tooltip": "How strongly the prompt is followed. Lumina Image 2.0: above 1 each step calls the "
-                        "model twice.",
+                        "tooltip": "How strongly the prompt is followed. Above 1 the model is called twice in each "
+                        "guided step.",
                     },
                 ),
                 "seed": (
@@ -101,8 +101,8 @@ class AITKSampler:
                         "min": 0,
                         "max": MAX_SEED,
                         "control_after_generate": "fixed",
-                        "tooltip": "The noise is drawn on the CPU, as in AI Toolkit: one seed, one noise on every "
-                        "device. Picture i of a batch uses seed + i.",
+                        "tooltip": "One seed, one noise on every device: it is drawn on the CPU, as in AI Toolkit. "
+                        "Only sd-scripts draws it on the compute device. Picture i of a batch uses seed + i.",
                     },
                 ),
                 "recipe": (
@@ -126,7 +126,8 @@ class AITKSampler:
                     {
                         "default": "",
                         "multiline": True,
-                        "tooltip": "The instruction in front of the prompt; empty is the recipe's own.",
+                        "tooltip": "The instruction in front of the prompt; empty is the recipe's own. For a LoRA of "
+                        "sd-scripts: the one of its training.",
                     },
                 ),
                 "batch_size": (
@@ -176,8 +177,8 @@ class AITKSampler:
     )
     FUNCTION = "sample"
     CATEGORY = CATEGORY
-    DESCRIPTION = "Renders with AI Toolkit's arithmetic: schedule, templates, snapping, guidance and seeding."
-    SEARCH_ALIASES = ["ai toolkit sampler", "ksampler", "preview", "ostris", "generate", "lumina"]
+    DESCRIPTION = "Renders as the chosen reference does: schedule, templates, snapping, guidance, seeding and LoRA."
+    SEARCH_ALIASES = ["ai toolkit sampler", "ksampler", "preview", "ostris", "kohya", "sd-scripts", "lumina"]
 
     def sample(
         self,
