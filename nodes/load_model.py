@@ -24,6 +24,7 @@ DEFAULT = "default"
 _WEIGHTS = ("diffusion_models", "checkpoints")
 _TEXT_ENCODERS = ("text_encoders",)
 _VAES = ("vae",)
+_DENSE = tuple(suffix for suffix in SUFFIXES if suffix != ".gguf")  # GGUF's blocks are for the transformer
 
 
 class LoadAITKModel:
@@ -43,7 +44,7 @@ class LoadAITKModel:
                     },
                 ),
                 "weights": (
-                    list(dict.fromkeys([DEFAULT, *folders, *_files(_WEIGHTS)])),
+                    list(dict.fromkeys([DEFAULT, *folders, *_files(_WEIGHTS, tuple(SUFFIXES))])),
                     {
                         "default": DEFAULT,
                         "tooltip": "default: the model's own Hugging Face repository (or repo_id), from the cache or "
@@ -74,7 +75,7 @@ class LoadAITKModel:
                     {"tooltip": "From AITK Runtime Options: quantisation, attention and memory."},
                 ),
                 "text_encoder": (
-                    [DEFAULT, *_files(_TEXT_ENCODERS)],
+                    [DEFAULT, *_files(_TEXT_ENCODERS, _DENSE)],
                     {
                         "default": DEFAULT,
                         "tooltip": "default: the one that weights holds. Others: a file in 'text_encoders', with its "
@@ -82,7 +83,7 @@ class LoadAITKModel:
                     },
                 ),
                 "vae": (
-                    [DEFAULT, *_files(_VAES)],
+                    [DEFAULT, *_files(_VAES, _DENSE)],
                     {
                         "default": DEFAULT,
                         "tooltip": "default: the one that weights holds. Others: a file in 'vae' (ae.safetensors for "
@@ -169,8 +170,8 @@ def _check_family(facts: ModelFacts, checkpoint: Checkpoint) -> None:
         )
 
 
-def _files(kinds: Sequence[str]) -> list[str]:
-    return [name for kind in kinds for name in current_host().model_files(kind, tuple(SUFFIXES))]
+def _files(kinds: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
+    return [name for kind in kinds for name in current_host().model_files(kind, suffixes)]
 
 
 def _weights(facts: ModelFacts, weights: str) -> dict[str, Source]:

@@ -102,7 +102,7 @@ class ApplyAITKLoRA:
         file = open_lora(path, lora_name, find_model(pipeline.model), pipeline.checkpoint)
         spec = LoraSpec(
             lora_name,
-            FileStamp.of(path),
+            file.stamp,
             float(strength),
             cast(Application, application),
             file.title,

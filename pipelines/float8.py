@@ -23,7 +23,7 @@ def takes_float8(name: str) -> bool:
 
 
 def largest() -> float:
-    """Beyond it a value becomes NaN."""
+    """Beyond it a value is lost."""
     return torch.finfo(_DTYPE).max
 
 

@@ -20,7 +20,7 @@ def make_models(folder: Path) -> Path:
         (folder / kind).mkdir()
         shutil.copy(GOLDEN / name, folder / kind)
         if name in beside:
-            (folder / kind / name).with_suffix(".json").write_text(json.dumps(beside[name]))
+            (folder / kind / name).with_suffix(".aitk.json").write_text(json.dumps(beside[name]))
     shutil.copytree(GOLDEN / "lora", folder / "loras")
     return folder
 

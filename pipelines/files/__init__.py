@@ -6,13 +6,14 @@ Imports neither torch nor gguf before tensors are read.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..errors import FileError
 from . import gguf, safetensors, torch_pickle
-from .safetensors import Header
+from .safetensors import FileStamp, Header
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,13 @@ def read_header(path: Path) -> Header:
         FileError: the ending is none of ``SUFFIXES``; or whatever is wrong with the file, by its name.
     """
     _check_suffix(path)
-    return SUFFIXES[path.suffix.lower()].read_header(path)
+    return _header(FileStamp.of(path))
+
+
+# one file is asked several times before a run, and a GGUF file's header may hold a whole vocabulary
+@lru_cache(maxsize=32)
+def _header(stamp: FileStamp) -> Header:
+    return SUFFIXES[stamp.path.suffix.lower()].read_header(stamp.path)
 
 
 def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:

@@ -1,6 +1,8 @@
 """PyTorch's own files (.pth, .pt, .ckpt, .bin): a pickle beside the tensors' bytes.
 
-Read with torch's restricted unpickler, which makes tensors and plain containers and runs no code of the file.
+Read with torch's restricted unpickler, which makes tensors and plain containers and runs no code of the file. Before
+2.6 it could be made to (CVE-2025-32434), before 2.10 it could be made to write outside of its memory (CVE-2026-24747):
+older versions are not used for it.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ _DTYPES = {
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
 }  # fmt: skip
 _OPEN_FOR = 1 << 28  # bytes read before a file is mapped anew
+_SAFE_TORCH = (2, 10)
 _INSTEAD = "Use the model's safetensors file instead."
 
 
@@ -36,7 +38,13 @@ def read_header(path: Path) -> Header:
         FileError: the file is missing, none of PyTorch's, damaged, holds anything but tensors and plain values, or no
             tensors by name.
     """
-    return _header(FileStamp.of(path))
+    FileStamp.of(path)
+    tensors, _ = _load(path)
+    infos = {}
+    for name, value in tensors.items():
+        dtype = str(value.dtype).removeprefix("torch.")
+        infos[name] = TensorInfo(_DTYPES.get(dtype, dtype.upper()), tuple(value.shape))
+    return Header(path, infos, {})
 
 
 def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -67,22 +75,16 @@ def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[s
         del tensors
 
 
-# one file is asked several times before a run, and each time is a read of its pickle
-@lru_cache(maxsize=8)
-def _header(stamp: FileStamp) -> Header:
-    tensors, _ = _load(stamp.path)
-    infos = {}
-    for name, value in tensors.items():
-        dtype = str(value.dtype).removeprefix("torch.")
-        infos[name] = TensorInfo(_DTYPES.get(dtype, dtype.upper()), tuple(value.shape))
-    return Header(stamp.path, infos, {})
-
-
 def _load(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
     """The tensors by name, and whether they are maps of the file."""
     import torch
 
     mapped = _can_be_mapped(path)
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SAFE_TORCH:
+        raise FileError(
+            f"{path.name!r} is a pickle, and PyTorch {torch.__version__} does not read those safely. Update PyTorch to "
+            f"2.10 or newer, or use the model's safetensors file."
+        )
     try:
         content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError:

@@ -22,11 +22,13 @@ class LoraFile:
 
     Attributes:
         name: as the user sees it.
+        stamp: the file as it was when it was read.
         header: tensors' names and shapes, metadata.
         layers: what it changes, in the file's order.
     """
 
     name: str
+    stamp: FileStamp
     header: Header
     layers: tuple[LoraLayer, ...]
 
@@ -67,11 +69,11 @@ def _open(stamp: FileStamp, name: str, model_id: str, checkpoint: Checkpoint) ->
 
     header = read_header(stamp.path)
     layers = recognise(header, name, find_model(model_id).title, names_of(model_id, checkpoint))
-    return LoraFile(name, header, tuple(layers))
+    return LoraFile(name, stamp, header, tuple(layers))
 
 
 def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
-    """What is done to each layer of a part. All its tensors are read and checked before any is returned.
+    """What is done to each layer of a part. The tensors of all parts are read and checked before any is returned.
 
     Raises:
         LoraError: a tensor holds NaN or Inf.
@@ -79,11 +81,10 @@ def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
     import torch
 
     # a whole LoKr's alpha is a mark, inf in float16, and not computed with
-    layers = [layer for layer in lora.layers if layer.part == part]
-    marks = {layer.keys["alpha"] for layer in layers if layer.rank is None and "alpha" in layer.keys}
-    wanted = list(dict.fromkeys(key for layer in layers for key in layer.keys.values()))
+    marks = {layer.keys["alpha"] for layer in lora.layers if layer.rank is None and "alpha" in layer.keys}
+    wanted = {key for layer in lora.layers if layer.part == part for key in layer.keys.values()}
     tensors: dict[str, torch.Tensor] = {}
-    for key, value in read_tensors(lora.header.path, wanted):
+    for key, value in read_tensors(lora.header.path):
         # a copy even where the file is float32: what the library returns may still be mapped to the file
         tensor = value.to(torch.float32, copy=True)
         if key not in marks and not bool(torch.isfinite(tensor).all()):
@@ -91,8 +92,9 @@ def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
                 f"{lora.name!r} holds NaN or Inf in {key!r}: the training went wrong, or the file is damaged. "
                 "Use an earlier save of the job."
             )
-        tensors[key] = tensor
-    return {layer: _adapter(layer, tensors) for layer in layers}
+        if key in wanted:
+            tensors[key] = tensor
+    return {layer: _adapter(layer, tensors) for layer in lora.layers if layer.part == part}
 
 
 def _adapter(layer: LoraLayer, tensors: dict) -> Adapter:

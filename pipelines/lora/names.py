@@ -72,6 +72,8 @@ def _names(model_id: str, checkpoint: Checkpoint) -> Names:
                 continue
             spelled = spelling.prefix + name.replace(".", spelling.separator)
             known = targets.get(spelled)
+            if known is not None and known.modules != own:
+                raise ValueError(f"two spellings of {model_id} give {spelled!r} to {known.modules} and {own}")
             used = (known.spellings if known else frozenset()) | {index}
             targets[spelled] = Target(spelling.part, known.modules if known else own, used)
     return Names(targets, shapes)

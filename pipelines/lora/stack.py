@@ -156,14 +156,18 @@ class LoraStack:
         return self._weights[spec.file]
 
     def _restore(self) -> None:
-        # emptied last: a restore that is cut off can be run again
-        for name, value in self._source.read(self._merged):
-            self._put(self._merged[name], cast("torch.Tensor", value))
+        from ..packed import dense
+
+        # emptied last: a restore that is cut off can be run again. Files that nothing was merged from may be gone
+        for name, value in self._source.read(self._merged) if self._merged else ():
+            self._put(self._merged[name], dense(value))
             self.tensors_read += 1
         self._merged.clear()
         self._merged_of = []
 
     def _merge(self, loras: Sequence[tuple[AppliedLora, Weights]], check: Callable[[], None]) -> None:
+        from ..packed import dense
+
         # parameter -> what is added to it, in list order
         changes: dict[str, list[tuple[LoraLayer, Adapter, AppliedLora]]] = {}
         for lora, layers in loras:
@@ -171,8 +175,8 @@ class LoraStack:
                 if not adapter.is_zero:
                     changes.setdefault(layer.parameter, []).append((layer, adapter, lora))
         stored = [name for name, found in changes.items() if found[0][2].merge_dtype == "stored"]
-        for name, value in self._source.read(stored):
-            self._change(changes.pop(name), cast("torch.Tensor", value), check)
+        for name, value in self._source.read(stored) if stored else ():
+            self._change(changes.pop(name), dense(value), check)
         for found in changes.values():
             self._change(found, self._owner(found[0][0]), check)
         self._merged_of = [lora for lora, _ in loras]

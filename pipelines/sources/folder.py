@@ -97,7 +97,7 @@ class FolderSource:
             if (folder / f"{stem}.safetensors").is_file():
                 return [folder / f"{stem}.safetensors"]
         others = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".pt", ".ckpt")]
-        why = f" It has {others[0]}, which is not loaded: a pickle can run code." if others else ""
+        why = f" It has {others[0]}, which is not read from a model folder." if others else ""
         raise FileError(f"{self.name!r} has no safetensors weights in {self.component}.{why} Get a safetensors copy.")
 
     def _shards(self, index: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """A part in a single file, alone or beside others: safetensors, GGUF, or a pickle of plain tensors.
 
 Such a file holds no configuration. Sizes come from its tensors, the rest from the released model; where that does not
-hold (a model of one's own), a JSON file of the same name beside it, ``NAME.json``, says what is different: part ->
+hold (a model of one's own), a JSON file of that name beside it, ``NAME.aitk.json``, says what is different: part ->
 object in the keys of the part's class.
 """
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..models.facts import ModelFacts
     from ..packed import PackedTensor
 
+OVERRIDES = ".aitk.json"  # a name of our own: other tools write NAME.json
 _SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".scale_input", ".input_scale")  # ComfyUI's scaled float8
 
 
@@ -63,7 +64,7 @@ class SingleFileSource:
             raise FileError(f"The {self.component} in {self.name!r} cannot be understood: {error}.") from error
         if len(self.files) > 1:
             self._check_unchanged()
-            own = read_json(self.files[1].path, self.name).get(self.component, {})
+            own = read_json(self.files[1].path, self.files[1].path.name).get(self.component, {})
             if not isinstance(own, dict):
                 raise FileError(f"{self.files[1].path.name!r}: {self.component!r} is no JSON object.")
             config |= own
@@ -137,7 +138,7 @@ def open_single_file(path: Path, name: str, model: ModelFacts) -> dict[str, Sing
         raise FileError(
             f"{name!r} holds scaled float8 weights ({scaled!r}), which are not loaded. Get the bfloat16 or a GGUF file."
         )
-    beside = path.with_suffix(".json")
+    beside = path.with_suffix(OVERRIDES)
     files = (FileStamp.of(path), *([FileStamp.of(beside)] if beside.is_file() else []))
     found: dict[str, SingleFileSource] = {}
     for part, facts in model.parts.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -98,19 +99,21 @@ def check_complete(source: Source, expected: Mapping[str, Sequence[int]], surplu
             )
 
 
-def fingerprint(stamps: Iterable[FileStamp]) -> str:
+def fingerprint(sources: Iterable[Source]) -> str:
     """16 hex digits that tell these weights from others.
 
-    Made of every weight file's name, size, header and samples of its data: the files are too large to be hashed whole
-    before each first picture.
+    Made of the parts' configurations and of every weight file's name, size, header and samples of its data: the files
+    are too large to be hashed whole before each first picture.
     """
-    return _fingerprint(tuple(stamps))
+    return _fingerprint(tuple(sources))
 
 
 @lru_cache(maxsize=16)
-def _fingerprint(stamps: tuple[FileStamp, ...]) -> str:
+def _fingerprint(sources: tuple[Source, ...]) -> str:
     digest = hashlib.sha256()
-    for stamp in stamps:
+    for source in sources:
+        digest.update(json.dumps(source.config(), sort_keys=True).encode())
+    for stamp in dict.fromkeys(stamp for source in sources for stamp in source.weight_files):
         digest.update(f"{stamp.path.parent.name}/{stamp.path.name}\0{stamp.size}\0".encode())
         digest.update(repr(sorted(read_header(stamp.path).tensors.items())).encode())
         with stamp.path.open("rb") as file:

@@ -15,6 +15,7 @@ from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint, make_lora
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import AITKError
+from comfyui_aitk.pipelines.models.facts import RecipeOptions
 from safetensors.torch import load_file, save_file
 
 GOOD = {
@@ -77,6 +78,19 @@ def _fails(changed: dict, message: str) -> None:
         ({"sample": {"pipeline": 5}}, "pipeline is no AITK_PIPELINE"),
         ({"sample": {"latent": 3}}, "latent is no LATENT"),
         ({"sample": {"control": 1}}, "control is no AITK_CONTROL"),
+        ({"sample": {"recipe_options": 1}}, "recipe_options is no AITK_RECIPE_OPTIONS"),
+        (
+            {"sample": {"recipe_options": RecipeOptions(renorm_cfg=0.5, discrete_flow_shift=3.0)}},
+            "renorm_cfg, discrete_flow_shift of AITK Recipe Options would do nothing: the recipe 'reference pipeline' re",
+        ),
+        (
+            {"sample": {"recipe": "sd-scripts", "recipe_options": RecipeOptions(cfg_trunc_ratio=float("nan"))}},
+            "cfg_trunc_ratio is nan: choose 0 to 100",
+        ),
+        (
+            {"sample": {"recipe": "sd-scripts", "recipe_options": RecipeOptions(discrete_flow_shift=0.0)}},
+            "discrete_flow_shift is 0.0: choose 0.01 to 100",
+        ),
         ({"lora": {"lora_name": "x" * 5000}}, "is not there"),
         ({"save": {"filename_prefix": "x" * 300 + "/y"}}, "cannot be made: File name too long"),
         ({"sample": {"denoise": 0.5}}, "denoise is below 1, but no latent is connected"),
@@ -305,7 +319,7 @@ def _tensor_edit(folder: Path, part: str, edit) -> None:
         ),
         (
             lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").rename(f / "vae" / "model.bin"),
-            "'bad' has no safetensors weights in vae. It has model.bin, which is not loaded",
+            "'bad' has no safetensors weights in vae. It has model.bin, which is not read from",
         ),
         (
             lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(

@@ -163,6 +163,10 @@ def _edit(source: str, target: str, change) -> object:
     return write
 
 
+def _half_the_channels(tensors: dict) -> dict:
+    return tensors | {"decoder.conv_in.weight": tensors["decoder.conv_in.weight"][:, :8].contiguous()}
+
+
 DIT = "diffusion_models/lumina_2.safetensors"
 BAD = "diffusion_models/bad.safetensors"
 ENCODER = f"text_encoders/{PARTS['text_encoder']}"
@@ -278,12 +282,12 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
             "gives 32 values a token, and the transformer of 'bad.safetensors' takes 40",
         ),
         (
-            lambda f: (f / DIT).with_suffix(".json").write_text("[1]"),
+            lambda f: (f / DIT).with_suffix(".aitk.json").write_text("[1]"),
             {"weights": "lumina_2.safetensors", **PARTS},
-            "lumina_2.json holds no JSON object",
+            "lumina_2.aitk.json",
         ),
         (
-            lambda f: (f / DIT).with_suffix(".json").write_text('{"transformer": {"num_attention_heads": 5}}'),
+            lambda f: (f / DIT).with_suffix(".aitk.json").write_text('{"transformer": {"num_attention_heads": 5}}'),
             {"weights": "lumina_2.safetensors", **PARTS},
             "'lumina_2.safetensors'",
         ),
@@ -293,6 +297,11 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
             ),
             {"weights": "cut.gguf", **PARTS},
             "'cut.gguf' is cut off",
+        ),
+        (
+            _edit(f"vae/{PARTS['vae']}", "vae/bad.safetensors", _half_the_channels),
+            {"weights": "tiny", "vae": "bad.safetensors"},
+            "The VAE of 'bad.safetensors' has 8 channels, and the transformer of 'tiny' takes 16",
         ),
         (
             lambda f: torch.save({"a": print}, f / "diffusion_models" / "code.pth"),

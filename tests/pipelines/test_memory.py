@@ -128,11 +128,22 @@ def test_another_kernel_is_really_called_with_the_same_operations_around_it(engi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (RuntimeOptions(transformer_attention="flash"), "needs the package flash-attn, which is not installed"),
-        (RuntimeOptions(transformer_attention="sage"), "needs the package sageattention, which is not installed"),
+        (RuntimeOptions(transformer_attention="flash"), "needs the package flash-attn 2.6.3 or newer, which is not installed"),
+        (RuntimeOptions(transformer_attention="sage"), "needs the package sageattention 2.1.1 or newer, which is not installed"),
     ],
 )
 def test_a_kernel_that_is_not_there_is_refused_before_anything_is_loaded(engine, checkpoint, options, message):
     with pytest.raises(InputError, match=message):
         sample(engine, PipelineHandle("lumina2", checkpoint, options=options), REQUEST, SilentObserver())
     assert engine.counters.parts_loaded == 0
+
+
+def test_a_kernel_that_is_too_old_or_has_no_device_is_refused(engine, checkpoint, monkeypatch):
+    from comfyui_aitk.pipelines import attention as kernels
+
+    handle = PipelineHandle("lumina2", checkpoint, options=RuntimeOptions(transformer_attention="flash"))
+    refused = {"2.5.9.post1": r"flash-attn 2\.6\.3 or newer; installed is 2\.5\.9", "2.8.3": "runs on CUDA"}
+    for installed, message in refused.items():
+        monkeypatch.setattr(kernels, "version", lambda package, installed=installed: installed)
+        with pytest.raises(InputError, match=message):
+            sample(engine, handle, REQUEST, SilentObserver())

@@ -193,3 +193,11 @@ def test_changed_bytes_give_our_error_or_a_readable_file(tmp_path, layout, data)
         list(read_tensors(path))
     except FileError as error:
         assert str(error).startswith("'noise.pt'")
+
+
+def test_no_pickle_is_read_with_a_pytorch_that_does_not_do_it_safely(tmp_path, monkeypatch):
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.zeros(2)}, path)
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(FileError, match=r"'model.pth' is a pickle, and PyTorch 2.9.1\+cpu does not read those safely"):
+        read_header(path)

@@ -29,7 +29,19 @@ class _Branch(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
 
-class TrainerBranch(_Branch):
+class _Float32Branch(_Branch):
+    """Computes in float32 also where the run is under autocast, which would round every product."""
+
+    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.add(layer, x.to(torch.float32), output)
+
+    def add(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """``x`` in float32; what is added is cast to the dtype of ``output`` first."""
+        raise NotImplementedError
+
+
+class TrainerBranch(_Float32Branch):
     """float32: down, up (left out where it is None), times scale, times strength, cast, add."""
 
     down: torch.Tensor
@@ -47,8 +59,8 @@ class TrainerBranch(_Branch):
             multiplier=torch.tensor([strength], dtype=torch.float32),
         )
 
-    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        added = linear(x.to(torch.float32), self.down)
+    def add(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        added = linear(x, self.down)
         if self.up is not None:
             added = linear(added, self.up)
         return output + (added * self.scale * self.multiplier).to(output.dtype)
@@ -85,7 +97,7 @@ class SdScriptsBranch(_Branch):
         return output + linear(linear(x, self.down.to(x.dtype)), self.up.to(x.dtype)) * strength * scale
 
 
-class LoHaBranch(_Branch):
+class LoHaBranch(_Float32Branch):
     """float32; the product is made anew on each call."""
 
     w1_a: torch.Tensor
@@ -100,12 +112,12 @@ class LoHaBranch(_Branch):
         self._keep(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b)
         self._factor = factor
 
-    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def add(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         change = (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b) * self._factor
-        return output + linear(x.to(torch.float32), change).to(output.dtype)
+        return output + linear(x, change).to(output.dtype)
 
 
-class DecomposedBranch(_Branch):
+class DecomposedBranch(_Float32Branch):
     """The difference between the decomposed weight and the layer's own, in float32, made anew on each call.
 
     Args:
@@ -124,15 +136,15 @@ class DecomposedBranch(_Branch):
         self._keep(magnitudes=scale, **{name: factors[name] for name in self._factors})
         self._strength = strength
 
-    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def add(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         own = dense_weight(layer)
         weight = own + replace(self._change, **{name: getattr(self, name) for name in self._factors}).dense()
         norm = torch.linalg.norm(weight, dim=1 if self.magnitudes.shape[1] == 1 else 0, keepdim=True)
         weight *= self.magnitudes / (norm + torch.finfo(torch.float32).eps)
-        return output + linear(x.to(torch.float32), (weight - own) * self._strength).to(output.dtype)
+        return output + linear(x, (weight - own) * self._strength).to(output.dtype)
 
 
-class DoraBranch(_Branch):
+class DoraBranch(_Float32Branch):
     """A LoRA branch and a rescaling of the changed weight's rows, both in float32."""
 
     down: torch.Tensor
@@ -145,8 +157,7 @@ class DoraBranch(_Branch):
         multiplier = torch.tensor([strength], dtype=torch.float32)
         self._keep(down=down, up=up, magnitude=magnitude, multiplier=multiplier)
 
-    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        x = x.to(torch.float32)
+    def add(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         added = (linear(linear(x, self.down), self.up) * self.multiplier).to(output.dtype)
         # made anew on each call, as the trainer does: kept, it would be the transformer once more in float32
         weight = dense_weight(layer) + (self.up @ self.down) * self.multiplier.mean()
@@ -165,7 +176,7 @@ class LoKrBranch(_Branch):
 
     def __init__(
         self, w1: torch.Tensor, w2: torch.Tensor, w2_b: torch.Tensor | None, scale: float, strength: float,
-        dtype: torch.dtype,
+        dtype: torch.dtype, window: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self._keep(
@@ -176,6 +187,7 @@ class LoKrBranch(_Branch):
             multiplier=torch.tensor(strength, dtype=torch.float32).to(dtype),
         )
         self._inside = (w1.shape[1], (w2 if w2_b is None else w2_b).shape[1])
+        self._window = slice(*(window or (None,)))
 
     def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         folded = x.to(self.w2.dtype).unflatten(-1, self._inside)
@@ -185,4 +197,4 @@ class LoKrBranch(_Branch):
             folded = torch.einsum("...qs,rs->...qr", folded, self.w2_b)
             folded = torch.einsum("...qr,or->...qo", folded, self.w2)
         added = torch.einsum("...qo,pq->...po", folded, self.w1).flatten(-2, -1)
-        return output + added * self.multiplier
+        return output + added[..., self._window] * self.multiplier

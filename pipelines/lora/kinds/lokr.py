@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...files.safetensors import TensorInfo
-from .full_rank import FullRank
 from .kind import Arithmetic, Kind, Shape, effective_alpha, matrix_product, merged
 
 if TYPE_CHECKING:
@@ -29,41 +28,42 @@ class LoKr:
         w2: [out_k, in_n], or its first factor [out_k, rank].
         w2_b: [rank, in_n], or None where ``w2`` is whole.
         scale: see the module's head.
+        window: first row and the one after the last of the product that count; None is all of them.
     """
 
     w1: torch.Tensor
     w2: torch.Tensor
     w2_b: torch.Tensor | None
     scale: float
+    window: tuple[int, int] | None = None
 
     @property
     def is_zero(self) -> bool:
         parts = (self.w1, self.w2) if self.w2_b is None else (self.w1, self.w2, self.w2_b)
         return not all(bool(part.any()) for part in parts)
 
-    def rows(self, first: int, last: int) -> LoKr | FullRank:
+    def rows(self, first: int, last: int) -> LoKr:
         height = self.w2.shape[0]
-        if first % height == last % height == 0:
-            return LoKr(self.w1[first // height : last // height], self.w2, self.w2_b, self.scale)
-        return FullRank(self.dense()[first:last])
+        top, bottom = first // height, -(-last // height)
+        window = (first - top * height, last - top * height)
+        return LoKr(self.w1[top:bottom], self.w2, self.w2_b, self.scale, window)
 
     def dense(self) -> torch.Tensor:
-        import torch
-
-        return torch.kron(self.w1, self.w2 if self.w2_b is None else self.w2 @ self.w2_b) * self.scale
+        return self._product(self.w1, self.w2, self.w2_b)
 
     def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
+        w2_b = None if self.w2_b is None else self.w2_b.to(device)
+        return merged(weight, self._product(self.w1.to(device), self.w2.to(device), w2_b) * strength)
+
+    def _product(self, w1: torch.Tensor, w2: torch.Tensor, w2_b: torch.Tensor | None) -> torch.Tensor:
         import torch
 
-        w1, w2 = self.w1.to(device), self.w2.to(device)
-        if self.w2_b is not None:
-            w2 = w2 @ self.w2_b.to(device)
-        return merged(weight, torch.kron(w1, w2) * self.scale * strength)
+        return torch.kron(w1, w2 if w2_b is None else w2 @ w2_b)[slice(*(self.window or (None,)))] * self.scale
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
         from .branches import LoKrBranch
 
-        return LoKrBranch(self.w1, self.w2, self.w2_b, self.scale, strength, dtype)
+        return LoKrBranch(self.w1, self.w2, self.w2_b, self.scale, strength, dtype, self.window)
 
 
 def _factor(infos: Mapping[str, TensorInfo], name: str) -> tuple[int, int, int | None]:

@@ -35,7 +35,7 @@ class Lumina2Recipe(Recipe):
         scheduler: whose Euler step, and where the schedule ends: ``diffusers`` at 1 / steps, ``sd-scripts`` at the
             smallest noise of training, 0.001, shifted a first time.
         template_negative: whether the negative prompt gets the system prompt and the marker too.
-        negative_at_1: whether the negative prompt is run at guidance 1 and below, where it cancels out.
+        negative_at_1: whether the negative prompt is run at guidance 1 and below too (at 1 it cancels out).
         cfg_trunc_ratio: guidance runs while the model's time (0 noise, 1 image) is below this.
         renorm: what keeps the prompt's norm under guidance: each ``row`` of the latent, up and down, or the whole
             ``sample``, only down.

@@ -45,6 +45,13 @@ class Lumina2Runtime:
             scales = [config.get(name) for name in ("scaling_factor", "shift_factor")]
             if not all(isinstance(scale, int | float) for scale in scales) or not scales[0]:
                 raise FileError(f"{source.name!r}: {source.config_name} has scaling_factor, shift_factor {scales}.")
+            given, wanted = config.get("latent_channels"), checkpoint.config("transformer").get("in_channels")
+            if given != wanted:
+                raise FileError(
+                    f"The VAE of {source.name!r} has {given} channels, and the transformer of "
+                    f"{checkpoint.source('transformer').name!r} takes {wanted}. Lumina Image 2.0 needs FLUX.1's, "
+                    "ae.safetensors."
+                )
         check_complete(source, parameter_shapes(self._empty(source)))
 
     def load(
