@@ -1,6 +1,7 @@
 """sd-scripts' own pictures, recorded on tiny files in its layout, against the ``sd-scripts`` recipe.
 
-Recorded with ``lumina_minimal_inference.py`` itself in float32, under the versions that it pins.
+Recorded with ``lumina_minimal_inference.py`` itself under the versions that it pins: in float32, and some cases in
+bfloat16, its default (``live/sd_scripts_worker.py`` recorded those).
 """
 
 from __future__ import annotations
@@ -51,6 +52,31 @@ def test_nodes_give_the_recorded_picture(case, sd_scripts, host, monkeypatch):
     difference = np.abs(np.asarray(Image.open(picture)).astype(int) - recorded["image_uint8"].numpy().astype(int))
     assert difference.max() <= PIXEL_LEVELS
     assert (difference > 0).mean() < PIXEL_SHARE
+
+
+BF16 = json.loads((GOLDEN / "bf16" / "index.json").read_text())["cases"]
+# relative error, on another CPU's kernels; here it is 0. Any one of the recipe's roundings left out costs over 5e-3
+SPREAD = 2e-3
+
+
+@pytest.mark.parametrize("case", BF16, ids=lambda case: case["name"])
+def test_every_rounding_of_bfloat16_is_the_script_s(case, sd_scripts, host, monkeypatch):
+    seen = _record(monkeypatch)
+    recorded = load_file(GOLDEN / "bf16" / f"{case['name']}.safetensors")
+    result = run_prompt(sd_scripts(case, "bfloat16"), NODE_CLASS_MAPPINGS)
+    prompt = next(iter(seen.embeddings.values()))
+    assert _relative(prompt.embeds[prompt.mask.bool()], recorded["prompt_embeds"]) < SPREAD
+    assert _relative(-seen.predictions[0].guided, recorded["pred_step0"]) < SPREAD
+    assert sum(prediction.uncond is not None for prediction in seen.predictions) == case["guided_steps"]
+    latent = (result.results["sample"][4]["samples"] - 0.1159) * 0.3611
+    assert _relative(latent, recorded["final_latents"]) < SPREAD
+    (picture,) = host.output.glob("case_*.png")
+    difference = np.abs(np.asarray(Image.open(picture)).astype(int) - recorded["image_uint8"].numpy().astype(int))
+    assert difference.mean() < 0.1
+
+
+def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
 
 
 class _Record:

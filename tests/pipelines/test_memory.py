@@ -128,8 +128,14 @@ def test_another_kernel_is_really_called_with_the_same_operations_around_it(engi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (RuntimeOptions(transformer_attention="flash"), "needs the package flash-attn 2.6.3 or newer, which is not installed"),
-        (RuntimeOptions(transformer_attention="sage"), "needs the package sageattention 2.1.1 or newer, which is not installed"),
+        (
+            RuntimeOptions(transformer_attention="flash"),
+            "needs the package flash-attn 2.6.3 or newer, which is not installed",
+        ),
+        (
+            RuntimeOptions(transformer_attention="sage"),
+            "needs the package sageattention 2.1.1 or newer, which is not installed",
+        ),
     ],
 )
 def test_a_kernel_that_is_not_there_is_refused_before_anything_is_loaded(engine, checkpoint, options, message):
