@@ -12,6 +12,7 @@ from ..pipelines.folders import resolve_name
 from ..pipelines.handle import APPLICATIONS, Application, LoraSpec, PipelineHandle
 from ..pipelines.lora.file import open_lora
 from ..pipelines.lora.info import summary, trigger_word
+from ..pipelines.lora.peft_config import companion_of
 from ..pipelines.models import find_model
 from .host import current_host
 from .load_model import CATEGORY, check_pipeline, why_refused
@@ -87,8 +88,8 @@ class ApplyAITKLoRA:
         if lora_name is None:
             # linked, and not known yet
             return ""
-        stamp = FileStamp.of(_path(lora_name))
-        return f"{stamp.size} {stamp.mtime_ns} {stamp.inode}"
+        path = _path(lora_name)
+        return str(hash((FileStamp.of(path), companion_of(path))))
 
     def apply(
         self, pipeline: PipelineHandle, lora_name: str, strength: float, application: str = "auto"
@@ -108,6 +109,7 @@ class ApplyAITKLoRA:
             file.title,
             file.mergeable,
             file.parts,
+            file.companion,
         )
         return (pipeline.with_lora(spec), trigger_word(file), summary(file))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..pipelines.errors import InputError
 from ..pipelines.models.facts import RecipeOptions
 from .load_model import CATEGORY
 
@@ -78,8 +79,10 @@ class AITKRecipeOptions:
         discrete_flow_shift: float,
         system_prompt_on_negative: bool,
     ) -> tuple[RecipeOptions]:
+        if not isinstance(system_prompt_on_negative, bool):
+            raise InputError(f"system_prompt_on_negative is {system_prompt_on_negative!r}: choose true or false.")
         return (
             RecipeOptions(
-                float(cfg_trunc_ratio), float(renorm_cfg), float(discrete_flow_shift), bool(system_prompt_on_negative)
+                float(cfg_trunc_ratio), float(renorm_cfg), float(discrete_flow_shift), system_prompt_on_negative
             ),
         )

@@ -23,7 +23,8 @@ def check_name(name: str, what: str) -> PurePosixPath:
         FileError: the name is empty, absolute, has a drive, or has a ``..`` part.
     """
     posix = PurePosixPath(name.replace("\\", "/"))
-    if not name.strip() or "\0" in name or posix.name == "":
+    whole = name.encode(errors="replace").decode() == name
+    if not name.strip() or "\0" in name or posix.name == "" or not whole:
         raise FileError(f"No {what} is given: {name!r} is no name.")
     if posix.is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root or ".." in posix.parts:
         raise FileError(

@@ -61,6 +61,7 @@ class LoraSpec:
         format: title of the file's kind.
         mergeable: False for a kind that is never merged.
         parts: of the model that it changes.
+        companion: PEFT's configuration beside the file, which has its alpha.
     """
 
     name: str
@@ -70,6 +71,7 @@ class LoraSpec:
     format: str = "LoRA"
     mergeable: bool = True
     parts: tuple[str, ...] = ("transformer",)
+    companion: FileStamp | None = None
 
 
 @dataclass(frozen=True)

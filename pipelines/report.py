@@ -61,6 +61,7 @@ def describe_loras(plan: Sequence[AppliedLora], handle: PipelineHandle) -> list[
                 "name": spec.name,
                 "sha256": _sha256(spec.file),
                 "format": spec.format,
+                "parts": list(spec.parts),
                 "strength": spec.strength,
                 "application": _alike(modes) or "not applied",
                 "arithmetic": _alike(arithmetics),

@@ -16,12 +16,12 @@ class SizeRule:
 
     Attributes:
         floor: sides are floored to a multiple of this many pixels.
-        small: what happens to a side of 1..63 pixels: it is an error, or it becomes 64 as in the trainer.
+        small: what happens to a side of 1..63 pixels: it is an error, becomes 64 as in the trainer, or is rendered.
         multiple: after flooring, a side must be a multiple of this; else it is an error, as in diffusers.
     """
 
     floor: int
-    small: Literal["error", "raise to 64"]
+    small: Literal["error", "raise to 64", "render"]
     multiple: int
 
 
@@ -46,19 +46,20 @@ def snap(width: int, height: int, rule: SizeRule, largest: int) -> Size:
         InputError: no picture of that size can be rendered; the message names a size that can.
     """
     asked = f"{width} x {height}"
+    smallest = rule.multiple if rule.small == "render" else MINIMUM_SIDE
     sides = []
     notes = []
     for name, side in (("width", width), ("height", height)):
         if side <= 0:
-            raise InputError(f"{name} is {side}: a picture needs at least {MINIMUM_SIDE} pixels a side.")
+            raise InputError(f"{name} is {side}: a picture needs at least {smallest} pixels a side.")
         if side > largest:
             raise InputError(f"{name} is {side:,}: this model's position table ends at {largest:,} pixels a side.")
         if side < MINIMUM_SIDE and rule.small == "error":
             raise InputError(f"{name} is {side}: the smallest side is {MINIMUM_SIDE} pixels.")
-        sides.append(max(MINIMUM_SIDE, side - side % rule.floor))
+        sides.append(max(smallest, side - side % rule.floor))
     for name, side in zip(("width", "height"), sides, strict=True):
         if side % rule.multiple:
-            low = max(MINIMUM_SIDE, side // rule.multiple * rule.multiple)
+            low = max(smallest, side // rule.multiple * rule.multiple)
             high = low + rule.multiple
             raise InputError(
                 f"{name} {side} (asked for: {asked}) is no multiple of {rule.multiple}, and this recipe does not snap "

@@ -132,11 +132,12 @@ def _can_be_mapped(path: Path) -> bool:
 
 
 def _named_tensors(path: Path, content: Any) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict, also of one under ``state_dict``; what else a checkpoint holds is left out."""
+    """The tensors of a state dict, also of one under ``state_dict`` or ``model``; anything else is left out."""
     import torch
 
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
     entries = content.items() if isinstance(content, dict) else ()
     tensors = {
         name: value.detach() for name, value in entries if isinstance(name, str) and isinstance(value, torch.Tensor)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from .formats import LoraLayer, recognise
 from .kinds import Adapter, Kind
 from .kinds.decomposed import Decomposed
 from .names import names_of
+from .peft_config import PeftConfig, companion_of, read_configs
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class LoraFile:
     Attributes:
         name: as the user sees it.
         stamp: the file as it was when it was read.
+        companion: PEFT's configuration beside it, where there is one.
         header: tensors' names and shapes, metadata.
         layers: what it changes, in the file's order.
     """
 
     name: str
     stamp: FileStamp
+    companion: FileStamp | None
     header: Header
     layers: tuple[LoraLayer, ...]
 
@@ -60,16 +64,24 @@ def open_lora(path: Path, name: str, model: ModelFacts, checkpoint: Checkpoint) 
         FileError: the file is missing, damaged, or no safetensors file.
         LoraError: it does not fit the model; the message names the layers, or the model that it was made for.
     """
-    return _open(FileStamp.of(path), name, model.id, checkpoint)
+    return _open(FileStamp.of(path), companion_of(path), name, model.id, checkpoint)
 
 
 @lru_cache(maxsize=64)
-def _open(stamp: FileStamp, name: str, model_id: str, checkpoint: Checkpoint) -> LoraFile:
+def _open(stamp: FileStamp, companion: FileStamp | None, name: str, model_id: str, checkpoint: Checkpoint) -> LoraFile:
     from ..models import find_model
 
     header = read_header(stamp.path)
     layers = recognise(header, name, find_model(model_id).title, names_of(model_id, checkpoint))
-    return LoraFile(name, stamp, header, tuple(layers))
+    configs = read_configs(companion, header.metadata, name)
+    return LoraFile(name, stamp, companion, header, tuple(_with_alpha(layer, configs) for layer in layers))
+
+
+def _with_alpha(layer: LoraLayer, configs: Mapping[str, PeftConfig]) -> LoraLayer:
+    config = configs.get(layer.part)
+    if config is None or layer.rank is None or "alpha" in layer.keys:
+        return layer
+    return replace(layer, alpha=config.alpha_of(layer.module, layer.rank))
 
 
 def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
@@ -98,8 +110,12 @@ def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
 
 
 def _adapter(layer: LoraLayer, tensors: dict) -> Adapter:
+    import torch
+
     roles = {role: tensors[key] for role, key in layer.keys.items()}
     scale = roles.pop("dora_scale", None)
+    if layer.alpha is not None:
+        roles["alpha"] = torch.tensor(layer.alpha)
     adapter = layer.kind.make(roles)
     if scale is not None:
         adapter = Decomposed.of(adapter, scale)

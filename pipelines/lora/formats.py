@@ -6,6 +6,7 @@ kinds; nothing is renamed by replacing strings.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -30,7 +31,9 @@ _OTHER = {
     ".set_weight": "whole weights", ".reshape_weight": "a LoRA that changes shapes",
     ".a1.weight": "GLoRA", ".oft_blocks": "OFT", ".oft_diag": "OFT", ".on_input": "IA3",
 }  # fmt: skip
+_ADAPTER_NAME = re.compile(r"\.(lora_A|lora_B)\.\w+\.weight$")
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_WHOLE = ("I64", "I32", "I16", "I8", "U8")
 _MOST_BLOCKS = 12  # lines of an error that list blocks
 _DAMAGED = "Export or download the file again."
 
@@ -48,6 +51,7 @@ class LoraLayer:
         kind: what sort of change.
         rank: read from the tensors: files mix ranks; None where the kind has none.
         shape: of the parameter.
+        alpha: told beside the tensors; None where it is not.
     """
 
     part: str
@@ -58,6 +62,7 @@ class LoraLayer:
     kind: Kind
     rank: int | None
     shape: tuple[int, ...]
+    alpha: float | None = None
 
     @property
     def parameter(self) -> str:
@@ -112,11 +117,16 @@ def _groups(header: Header, name: str) -> tuple[dict[tuple[str, str], dict[str, 
     groups: dict[tuple[str, str], dict[str, str]] = {}
     strange: list[str] = []
     for key in header.tensors:
-        suffix = next((suffix for suffix in _BY_LENGTH if key.endswith(suffix)), None)
-        if suffix is None:
-            strange.append(key)
-            continue
-        role = _SUFFIXES[suffix]
+        suffix = next((suffix for suffix in _BY_LENGTH if key.endswith(suffix)), "")
+        if not suffix:
+            # PEFT puts the adapter's name in
+            named = _ADAPTER_NAME.search(key)
+            if named is None:
+                strange.append(key)
+                continue
+            suffix, role = named[0], named[1]
+        else:
+            role = _SUFFIXES[suffix]
         roles = groups.setdefault((key[: len(key) - len(suffix)], "bias" if role == "diff_b" else "weight"), {})
         if role in roles:
             raise LoraError(f"{name!r} is damaged: it has both {roles[role]!r} and {key!r}, which mean one. {_DAMAGED}")
@@ -241,9 +251,10 @@ def _kind_of(name: str, spelled: str, roles: Mapping[str, str]) -> Kind:
 def _shape(header: Header, name: str, kind: Kind, spelled: str, roles: Mapping[str, str]) -> Shape:
     infos = {role: header.tensors[key] for role, key in roles.items()}
     for role, info in infos.items():
-        if info.dtype not in _FLOATS:
+        # kohya's network makes a whole number of an alpha that was not given
+        if info.dtype not in _FLOATS and not (role == "alpha" and info.dtype in _WHOLE):
             raise LoraError(f"{name!r}: {roles[role]!r} is {info.dtype}; a LoRA is F32, BF16 or F16. {_DAMAGED}")
-    if "alpha" in infos and infos["alpha"].shape not in ((), (1,)):
+    if "alpha" in infos and math.prod(infos["alpha"].shape) != 1:
         raise LoraError(
             f"{name!r} is damaged: {roles['alpha']!r} has shape {list(infos['alpha'].shape)}, not one value."
         )

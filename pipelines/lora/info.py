@@ -80,21 +80,21 @@ def _alphas(lora: LoraFile) -> dict[str, float]:
     return {key: float(value.float()) for key, value in read_tensors(lora.header.path, list(dict.fromkeys(keys)))}
 
 
+def _alpha(layer: LoraLayer, alphas: Mapping[str, float]) -> float | None:
+    """Of a layer: in the file, or told beside its tensors."""
+    return alphas[layer.keys["alpha"]] if "alpha" in layer.keys else layer.alpha
+
+
 def _alpha_text(layers: list[LoraLayer], alphas: Mapping[str, float]) -> str:
     # whole factors are not scaled: their alpha, of a mere mark's size, would look like a strength
     low_rank = [layer for layer in layers if layer.rank is not None]
-    found = Counter(alphas[layer.keys["alpha"]] for layer in low_rank if "alpha" in layer.keys)
+    own = [(layer, value) for layer in low_rank if (value := _alpha(layer, alphas)) is not None]
+    found = Counter(value for _, value in own)
     if not found:
         return "no alpha (scale 1)" if low_rank else "scale 1"
     values = sorted(found)
     text = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
-    scales = sorted(
-        {
-            effective_alpha(alphas[layer.keys["alpha"]], layer.rank) / layer.rank
-            for layer in layers
-            if layer.rank and "alpha" in layer.keys
-        }
-    )
+    scales = sorted({effective_alpha(value, layer.rank) / layer.rank for layer, value in own if layer.rank})
     spread = f"{scales[0]:.3g}" + (f" to {scales[-1]:.3g}" if len(scales) > 1 else "")
     without = len(low_rank) - sum(found.values())
     return f"alpha {text}, scale alpha / rank = {spread}" + (
@@ -125,6 +125,10 @@ def _facts(lora: LoraFile) -> Iterator[str]:
             # one line, without what would steer a terminal
             text = " ".join("".join(one if one.isprintable() else " " for one in str(value)).split())
             yield f"{label}: {text[:_LONGEST]}{'...' if len(text) > _LONGEST else ''}"
+    if any(key.startswith("base_model.model.") for key in lora.header.tensors) and not any(
+        _alpha(layer, dict.fromkeys(layer.keys.values(), 0.0)) is not None for layer in lora.layers
+    ):
+        yield "PEFT keeps alpha in adapter_config.json: put it beside the file as PEFT saved it, or alpha is the rank"
     if kohya:
         yield "the system prompt of the training is not in the file: set it on the sampler, recipe sd-scripts"
 

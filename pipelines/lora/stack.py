@@ -98,7 +98,7 @@ class LoraStack:
         self._merged: dict[str, LoraLayer] = {}
         self._merged_of: list[AppliedLora] = []
         self._live: dict[str, LiveLayer] = {}
-        self._weights: dict[FileStamp, Weights] = {}
+        self._weights: dict[tuple[FileStamp, FileStamp | None], Weights] = {}
 
     def set(
         self,
@@ -118,7 +118,7 @@ class LoraStack:
         if wanted == self.applied:
             return
         weights = [(lora, self._read(lora.spec, model, checkpoint)) for lora in wanted]
-        kept = {lora.spec.file for lora in wanted}
+        kept = {(lora.spec.file, lora.spec.companion) for lora in wanted}
         self._weights = {file: value for file, value in self._weights.items() if file in kept}
         merged, live = [], []
         for lora, layers in weights:
@@ -147,13 +147,14 @@ class LoraStack:
         self.applied = ()
 
     def _read(self, spec: LoraSpec, model: ModelFacts, checkpoint: Checkpoint) -> Weights:
-        if spec.file not in self._weights:
-            if FileStamp.of(spec.file.path) != spec.file:
-                raise FileError(f"{spec.name!r} was replaced after its node ran. Run again to use the new file.")
+        key = (spec.file, spec.companion)
+        if key not in self._weights:
             file = open_lora(spec.file.path, spec.name, model, checkpoint)
-            self._weights[spec.file] = read_lora(file, self._source.component)
+            if (file.stamp, file.companion) != key:
+                raise FileError(f"{spec.name!r} was replaced after its node ran. Run again to use the new file.")
+            self._weights[key] = read_lora(file, self._source.component)
             self.files_read += 1
-        return self._weights[spec.file]
+        return self._weights[key]
 
     def _restore(self) -> None:
         from ..packed import dense

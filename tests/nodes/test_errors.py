@@ -81,7 +81,7 @@ def _fails(changed: dict, message: str) -> None:
         ({"sample": {"recipe_options": 1}}, "recipe_options is no AITK_RECIPE_OPTIONS"),
         (
             {"sample": {"recipe_options": RecipeOptions(renorm_cfg=0.5, discrete_flow_shift=3.0)}},
-            "renorm_cfg, discrete_flow_shift of AITK Recipe Options would do nothing: the recipe 'reference pipeline' re",
+            "renorm_cfg, discrete_flow_shift of AITK Recipe Options would do nothing: the recipe 'reference pip",
         ),
         (
             {"sample": {"recipe": "sd-scripts", "recipe_options": RecipeOptions(cfg_trunc_ratio=float("nan"))}},

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...files.safetensors import TensorInfo
-from .kind import PAIR, Arithmetic, Kind, Shape, matrix_product
+from .kind import PAIR, Arithmetic, Kind, Shape, effective_alpha, matrix_product
 
 if TYPE_CHECKING:
     import torch
@@ -61,10 +61,17 @@ def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
     return Shape((rows, columns), rank)
 
 
+def _make(tensors: Mapping[str, torch.Tensor]) -> Dora:
+    rank = tensors["lora_A"].shape[0]
+    scale = effective_alpha(float(tensors["alpha"]), rank) / rank if "alpha" in tensors else 1.0
+    return Dora(tensors["lora_A"], tensors["lora_B"] * scale, tensors["magnitude"])
+
+
 KIND = Kind(
     title="DoRA",
     suffixes={
         **PAIR,
+        ".alpha": "alpha",
         ".magnitude": "magnitude",
         ".lora_magnitude_vector": "magnitude",
         ".lora_magnitude_vector.weight": "magnitude",
@@ -72,6 +79,6 @@ KIND = Kind(
     },
     complete=(frozenset({"lora_A", "lora_B", "magnitude"}),),
     shape=_shape,
-    make=lambda tensors: Dora(tensors["lora_A"], tensors["lora_B"], tensors["magnitude"]),
+    make=_make,
     mergeable=False,
 )

@@ -18,6 +18,13 @@ PAIR = {
     ".lora_B.weight": "lora_B",
     ".lora_A.default.weight": "lora_A",
     ".lora_B.default.weight": "lora_B",
+    # diffusers' older names
+    ".lora.down.weight": "lora_A",
+    ".lora.up.weight": "lora_B",
+    "_lora.down.weight": "lora_A",
+    "_lora.up.weight": "lora_B",
+    ".lora_linear_layer.down.weight": "lora_A",
+    ".lora_linear_layer.up.weight": "lora_B",
     ".lora_down.weight": "lora_A",
     ".lora_up.weight": "lora_B",
 }

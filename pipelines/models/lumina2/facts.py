@@ -131,7 +131,7 @@ TRAINER = Lumina2Recipe(
 
 SD_SCRIPTS = Lumina2Recipe(
     name="sd-scripts",
-    size=SizeRule(floor=8, small="error", multiple=16),
+    size=SizeRule(floor=8, small="render", multiple=16),
     lora_arithmetic="sd-scripts",
     lora_application="live",
     merge_dtype="stored",
@@ -243,10 +243,13 @@ MODEL = ModelFacts(
             Spelling("lora_te_", "text_encoder", "_"),
             Spelling("lora_te1_", "text_encoder", "_"),
             Spelling("text_encoder.", "text_encoder"),
+            Spelling("text_encoder.model.", "text_encoder"),
+            Spelling("base_model.model.text_encoder.", "text_encoder"),
             Spelling("text_encoders.gemma2_2b.transformer.model.", "text_encoder"),
         ),
         signature=("transformer.layers.", "feed_forward.linear_1"),
-        excluded=("embed_tokens",),
+        # a table, and what a Gemma2ForCausalLM file has beside the encoder
+        excluded=("embed_tokens", "lm_head"),
     ),
     load_runtime=_load_runtime,
     largest_side=_largest_side,

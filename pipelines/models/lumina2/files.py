@@ -83,8 +83,6 @@ def _config(infos: Infos) -> dict[str, Any]:
     """
     hidden, per_patch = infos["x_embedder.weight"].shape
     head = infos["layers.0.attn.norm_q.weight"].shape[0]
-    if head % 6:
-        raise ValueError(f"a head has {head} channels, which three rotary axes of even size cannot share")
     return {
         "_class_name": "Lumina2Transformer2DModel",
         "sample_size": 128,

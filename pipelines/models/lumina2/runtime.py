@@ -52,6 +52,8 @@ class Lumina2Runtime:
                     f"{checkpoint.source('transformer').name!r} takes {wanted}. Lumina Image 2.0 needs FLUX.1's, "
                     "ae.safetensors."
                 )
+        if part == "transformer":
+            _check_axes(source)
         check_complete(source, parameter_shapes(self._empty(source)))
 
     def load(
@@ -164,3 +166,18 @@ class Lumina2Runtime:
                 "text_length": TEXT_LENGTH,
             },
         }
+
+
+def _check_axes(source: Source) -> None:
+    """Raises FileError where the rotary axes do not fill a head, which a single file's tensors cannot tell."""
+    config = source.config()
+    axes, heads = config.get("axes_dim_rope"), config.get("num_attention_heads")
+    head = (
+        config["hidden_size"] // heads if isinstance(heads, int) and isinstance(config.get("hidden_size"), int) else 0
+    )
+    whole = isinstance(axes, list | tuple) and all(isinstance(axis, int) and axis % 2 == 0 for axis in axes)
+    if head and not (whole and sum(axes) == head):
+        raise FileError(
+            f"{source.name!r}: a head of its transformer has {head} channels, and the rotary axes {axes} do not fill "
+            "it. For a model of your own, put axes_dim_rope into NAME.aitk.json beside the file."
+        )
