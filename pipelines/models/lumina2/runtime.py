@@ -175,8 +175,8 @@ def _check_axes(source: Source) -> None:
     head = (
         config["hidden_size"] // heads if isinstance(heads, int) and isinstance(config.get("hidden_size"), int) else 0
     )
-    whole = isinstance(axes, list | tuple) and all(isinstance(axis, int) and axis % 2 == 0 for axis in axes)
-    if head and not (whole and sum(axes) == head):
+    filled = sum(axes) if isinstance(axes, list | tuple) and all(isinstance(a, int) and a % 2 == 0 for a in axes) else 0
+    if head and filled != head:
         raise FileError(
             f"{source.name!r}: a head of its transformer has {head} channels, and the rotary axes {axes} do not fill "
             "it. For a model of your own, put axes_dim_rope into NAME.aitk.json beside the file."
