@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..pipelines.errors import InputError
-from ..pipelines.files.safetensors import FileStamp
+from ..pipelines.files.header import FileStamp
 from ..pipelines.folders import resolve_name
 from ..pipelines.handle import APPLICATIONS, Application, LoraSpec, PipelineHandle
 from ..pipelines.lora.file import open_lora

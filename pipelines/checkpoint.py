@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import FileError
-from .files.safetensors import FileStamp
+from .files.header import FileStamp
 from .sources.folder import FolderSource
 from .sources.source import Source, fingerprint
 

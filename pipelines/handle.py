@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from .checkpoint import Checkpoint
-from .files.safetensors import FileStamp
+from .files.header import FileStamp
 
 if TYPE_CHECKING:
     import torch

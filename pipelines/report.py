@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .files.safetensors import FileStamp, sha256
+from .files.header import FileStamp, sha256
 from .lora.stack import AppliedLora
 
 if TYPE_CHECKING:

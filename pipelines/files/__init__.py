@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import FileError
 from . import gguf, safetensors, torch_pickle
-from .safetensors import FileStamp, Header
+from .header import FileStamp, Header
 
 if TYPE_CHECKING:
     import torch

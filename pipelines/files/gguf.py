@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
 from .gguf_header import read_layout
-from .safetensors import Header
+from .header import Header
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from ..errors import FileError
 from .block_types import BLOCK_TYPES
 from .content import START, describe
-from .safetensors import FileStamp, Header, TensorInfo
+from .header import FileStamp, Header, TensorInfo
 
 _VERSIONS = (2, 3)
 _PLAIN = {0: ("F32", 4), 1: ("F16", 2), 30: ("BF16", 2)}  # number in the file -> name, bytes per value

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
 from .content import PICKLE, START, ZIP, describe
-from .safetensors import FileStamp, Header, TensorInfo
+from .header import FileStamp, Header, TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..checkpoint import Checkpoint
 from ..errors import LoraError
-from ..files.safetensors import FileStamp, Header, read_header, read_tensors
+from ..files.header import FileStamp, Header
+from ..files.safetensors import read_header, read_tensors
 from ..models.facts import ModelFacts
 from .formats import LoraLayer, recognise
 from .kinds import Adapter, Kind

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import LoraError
-from ..files.safetensors import Header
+from ..files.header import Header
 from . import families
 from .kinds import DECOMPOSED, KINDS, Kind, Shape, full_rank
 from .names import Names, Target

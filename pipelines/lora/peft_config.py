@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraError
-from ..files.safetensors import FileStamp
+from ..files.header import FileStamp
 
 _ADAPTER, _CONFIG = "adapter_model", "adapter_config.json"
 _METADATA = "lora_adapter_metadata"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from ..checkpoint import Checkpoint
 from ..errors import FileError, LoraError
-from ..files.safetensors import FileStamp
+from ..files.header import FileStamp
 from ..handle import LoraSpec
 from ..models.facts import Recipe
 from ..sources.source import Source

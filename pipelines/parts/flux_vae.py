@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..files.safetensors import TensorInfo
+from ..files.header import TensorInfo
 from ..sources.layout import Infos, Layout, Place, SingleFiles
 
 # original -> diffusers

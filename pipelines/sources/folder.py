@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
-from ..files.safetensors import FileStamp, Header, TensorInfo, read_header, read_tensors
+from ..files.header import FileStamp, Header, TensorInfo
+from ..files.safetensors import read_header, read_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..files.safetensors import TensorInfo
+from ..files.header import TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import FileError
 from ..files import read_header, read_tensors
-from ..files.safetensors import FileStamp, TensorInfo
+from ..files.header import FileStamp, TensorInfo
 from .folder import read_json
 from .layout import Layout, Place, SingleFiles
 

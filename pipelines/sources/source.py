@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import FileError
 from ..files import read_header
-from ..files.safetensors import FileStamp, TensorInfo
+from ..files.header import FileStamp, TensorInfo
 
 if TYPE_CHECKING:
     import torch

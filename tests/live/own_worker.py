@@ -25,7 +25,7 @@ def main(job_path: str, out_path: str) -> None:
     import torch
     from comfyui_aitk.pipelines.checkpoint import Checkpoint
     from comfyui_aitk.pipelines.engine import Engine
-    from comfyui_aitk.pipelines.files.safetensors import FileStamp
+    from comfyui_aitk.pipelines.files.header import FileStamp
     from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
     from comfyui_aitk.pipelines.models import find_model
     from comfyui_aitk.pipelines.observer import SilentObserver

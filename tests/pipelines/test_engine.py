@@ -9,7 +9,7 @@ import torch
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint
 from comfyui_aitk.pipelines.engine import Engine
 from comfyui_aitk.pipelines.errors import AITKError, FileError
-from comfyui_aitk.pipelines.files.safetensors import FileStamp
+from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver

@@ -10,7 +10,8 @@ import pytest
 import torch
 from comfyui_aitk.headless.tiny.loras import make_pairs, write_comfyui, write_diffusers, write_kohya
 from comfyui_aitk.pipelines.errors import AITKError, LoraError
-from comfyui_aitk.pipelines.files.safetensors import Header, TensorInfo, read_header
+from comfyui_aitk.pipelines.files.header import Header, TensorInfo
+from comfyui_aitk.pipelines.files.safetensors import read_header
 from comfyui_aitk.pipelines.lora.file import open_lora, read_lora
 from comfyui_aitk.pipelines.lora.formats import LoraLayer, recognise
 from comfyui_aitk.pipelines.lora.names import names_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfyui_aitk.headless.tiny.lumina2 import make_lora
 from comfyui_aitk.pipelines.errors import LoraError
-from comfyui_aitk.pipelines.files.safetensors import FileStamp
+from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.lora.file import open_lora
 from comfyui_aitk.pipelines.lora.info import summary

@@ -9,7 +9,7 @@ import torch
 from comfyui_aitk.headless.tiny.files import read_part
 from comfyui_aitk.headless.tiny.loras import Pair, make_text_pairs, write_kohya
 from comfyui_aitk.pipelines.engine import Engine
-from comfyui_aitk.pipelines.files.safetensors import FileStamp
+from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
 from comfyui_aitk.pipelines.lora.file import open_lora
 from comfyui_aitk.pipelines.models import find_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfyui_aitk.pipelines.engine import Engine
 from comfyui_aitk.pipelines.errors import InputError
-from comfyui_aitk.pipelines.files.safetensors import FileStamp
+from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.models.lumina2 import attention

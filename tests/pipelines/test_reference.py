@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_aitk.headless.tiny.lumina2 import make_lora
-from comfyui_aitk.pipelines.files.safetensors import FileStamp
+from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.sampling import SampleRequest, sample

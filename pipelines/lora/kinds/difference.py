@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...files.safetensors import TensorInfo
+from ...files.header import TensorInfo
 from .full_rank import FullRank
 from .kind import Kind, Shape
 

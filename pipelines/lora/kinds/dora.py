@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...files.safetensors import TensorInfo
+from ...files.header import TensorInfo
 from .kind import PAIR, Arithmetic, Kind, Shape, effective_alpha, matrix_product
 
 if TYPE_CHECKING:

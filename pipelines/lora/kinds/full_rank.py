@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...files.safetensors import TensorInfo
+from ...files.header import TensorInfo
 from .kind import Arithmetic, Kind, Shape, merged
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ...files.safetensors import TensorInfo
+from ...files.header import TensorInfo
 
 if TYPE_CHECKING:
     import torch
