@@ -220,7 +220,7 @@ class AITKSampler:
             denoise=denoise,
             latent=None if latent is None else latent_samples(latent),
             control=control,
-            recipe_options=recipe_options or RecipeOptions(),
+            recipe_options=recipe_options,
         )
         host = current_host()
         observer = _NodeObserver(host, unique_id, find_model(pipeline.model).latent_format)

@@ -49,7 +49,7 @@ class SampleRequest:
         denoise: 0.01 to 1; below 1 the last part of a longer schedule runs, from ``latent``.
         latent: [1 or batch_size, C, h, w] in ComfyUI's scale, or None.
         control: reference images, or None.
-        recipe_options: what only some recipes read.
+        recipe_options: what only some recipes read, or None for the recipe's own.
     """
 
     recipe: str
@@ -66,7 +66,7 @@ class SampleRequest:
     denoise: float = 1.0
     latent: torch.Tensor | None = None
     control: ControlImages | None = None
-    recipe_options: RecipeOptions = field(default_factory=RecipeOptions)
+    recipe_options: RecipeOptions | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +220,8 @@ def check_request(model: ModelFacts, handle: PipelineHandle, request: SampleRequ
             f"{model.title} takes {takes} control images; connected: {given}. Disconnect `control` from the "
             "sampler, or load a model that edits images."
         )
-    return model.recipes[request.recipe].configured(request.recipe_options)
+    recipe = model.recipes[request.recipe]
+    return recipe if request.recipe_options is None else recipe.configured(request.recipe_options)
 
 
 def schedule_length(request: SampleRequest) -> int:

@@ -30,7 +30,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """What only some recipes read. The defaults are theirs: an option that is left alone changes nothing.
+    """What only some recipes read. Given, every option that a recipe reads has the value that stands here.
 
     Attributes:
         cfg_trunc_ratio: guidance runs while the model's time (0 noise, 1 image) is below this; above 1 in every step.
@@ -79,7 +79,7 @@ class Recipe:
     sources: Mapping[str, str]
 
     def configured(self: R, options: RecipeOptions) -> R:
-        """This recipe with the user's options.
+        """This recipe with the user's options in place of its own values.
 
         Raises:
             InputError: an option was changed that this recipe does not read, or is out of its range.
@@ -100,7 +100,7 @@ class Recipe:
                 f"{', '.join(ignored)} of AITK Recipe Options would do nothing: the recipe {self.name!r} {reads}. "
                 "Put the default back, or choose another recipe."
             )
-        return replace(self, **{self.options[name]: getattr(options, name) for name in changed})
+        return replace(self, **{field: getattr(options, name) for name, field in self.options.items()})
 
 
 @dataclass(frozen=True)
