@@ -70,6 +70,17 @@ class FolderSource:
             for name, value in read_tensors(header.path, found):
                 yield name.removeprefix(self.strip), value
 
+    def tokenizer(self) -> Path | bytes | None:
+        folder = self.folder / "tokenizer"
+        if (folder / "tokenizer.json").is_file():
+            return folder
+        alone = folder / "tokenizer.model"
+        return alone.read_bytes() if alone.is_file() else None
+
+    @property
+    def tokenizer_name(self) -> str:
+        return "tokenizer/tokenizer.json"
+
     def headers(self) -> list[Header]:
         """The checked headers of the weight files.
 

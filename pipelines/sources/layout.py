@@ -80,9 +80,9 @@ class SingleFiles:
     Attributes:
         layouts: the ways to name its tensors.
         config: the model's names -> configuration; raises ValueError with the reason where shapes make no sense.
-        blobs: ends of names that are no weights, e.g. an embedded tokenizer.
+        tokenizer: end of the name of the tensor that is a sentencepiece model; empty where there is none.
     """
 
     layouts: tuple[Layout, ...]
     config: Callable[[Infos], dict[str, Any]]
-    blobs: tuple[str, ...] = ()
+    tokenizer: str = ""

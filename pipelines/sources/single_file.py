@@ -86,15 +86,19 @@ class SingleFileSource:
             for place in places[key]:
                 yield place.name, place.cut(value)
 
-    def read_blob(self, end: str) -> bytes | None:
-        """The bytes of the tensor whose name ends like this; None where the file has none."""
+    def tokenizer(self) -> bytes | None:
         self._check_unchanged()
-        for key in read_header(self.files[0].path).tensors:
-            if key.endswith(end):
-                ((_, value),) = read_tensors(self.files[0].path, [key])
+        path = self.files[0].path
+        for key in read_header(path).tensors if self.facts.tokenizer else ():
+            if key.endswith(self.facts.tokenizer):
+                ((_, value),) = read_tensors(path, [key])
                 # uint8 in a safetensors file, the one container that has such a tensor
                 return bytes(cast("torch.Tensor", value).numpy())
         return None
+
+    @property
+    def tokenizer_name(self) -> str:
+        return f"the tensor {self.facts.tokenizer}"
 
     def _check_unchanged(self) -> None:
         for stamp in self.files:
@@ -109,7 +113,7 @@ def _placed(source: SingleFileSource) -> tuple[Mapping[str, TensorInfo], Mapping
     stored = {
         key: info
         for key, info in read_header(source.files[0].path).tensors.items()
-        if key.startswith(prefix) and not key.endswith(source.facts.blobs)
+        if key.startswith(prefix) and not (source.facts.tokenizer and key.endswith(source.facts.tokenizer))
     }
     # without a prefix the file holds this part alone, and what has no place in the model is told to the caller
     named = {key.removeprefix(prefix): info for key, info in stored.items()}

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import FileError
@@ -55,6 +56,15 @@ class Source(Protocol):
 
     def tensor_infos(self) -> dict[str, TensorInfo]:
         """The model's name -> stored dtype and shape; raises FileError where a file is damaged or was replaced."""
+        ...
+
+    def tokenizer(self) -> Path | bytes | None:
+        """Of a text encoder: a folder that transformers reads, the bytes of a sentencepiece model, or nothing."""
+        ...
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Where a tokenizer would be, for messages."""
         ...
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:

@@ -168,8 +168,6 @@ def _gemma2_config(infos: Infos) -> dict[str, Any]:
     }
 
 
-TOKENIZER_BLOB = "spiece_model"  # ComfyUI's name of the embedded sentencepiece model
-
 TEXT_ENCODER = SingleFiles(
     layouts=(
         Layout(
@@ -180,5 +178,5 @@ TEXT_ENCODER = SingleFiles(
         ),
     ),
     config=_gemma2_config,
-    blobs=(TOKENIZER_BLOB,),
+    tokenizer="spiece_model",  # ComfyUI's name of it
 )

@@ -24,11 +24,8 @@ from ...errors import FileError
 from ...handle import Quantization
 from ...loading import build_empty, fill, parameter_shapes
 from ...parts.sentencepiece_tokenizer import SentencePieceTokenizer
-from ...sources.folder import FolderSource
-from ...sources.single_file import SingleFileSource
 from ...sources.source import Source, check_complete
 from ..runtime import Embedding, Text
-from .files import TOKENIZER_BLOB
 
 # of a Gemma2ForCausalLM checkpoint, or one of an older transformers; a Gemma2Model has neither
 _SURPLUS = ("lm_head.", "rotary_emb.")
@@ -124,9 +121,8 @@ def check_files(source: Source) -> None:
     config = source.config()
     if config.get("model_type") != "gemma2":
         _refuse(source.name, f"is a {config.get('model_type')!r} model, not gemma2")
-    if not _has_tokenizer(source):
-        missing = "tokenizer/tokenizer.json" if isinstance(source, FolderSource) else f"the tensor {TOKENIZER_BLOB}"
-        _refuse(source.name, f"has no tokenizer: {missing} is missing")
+    if source.tokenizer() is None:
+        _refuse(source.name, f"has no tokenizer: {source.tokenizer_name} is missing")
     check_complete(source, parameter_shapes(_empty(source)), _SURPLUS)
 
 
@@ -141,23 +137,12 @@ def load(
     return Gemma2TextEncoder(tokenizer, model, dtype)
 
 
-def _has_tokenizer(source: Source) -> bool:
-    if isinstance(source, FolderSource):
-        names = ("tokenizer.json", "tokenizer.model")
-        return any((source.folder / "tokenizer" / name).is_file() for name in names)
-    return isinstance(source, SingleFileSource) and source.read_blob(TOKENIZER_BLOB) is not None
-
-
 def load_tokenizer(source: Source) -> Tokenizer:
-    """The tokenizer of a folder, or of the sentencepiece model in a single file; raises FileError."""
-    if isinstance(source, SingleFileSource):
-        return SentencePieceTokenizer(source.read_blob(TOKENIZER_BLOB) or b"", source.name)
-    assert isinstance(source, FolderSource)
-    folder = source.folder / "tokenizer"
-    alone = folder / "tokenizer.model"
-    if alone.is_file() and not (folder / "tokenizer.json").is_file():
-        return SentencePieceTokenizer(alone.read_bytes(), source.name)
-    return _FolderTokenizer(folder, source.name)
+    """The tokenizer of a folder, or of a sentencepiece model; raises FileError."""
+    found = source.tokenizer()
+    if isinstance(found, Path):
+        return _FolderTokenizer(found, source.name)
+    return SentencePieceTokenizer(found or b"", source.name)
 
 
 def _empty(source: Source) -> Gemma2Model:
