@@ -24,7 +24,7 @@ from .models import find_model
 from .models.facts import ModelFacts, Recipe
 from .models.runtime import Embedding, ModelRuntime, Text
 from .placement import lent
-from .sources.source import Source, is_packed
+from .sources.source import Source, packed_types
 
 if TYPE_CHECKING:
     import torch
@@ -119,8 +119,8 @@ class Engine:
         quantization = self.part_key(handle, part).quantization
         if quantization != "none":
             return quantization
-        packed = {info.dtype for info in handle.checkpoint.source(part).tensor_infos().values() if info.packed}
-        return f"GGUF {', '.join(sorted(packed))}" if packed else ""
+        packed = packed_types(handle.checkpoint.source(part))
+        return f"GGUF {', '.join(packed)}" if packed else ""
 
     def check_weights(self, handle: PipelineHandle) -> None:
         """Refuses what cannot be run before the run starts, and before a loaded part is given up.
@@ -131,7 +131,7 @@ class Engine:
         """
         for part in PARTS:
             source, quantization = handle.checkpoint.source(part), self.part_key(handle, part).quantization
-            if quantization != "none" and is_packed(source):
+            if quantization != "none" and packed_types(source):
                 raise InputError(
                     f"{source.name!r} is quantised already, and {quantization} would quantise it a second time. Set "
                     f"{part}_quantization to none, or choose an unquantised file."

@@ -120,10 +120,6 @@ class PackedLinear(nn.Module):
         """The weight where and as it is now: ``device``, ``shape``, ``dtype``, ``dequantize()``."""
         return PackedTensor(self.packed, self.weight_qtype, (self.out_features, self.in_features), self._like.dtype)
 
-    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The dense weight [out, in], in the given dtype or else the one that the layer runs in."""
-        return self.weight.dequantize(dtype)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight.dequantize(x.dtype), self.bias)
 

@@ -96,13 +96,13 @@ _PREFIXES = ("", "vae.", "first_stage_model.")
 FLUX_VAE = SingleFiles(
     layouts=(
         Layout(
-            "original names",
+            # the original names
             _PREFIXES,
             ("decoder.mid.attn_1.q.weight", "encoder.conv_in.weight", "decoder.conv_in.weight"),
             _places,
         ),
         Layout(
-            "diffusers' names",
+            # diffusers' names
             _PREFIXES,
             ("decoder.mid_block.attentions.0.to_q.weight", "encoder.conv_in.weight", "decoder.conv_in.weight"),
             lambda infos: {},

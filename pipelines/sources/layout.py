@@ -53,14 +53,12 @@ class Layout:
     """One way to name a part's tensors in a single file.
 
     Attributes:
-        title: for people.
         prefixes: what may stand before the names; the first one under which the signature occurs is taken.
         signature: names, all of which a file of this layout has.
         places: the file's names, without the prefix -> where each tensor goes; nowhere where the model does not use it;
             names that are left out have no place. Raises ValueError with the reason where shapes make no sense.
     """
 
-    title: str
     prefixes: Sequence[str]
     signature: Sequence[str]
     places: Callable[[Infos], Mapping[str, Sequence[Place]]]

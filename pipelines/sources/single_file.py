@@ -60,7 +60,7 @@ class SingleFileSource:
     def config(self) -> dict[str, Any]:
         try:
             config = self.facts.config(self.tensor_infos())
-        except (ValueError, KeyError, IndexError) as error:
+        except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
             raise FileError(f"The {self.component} in {self.name!r} cannot be understood: {error}.") from error
         if len(self.files) > 1:
             self._check_unchanged()
@@ -119,7 +119,7 @@ def _placed(source: SingleFileSource) -> tuple[Mapping[str, TensorInfo], Mapping
     named = {key.removeprefix(prefix): info for key, info in stored.items()}
     try:
         layout = source.layout.places(named)
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
         raise FileError(f"The {source.component} in {source.name!r} cannot be understood: {error}.") from error
     infos: dict[str, TensorInfo] = {}
     places: dict[str, Sequence[Place]] = {}

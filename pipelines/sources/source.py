@@ -72,9 +72,9 @@ class Source(Protocol):
         ...
 
 
-def is_packed(source: Source) -> bool:
-    """Whether some weights are held in blocks of a few bits (GGUF) and cannot be written to."""
-    return any(info.packed for info in source.tensor_infos().values())
+def packed_types(source: Source) -> list[str]:
+    """GGUF's block types among the weights, which cannot be written to; empty where all are plain."""
+    return sorted({info.dtype for info in source.tensor_infos().values() if info.packed})
 
 
 def check_complete(source: Source, expected: Mapping[str, Sequence[int]], surplus: Sequence[str] = ()) -> None:

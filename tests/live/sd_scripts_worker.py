@@ -1,6 +1,6 @@
 """Renders Lumina2 pictures with sd-scripts' own script and records the stages, as the reference of side-by-side tests.
 
-    <sd-scripts' python> sd_scripts_worker.py CHECKOUT JOBS.json
+    PYTHONPATH=CHECKOUT <sd-scripts' python> sd_scripts_worker.py CHECKOUT JOBS.json
 
 The worker runs in an interpreter with the packages that sd-scripts pins, hence it imports nothing of this project. What
 runs is ``lumina_minimal_inference.py`` of the checkout, as ``__main__`` and with its own arguments; here it is only
@@ -53,9 +53,8 @@ TOKENIZER_CONFIG = {
 }  # fmt: skip
 
 
-def prepare_imports(checkout: Path) -> None:
-    """Makes the checkout importable, with or without torchvision."""
-    sys.path.insert(0, str(checkout))
+def prepare_imports() -> None:
+    """Makes the checkout importable without torchvision."""
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):  # the latter where its binary is for another torch
@@ -219,7 +218,7 @@ def render(checkout: Path, job: Job) -> None:
 def main(checkout: str, jobs_path: str) -> None:
     os.environ.update(HF_HUB_OFFLINE="1", DISABLE_TELEMETRY="YES")
     jobs = json.loads(Path(jobs_path).read_text(encoding="utf-8"))
-    prepare_imports(Path(checkout))
+    prepare_imports()
     for job in jobs if isinstance(jobs, list) else [jobs]:
         render(Path(checkout), job)
 

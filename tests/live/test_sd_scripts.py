@@ -78,7 +78,8 @@ def theirs(tmp_path_factory) -> Path:
     ]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     command = [os.environ["SD_SCRIPTS_PYTHON"], str(WORKER), os.environ["SD_SCRIPTS_PATH"], str(folder / "jobs.json")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    environment = {**os.environ, "PYTHONPATH": os.environ["SD_SCRIPTS_PATH"]}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder
 

@@ -284,12 +284,17 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
         (
             lambda f: (f / DIT).with_suffix(".aitk.json").write_text("[1]"),
             {"weights": "lumina_2.safetensors", **PARTS},
-            "lumina_2.aitk.json",
+            "lumina_2.aitk.json holds no JSON object",
         ),
         (
             lambda f: (f / DIT).with_suffix(".aitk.json").write_text('{"transformer": {"num_attention_heads": 5}}'),
             {"weights": "lumina_2.safetensors", **PARTS},
-            "'lumina_2.safetensors'",
+            "a head of its transformer has 19 channels, and the rotary axes [8, 8, 8] do not fill it",
+        ),
+        (
+            lambda f: (f / DIT).with_suffix(".aitk.json").write_text('{"transformer": {"num_attention_heads": 0}}'),
+            {"weights": "lumina_2.safetensors", **PARTS},
+            "sizes (transformer) of 'lumina_2.safetensors' cannot be used (ZeroDivisionError",
         ),
         (
             lambda f: (f / "diffusion_models" / "cut.gguf").write_bytes(
@@ -306,7 +311,7 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
         (
             lambda f: torch.save({"a": print}, f / "diffusion_models" / "code.pth"),
             {"weights": "code.pth", **PARTS},
-            "'code.pth'",
+            "'code.pth' is refused: its pickle holds code or Python objects (builtins.print)",
         ),
         (
             lambda f: (f / "diffusion_models" / "page.safetensors").write_text("<!DOCTYPE html>"),

@@ -100,7 +100,7 @@ def test_a_packed_layer_is_the_dense_layer(dtype, bias):
     with torch.inference_mode():
         assert torch.equal(layer(x), linear(x))
     assert (layer.in_features, layer.out_features) == (IN, OUT)
-    assert torch.equal(layer.dequantize(), linear.weight)
+    assert torch.equal(layer.weight.dequantize(), linear.weight)
     assert torch.equal(layer.weight.dequantize(torch.float32), reference(tensor))
     assert (layer.weight.dtype, layer.weight.shape) == (dtype, (OUT, IN))
 
@@ -159,7 +159,7 @@ def test_a_model_is_filled_with_packed_and_plain_tensors(bias_first):
     assert type(layer) is PackedLinear
     assert type(model.inner[1]) is nn.Linear
     assert not layer.training
-    assert torch.equal(layer.dequantize(), reference(tensors["inner.0.weight"]).bfloat16())
+    assert torch.equal(layer.weight.dequantize(), reference(tensors["inner.0.weight"]).bfloat16())
     for name, value in tensors.items():
         if name not in ("inner.0.weight", "unknown"):
             assert torch.equal(model.state_dict()[name], dense(value, torch.bfloat16)), name

@@ -113,14 +113,14 @@ _PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
 TRANSFORMER = SingleFiles(
     layouts=(
         Layout(
-            "original names",
+            # the original names
             _PREFIXES,
             # Z-Image shares most names, but its modulation is adaLN_modulation.0
             ("cap_embedder.1.weight", "layers.0.adaLN_modulation.1.weight", "layers.0.attention.qkv.weight"),
             _original_places,
         ),
         Layout(
-            "diffusers' names",
+            # diffusers' names
             _PREFIXES,
             ("time_caption_embed.caption_embedder.1.weight", "layers.0.norm1.linear.weight", "x_embedder.weight"),
             lambda infos: {},
@@ -171,7 +171,7 @@ def _gemma2_config(infos: Infos) -> dict[str, Any]:
 TEXT_ENCODER = SingleFiles(
     layouts=(
         Layout(
-            "transformers' names",
+            # transformers' names
             ("model.", "", "text_encoders.gemma2_2b.transformer.model."),
             ("layers.0.post_feedforward_layernorm.weight", "layers.0.self_attn.q_proj.weight", "embed_tokens.weight"),
             _gemma2_places,

@@ -160,6 +160,7 @@ class Lumina2Runtime:
             "guidance": guidance,
             "negative_template": "system prompt and marker" if recipe.template_negative else "none",
             "qk_norm_eps": recipe.qk_norm_eps,
+            "modules_round_as": recipe.modules,
             "text_encoder": {
                 "softcap": settings.softcap,
                 "rope_in_run_dtype": settings.cast_rope,
@@ -171,10 +172,9 @@ class Lumina2Runtime:
 def _check_axes(source: Source) -> None:
     """Raises FileError where the rotary axes do not fill a head, which a single file's tensors cannot tell."""
     config = source.config()
-    axes, heads = config.get("axes_dim_rope"), config.get("num_attention_heads")
-    head = (
-        config["hidden_size"] // heads if isinstance(heads, int) and isinstance(config.get("hidden_size"), int) else 0
-    )
+    axes, heads, width = (config.get(name) for name in ("axes_dim_rope", "num_attention_heads", "hidden_size"))
+    # sizes that are no numbers are refused by name when the model is made of them
+    head = width // heads if isinstance(heads, int) and isinstance(width, int) and heads > 0 else 0
     filled = sum(axes) if isinstance(axes, list | tuple) and all(isinstance(a, int) and a % 2 == 0 for a in axes) else 0
     if head and filled != head:
         raise FileError(
