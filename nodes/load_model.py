@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ..pipelines.checkpoint import MODEL_INDEX, Checkpoint
+from ..pipelines.checkpoint import Checkpoint, folder_markers, parts_in
 from ..pipelines.errors import FileError, InputError
 from ..pipelines.files import SUFFIXES
 from ..pipelines.folders import check_name, resolve_name
 from ..pipelines.handle import DTYPES, DType, PipelineHandle, RuntimeOptions
-from ..pipelines.hub import open_repo
+from ..pipelines.hub import fetch_part, open_repo
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
 from ..pipelines.models.facts import ModelFacts
 from ..pipelines.sources.single_file import open_single_file
@@ -33,7 +33,9 @@ class LoadAITKModel:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         host = current_host()
-        folders = host.model_folders("diffusers", MODEL_INDEX)
+        folders = list(
+            dict.fromkeys(name for marker in _markers() for name in host.model_folders("diffusers", marker))
+        )
         return {
             "required": {
                 "model": (
@@ -144,16 +146,21 @@ class LoadAITKModel:
         if dtype != "auto" and dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is unknown. Choose auto, {', '.join(DTYPES)}.")
         repo_id = repo_id.strip()
+        chosen = {"text_encoder": (text_encoder, _TEXT_ENCODERS), "vae": (vae, _VAES)}
+        given = {
+            part: _single(facts, part, file, kinds) for part, (file, kinds) in chosen.items() if file != DEFAULT
+        }
         if weights == DEFAULT:
-            opened = open_repo(repo_id or facts.repo_id, facts)
-            name, found = opened.name, {source.component: source for source in opened.sources}
+            found = open_repo(repo_id or facts.repo_id, facts, given)
+            name = found["transformer"].name
         elif repo_id:
             raise InputError(f"repo_id {repo_id!r} needs weights = default, not {weights!r}. Change one of them.")
         else:
-            name, found = check_name(weights, "weights").as_posix(), _weights(facts, weights)
-        for part, file, kinds in (("text_encoder", text_encoder, _TEXT_ENCODERS), ("vae", vae, _VAES)):
-            if file != DEFAULT:
-                found[part] = _single(facts, part, file, kinds)
+            name, found = check_name(weights, "weights").as_posix(), _weights(facts, weights, given)
+            if resolve_name(weights, _roots(("diffusers", *_WEIGHTS)), "weights").is_dir():
+                # what a folder of AI Toolkit's layout lacks comes from where AI Toolkit takes it
+                found |= {part: fetch_part(part, facts) for part in facts.parts if part not in (*found, *given)}
+        found |= given
         checkpoint = Checkpoint.assemble(name, found, facts)
         _check_family(facts, checkpoint)
         run_dtype = "bfloat16" if dtype == "auto" else cast(DType, dtype)
@@ -170,17 +177,21 @@ def _check_family(facts: ModelFacts, checkpoint: Checkpoint) -> None:
         )
 
 
+def _markers() -> list[str]:
+    return list(dict.fromkeys(marker for facts in catalogue().values() for marker in folder_markers(facts)))
+
+
 def _files(kinds: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
     return [name for kind in kinds for name in current_host().model_files(kind, suffixes)]
 
 
-def _weights(facts: ModelFacts, weights: str) -> dict[str, Source]:
-    """Part -> source of what ``weights`` names: a model folder, or a file of one or several parts."""
+def _weights(facts: ModelFacts, weights: str, given: Collection[str] = ()) -> dict[str, Source]:
+    """Part -> source of what ``weights`` names: a model folder (without ``given`` parts), or a file of parts."""
     host = current_host()
     name = check_name(weights, "weights").as_posix()
     path = resolve_name(weights, _roots(("diffusers", *_WEIGHTS)), "weights")
     if path.is_dir():
-        return {source.component: source for source in Checkpoint.open(path, name, facts).sources}
+        return parts_in(path, name, facts, given)
     places = [kind for kind in _WEIGHTS if any((root / name).is_file() for root in host.model_roots(kind))]
     if len(places) > 1:
         raise FileError(f"{name!r} is in {' and in '.join(places)}: rename one of the two, so that it is clear which.")

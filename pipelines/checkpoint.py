@@ -6,7 +6,7 @@ that a folder whose files were replaced is another checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from .errors import FileError
 from .files.header import FileStamp
 from .sources.folder import FolderSource
+from .sources.single_file import open_single_file
 from .sources.source import Source, fingerprint
 
 if TYPE_CHECKING:
     from .models.facts import ModelFacts
 
-MODEL_INDEX = "model_index.json"
+MODEL_INDEX = "model_index.json"  # of diffusers' layout
 
 
 @dataclass(frozen=True)
@@ -36,31 +37,12 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path, name: str, model: ModelFacts) -> Checkpoint:
-        """Looks at a diffusers folder without reading weights.
-
-        Args:
-            folder: a folder with ``model_index.json``.
-            name: how it is shown.
-            model: what should be in it.
+        """Looks at a folder that holds a whole model, without reading weights; see :func:`parts_in`.
 
         Raises:
             FileError: the folder, its index, a component or a weight file is missing.
         """
-        if not (folder / MODEL_INDEX).is_file():
-            raise FileError(f"{name!r} is no diffusers model folder: it has no {MODEL_INDEX}.")
-        missing = [component for component in model.components if not (folder / component).is_dir()]
-        if missing:
-            raise FileError(
-                f"{name!r} is incomplete: it has no folder {', '.join(missing)}. "
-                "Download the whole repository, not only the transformer."
-            )
-        return cls(
-            name,
-            tuple(
-                FolderSource.open(folder, name, part, tuple(facts.companions), facts.strip)
-                for part, facts in model.parts.items()
-            ),
-        )
+        return cls.assemble(name, parts_in(folder, name, model), model)
 
     @classmethod
     def assemble(cls, name: str, found: Mapping[str, Source], model: ModelFacts) -> Checkpoint:
@@ -76,7 +58,7 @@ class Checkpoint:
         """
         missing = [part for part in model.parts if part not in found]
         if missing:
-            own = [part for part, source in found.items() if source.name == name]
+            own = [part for part, source in found.items() if source.name.startswith(name)]
             raise FileError(
                 f"{name!r} holds only the {' and the '.join(own)} of {model.title}. Choose a file for "
                 f"{' and '.join(missing)} on Load AITK Model too."
@@ -99,3 +81,50 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """16 hex digits that tell these weights from others."""
         return fingerprint(self.sources)
+
+
+def parts_in(folder: Path, name: str, model: ModelFacts, given: Collection[str] = ()) -> dict[str, Source]:
+    """Part -> source, for every part that a model folder holds: AI Toolkit's files first, then diffusers' subfolders.
+
+    Parts that AI Toolkit takes from a repository of their own may be missing; any other is an error.
+
+    Args:
+        folder: a folder with ``model_index.json`` or with AI Toolkit's files.
+        name: how it is shown.
+        model: what should be in it.
+        given: parts that come from elsewhere and are not looked for.
+
+    Raises:
+        FileError: it is no such folder, or a part or its companion is missing.
+    """
+    markers = folder_markers(model)
+    if not any((folder / marker).is_file() for marker in markers):
+        raise FileError(f"{name!r} is no model folder of {model.title}: it has no {' and no '.join(markers)}.")
+    found: dict[str, Source] = {}
+    missing: list[str] = []
+    for part, facts in model.parts.items():
+        if part in given:
+            continue
+        if facts.file and (folder / facts.file).is_file():
+            opened = open_single_file(folder / facts.file, f"{name}/{facts.file}", model)
+            if part not in opened:
+                raise FileError(f"{name}/{facts.file} holds the {' and the '.join(opened)}, no {part}.")
+            found[part] = opened[part]
+            continue
+        absent = [sub for sub in (facts.folder or part, *facts.companions) if not (folder / sub).is_dir()]
+        if not absent:
+            found[part] = FolderSource.open(folder, name, part, facts)
+        elif facts.repository is None:
+            missing += absent
+    if missing:
+        raise FileError(
+            f"{name!r} is incomplete: it has no folder {', '.join(missing)}. "
+            "Download the whole repository, not only the transformer."
+        )
+    return found
+
+
+def folder_markers(model: ModelFacts) -> tuple[str, ...]:
+    """Files, any of which makes a folder one of this model's."""
+    transformer = model.parts["transformer"].file
+    return (MODEL_INDEX, transformer) if transformer else (MODEL_INDEX,)

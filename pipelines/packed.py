@@ -6,7 +6,7 @@ diffusers' functions by themselves compute with half-precision scales, off by up
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -88,6 +88,17 @@ def dense(value: torch.Tensor | PackedTensor, dtype: torch.dtype | None = None) 
     if isinstance(value, PackedTensor):
         return value.dequantize(dtype)
     return value if dtype is None else value.to(dtype)
+
+
+def stacked(pieces: Sequence[torch.Tensor | PackedTensor]) -> torch.Tensor | PackedTensor:
+    """One matrix of pieces that lie below each other; a packed one of packed pieces, which are of one type."""
+    plain = [piece for piece in pieces if isinstance(piece, torch.Tensor)]
+    if len(plain) == len(pieces):
+        return torch.cat(plain)
+    packed = [piece for piece in pieces if isinstance(piece, PackedTensor)]
+    rows = sum(piece.shape[0] for piece in packed)
+    first = packed[0]
+    return PackedTensor(torch.cat([piece.raw for piece in packed]), first.qtype, (rows, first.shape[1]), first.dtype)
 
 
 class PackedLinear(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..checkpoint import Checkpoint
 from ..errors import InputError
@@ -104,18 +104,41 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Repository:
+    """A Hugging Face repository that holds one part alone, in its root.
+
+    Attributes:
+        id: ``owner/name``.
+        patterns: of the files that are needed.
+    """
+
+    id: str
+    patterns: tuple[str, ...]
+
+
+def _as_it_is(config: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(config)
+
+
+@dataclass(frozen=True)
 class PartFacts:
     """Where a part of a model can come from.
 
     Attributes:
-        companions: subfolders of the diffusers layout that it needs beside its own, e.g. its tokenizer.
-        strip: what names in a folder's files may have in front of the model's.
-        single_files: what its single files look like.
+        files: what files of it look like.
+        folder: its subfolder of the diffusers layout; empty where that is called like the part.
+        companions: subfolders that it needs beside its own; the first of a text encoder is its tokenizer's.
+        config: a folder's ``config.json`` -> the configuration in the keys of the part's class.
+        file: the file that AI Toolkit reads instead, in the root of a folder or repository; empty where there is none.
+        repository: where AI Toolkit takes the part from, whatever the weights hold besides.
     """
 
-    single_files: SingleFiles
-    companions: Sequence[str] = ()
-    strip: str = ""
+    files: SingleFiles
+    folder: str = ""
+    companions: tuple[str, ...] = ()
+    config: Callable[[Mapping[str, Any]], dict[str, Any]] = _as_it_is
+    file: str = ""
+    repository: Repository | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +212,3 @@ class ModelFacts:
     load_runtime: Callable[[], ModelRuntime]
     largest_side: Callable[[Checkpoint], int]
 
-    @property
-    def components(self) -> list[str]:
-        """Subfolders of the diffusers layout that are needed."""
-        return [name for part, facts in self.parts.items() for name in (part, *facts.companions)]

@@ -1,4 +1,4 @@
-"""A component of a model folder in diffusers' layout."""
+"""A part in a folder of its own: of a model folder in diffusers' layout, or the root of a repository."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FileError
 from ..files.header import FileStamp, Header, TensorInfo
 from ..files.safetensors import read_header, read_tensors
+from .layout import Placed, placed
 
 if TYPE_CHECKING:
     import torch
 
+    from ..models.facts import PartFacts
+    from ..packed import PackedTensor
+
 # diffusers' and transformers' names of a component's weights, single or sharded
 _WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
-_SUFFIXES = (".json", ".safetensors", ".model")  # what a change of makes another checkpoint
+_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # what a change of makes another checkpoint
+_TOKENIZER, _SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+# a tokenizer without the fast one's file, which transformers converts
+_SLOW_TOKENIZER = ("vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True)
@@ -26,30 +33,45 @@ class FolderSource:
     """See :class:`.source.Source`.
 
     Attributes:
-        name: the whole folder's.
-        component: subfolder.
-        folder: the whole model's, with ``model_index.json``.
+        name: the whole folder's, or the repository's.
+        component: which part this is.
+        folder: the whole folder.
+        subfolder: the part's; empty is the folder itself.
+        tokenizer_folder: the tokenizer's, likewise.
         files: every configuration and weight file, stamped; tells this folder from a changed one.
-        strip: what the file's names may have in front of the model's.
+        facts: what files of this part look like.
     """
 
     name: str
     component: str
     folder: Path
+    subfolder: str
+    tokenizer_folder: str
     files: tuple[FileStamp, ...]
-    strip: str = ""
+    facts: PartFacts
 
     @classmethod
-    def open(cls, folder: Path, name: str, component: str, companions: tuple[str, ...], strip: str) -> FolderSource:
-        """Stamps the files of a component and of its companions, e.g. a tokenizer."""
+    def open(cls, folder: Path, name: str, component: str, facts: PartFacts, *, alone: bool = False) -> FolderSource:
+        """Stamps the files of a part and of its companions, e.g. a tokenizer.
+
+        Args:
+            folder: the whole folder.
+            name: how it is shown.
+            component: which part.
+            facts: the model's of this part.
+            alone: whether the part and its companions lie in the folder itself.
+        """
+        subfolder = "" if alone else facts.folder or component
+        companions = ("",) if alone else facts.companions
         paths: list[Path] = []
-        for subfolder in (component, *companions):
-            paths += sorted(p for p in (folder / subfolder).iterdir() if p.suffix in _SUFFIXES)
-        return cls(name, component, folder, tuple(FileStamp.of(path) for path in paths), strip)
+        for inside in dict.fromkeys((subfolder, *companions)):
+            paths += sorted(p for p in (folder / inside).iterdir() if p.suffix in _SUFFIXES)
+        stamps = tuple(FileStamp.of(path) for path in paths)
+        return cls(name, component, folder, subfolder, next(iter(companions), ""), stamps, facts)
 
     @property
     def config_name(self) -> str:
-        return f"{self.component}/config.json"
+        return f"{self._where}config.json"
 
     @property
     def weight_files(self) -> tuple[FileStamp, ...]:
@@ -59,27 +81,30 @@ class FolderSource:
         return dict(_config(self))
 
     def tensor_infos(self) -> dict[str, TensorInfo]:
-        return {
-            name.removeprefix(self.strip): info for header in self.headers() for name, info in header.tensors.items()
-        }
+        self.headers()
+        return dict(_placed(self).infos)
 
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        wanted = set(names)
-        for header in self.headers():
-            found = [name for name in header.tensors if name.removeprefix(self.strip) in wanted]
-            for name, value in read_tensors(header.path, found):
-                yield name.removeprefix(self.strip), value
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
+        headers = self.headers()
+        found = _placed(self)
+        needed = found.needed(names)
+        stored = (
+            pair
+            for header in headers
+            for pair in read_tensors(header.path, [key for key in header.tensors if key in needed])
+        )
+        yield from found.fill(stored, needed)
 
     def tokenizer(self) -> Path | bytes | None:
-        folder = self.folder / "tokenizer"
-        if (folder / "tokenizer.json").is_file():
+        folder = self.folder / self.tokenizer_folder
+        if (folder / _TOKENIZER).is_file() or all((folder / name).is_file() for name in _SLOW_TOKENIZER):
             return folder
-        alone = folder / "tokenizer.model"
+        alone = folder / _SENTENCEPIECE
         return alone.read_bytes() if alone.is_file() else None
 
     @property
     def tokenizer_name(self) -> str:
-        return "tokenizer/tokenizer.json"
+        return f"{self.tokenizer_folder}/{_TOKENIZER}" if self.tokenizer_folder else _TOKENIZER
 
     def headers(self) -> list[Header]:
         """The checked headers of the weight files.
@@ -91,9 +116,12 @@ class FolderSource:
         paths = self._paths()
         for path in paths:
             if FileStamp.of(path) not in self.files:
-                where = f"{self.component}/{path.name} of {self.name!r}"
-                raise FileError(f"{where} was replaced after its node ran. Run again.")
+                raise FileError(f"{self._where}{path.name} of {self.name!r} was replaced after its node ran. Run again.")
         return [read_header(path) for path in paths]
+
+    @property
+    def _where(self) -> str:
+        return f"{self.subfolder}/" if self.subfolder else ""
 
     def _paths(self) -> list[Path]:
         """The safetensors files, in the index's order.
@@ -101,7 +129,7 @@ class FolderSource:
         Raises:
             FileError: there are none, or some of the shards that the index names are missing.
         """
-        folder = self.folder / self.component
+        folder = self.folder / self.subfolder
         for stem in _WEIGHT_NAMES:
             index = folder / f"{stem}.safetensors.index.json"
             if index.is_file():
@@ -116,12 +144,12 @@ class FolderSource:
         folder = index.parent
         weight_map = read_json(index, self.name).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise FileError(f"{self.name!r} is damaged: {folder.name}/{index.name} has no weight_map. Download it.")
+            raise FileError(f"{self.name!r} is damaged: {self._where}{index.name} has no weight_map. Download it.")
         shards = [folder / shard for shard in dict.fromkeys(weight_map.values())]
         absent = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
         if absent or not shards:
             raise FileError(
-                f"{self.name!r} is incomplete: {folder.name} lacks {', '.join(absent) or 'its shards'}. "
+                f"{self.name!r} is incomplete: {self.component} lacks {', '.join(absent) or 'its shards'}. "
                 "Download it again."
             )
         return shards
@@ -129,7 +157,29 @@ class FolderSource:
 
 @lru_cache(maxsize=64)
 def _config(source: FolderSource) -> dict[str, Any]:
-    return read_json(source.folder / source.component / "config.json", source.name)
+    config = read_json(source.folder / source.subfolder / "config.json", source.name)
+    try:
+        return source.facts.config(config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileError(
+            f"{source.config_name} of {source.name!r} cannot be understood ({type(error).__name__}: {error}). "
+            "Download it again."
+        ) from error
+
+
+@lru_cache(maxsize=16)
+def _placed(source: FolderSource) -> Placed:
+    stored = {key: info for header in source.headers() for key, info in header.tensors.items()}
+    for layout in source.facts.files.layouts:
+        prefix = layout.prefix_in(stored)
+        if prefix is not None:
+            break
+    else:
+        layout, prefix = None, ""
+    try:
+        return placed(stored, layout, prefix)
+    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise FileError(f"The {source.component} in {source.name!r} cannot be understood: {error}.") from error
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ object in the keys of the part's class.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..errors import FileError
 from ..files import read_header, read_tensors
 from ..files.header import FileStamp, TensorInfo
 from .folder import read_json
-from .layout import Layout, Place, SingleFiles
+from .layout import Layout, Placed, SingleFiles, placed
 
 if TYPE_CHECKING:
     import torch
@@ -72,19 +72,13 @@ class SingleFileSource:
 
     def tensor_infos(self) -> dict[str, TensorInfo]:
         self._check_unchanged()
-        return dict(_placed(self)[0])
+        return dict(_placed(self).infos)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
         self._check_unchanged()
-        wanted = set(names)
-        places = {
-            key: kept
-            for key, found in _placed(self)[1].items()
-            if (kept := [place for place in found if place.name in wanted])
-        }
-        for key, value in read_tensors(self.files[0].path, list(places)):
-            for place in places[key]:
-                yield place.name, place.cut(value)
+        found = _placed(self)
+        needed = found.needed(names)
+        yield from found.fill(read_tensors(self.files[0].path, list(needed)), needed)
 
     def tokenizer(self) -> bytes | None:
         self._check_unchanged()
@@ -107,27 +101,18 @@ class SingleFileSource:
 
 
 @lru_cache(maxsize=16)
-def _placed(source: SingleFileSource) -> tuple[Mapping[str, TensorInfo], Mapping[str, Sequence[Place]]]:
-    """The model's infos, and the file's keys -> places."""
-    prefix = source.prefix
+def _placed(source: SingleFileSource) -> Placed:
+    tokenizer = source.facts.tokenizer
     stored = {
         key: info
         for key, info in read_header(source.files[0].path).tensors.items()
-        if key.startswith(prefix) and not (source.facts.tokenizer and key.endswith(source.facts.tokenizer))
+        if not (tokenizer and key.endswith(tokenizer))
     }
-    # without a prefix the file holds this part alone, and what has no place in the model is told to the caller
-    named = {key.removeprefix(prefix): info for key, info in stored.items()}
     try:
-        layout = source.layout.places(named)
+        # without a prefix the file holds this part alone, and what has no place in the model is told to the caller
+        return placed(stored, source.layout, source.prefix)
     except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
         raise FileError(f"The {source.component} in {source.name!r} cannot be understood: {error}.") from error
-    infos: dict[str, TensorInfo] = {}
-    places: dict[str, Sequence[Place]] = {}
-    for name, info in named.items():
-        places[prefix + name] = found = layout.get(name, (Place(name),))
-        for place in found:
-            infos[place.name] = place.info(info)
-    return infos, places
 
 
 def open_single_file(path: Path, name: str, model: ModelFacts) -> dict[str, SingleFileSource]:
@@ -146,10 +131,10 @@ def open_single_file(path: Path, name: str, model: ModelFacts) -> dict[str, Sing
     files = (FileStamp.of(path), *([FileStamp.of(beside)] if beside.is_file() else []))
     found: dict[str, SingleFileSource] = {}
     for part, facts in model.parts.items():
-        for layout in facts.single_files.layouts:
+        for layout in facts.files.layouts:
             prefix = layout.prefix_in(header.tensors)
             if prefix is not None:
-                found[part] = SingleFileSource(name, part, files, facts.single_files, layout, prefix)
+                found[part] = SingleFileSource(name, part, files, facts.files, layout, prefix)
                 break
     if not found:
         first = next(iter(header.tensors), "nothing")

@@ -34,7 +34,7 @@ from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.hub import open_repo
 from comfyui_aitk.pipelines.models import find_model
 try:
-    print(open_repo(sys.argv[1], find_model("lumina2")).name)
+    print(open_repo(sys.argv[1], find_model("lumina2"))["transformer"].name)
 except AITKError as error:
     print(type(error).__name__ + ": " + str(error))
 """

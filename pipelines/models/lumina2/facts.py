@@ -208,8 +208,7 @@ MODEL = ModelFacts(
     repo_id="Alpha-VLLM/Lumina-Image-2.0",
     parts={
         "transformer": PartFacts(TRANSFORMER),
-        # a Gemma2ForCausalLM's names begin with model.
-        "text_encoder": PartFacts(TEXT_ENCODER, companions=("tokenizer",), strip="model."),
+        "text_encoder": PartFacts(TEXT_ENCODER, companions=("tokenizer",)),
         "vae": PartFacts(FLUX_VAE),
     },
     transformer_class="Lumina2Transformer2DModel",
