@@ -20,6 +20,7 @@ from .models import find_model
 from .models.facts import ModelFacts, Recipe, RecipeOptions
 from .models.runtime import DenoiseJob, Embedding, ModelRuntime, Typed
 from .observer import Observer
+from .pixels import from_image
 from .report import describe_loras, describe_weights, peak_memory, versions
 from .sizes import Size, snap
 
@@ -122,6 +123,9 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         prompt, flags = cut_flags(prompt)
     typed = Typed(prompt, request.negative_prompt, request.system_prompt)
     texts = runtime.texts(recipe, handle, typed, request.guidance_scale)
+    references = [from_image(image) for image in request.control.images] if request.control is not None else []
+    if references:
+        runtime.check_control([(image.shape[1], image.shape[0]) for image in references])
     before = replace(engine.counters)
     clock = _Clock()
     device = engine.device
@@ -129,19 +133,20 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     with torch.inference_mode(False), torch.no_grad(), peak_memory(device) as peak, engine.device_memory():
         with clock.phase("encode"):
             conditioning = engine.embeddings(handle, texts, plan, observer)
+        starts = _starts(engine, handle, recipe, request, size, references, observer, clock)
         with clock.phase("prepare"):
             engine.apply_loras(handle, "transformer", plan, observer)
             # read now: the files may be gone when the picture is done
             sources = {"model": describe_weights(engine, handle), "loras": describe_loras(plan, handle)}
         sigmas = runtime.sigmas(recipe, schedule_length(request), size)[-(request.steps + 1) :]
-        latents = _denoise_batch(engine, handle, recipe, request, size, conditioning, sigmas, observer, clock)
+        latents = _denoise_batch(engine, handle, recipe, request, size, conditioning, starts, sigmas, observer, clock)
         observer.stage("decoding")
         with clock.phase("decode"), engine.on_device(handle, "vae", observer, size) as vae:
             images = []
             for latent in latents:
                 observer.check()
-                images.append(runtime.decode(vae, latent.to(device), recipe))
-    notes = (*size.notes, *_text_notes(request, prompt, flags, conditioning))
+                images.append(runtime.decode(vae, latent.to(device), recipe, size))
+    notes = (*size.notes, *_text_notes(model, request, prompt, flags, conditioning))
     report = {
         **sources,
         "recipe": recipe.name,
@@ -151,6 +156,10 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         "noise_device": "cpu" if recipe.noise == "cpu" else device,
         "prompt": prompt,
         "negative_prompt": request.negative_prompt if len(texts) > 1 else None,
+        "control_images": [
+            {"size": [image.shape[1], image.shape[0]], "sha256": hashlib.sha256(image.numpy().tobytes()).hexdigest()}
+            for image in references
+        ],
         "sigmas": [round(float(value), 7) for value in sigmas],
         "notes": list(notes),
         "work": {name: value - getattr(before, name) for name, value in asdict(engine.counters).items()},
@@ -213,15 +222,21 @@ def check_request(model: ModelFacts, handle: PipelineHandle, request: SampleRequ
             getattr(request, name).encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{name} holds half a character (a lone surrogate) at position {error.start}.") from error
-    given = len(request.control.images) if request.control is not None else 0
-    if given > model.control_images:
-        takes = f"at most {model.control_images}" if model.control_images else "no"
-        raise InputError(
-            f"{model.title} takes {takes} control images; connected: {given}. Disconnect `control` from the "
-            "sampler, or load a model that edits images."
-        )
     recipe = model.recipes[request.recipe]
+    _check_control(model, recipe, len(request.control.images) if request.control is not None else 0)
     return recipe if request.recipe_options is None else recipe.configured(request.recipe_options)
+
+
+def _check_control(model: ModelFacts, recipe: Recipe, given: int) -> None:
+    if given <= recipe.control_images:
+        return
+    takes = f"at most {recipe.control_images}" if recipe.control_images else "no"
+    fitting = [other.name for other in model.recipes.values() if other.control_images >= given]
+    whose = f"The recipe {recipe.name!r} of {model.title}" if fitting else model.title
+    way_out = f"choose the recipe {fitting[0]!r}" if fitting else "load a model that edits images"
+    raise InputError(
+        f"{whose} takes {takes} control images; connected: {given}. Disconnect `control` from the sampler, or {way_out}."
+    )
 
 
 def schedule_length(request: SampleRequest) -> int:
@@ -242,14 +257,21 @@ def cut_flags(prompt: str) -> tuple[str, str]:
     return text.strip(), (dashes + flags).strip()
 
 
-def initial_noise(seed: int, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
-    """The noise of one picture: drawn in the run's dtype, as every reference does.
+def seeded(device: str, seed: int) -> torch.Generator:
+    """A generator of a device, at its start."""
+    import torch
+
+    return torch.Generator(device).manual_seed(seed)
+
+
+def initial_noise(generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The noise of one picture: drawn in the run's dtype on the generator's device, as every reference does.
 
     A bfloat16 draw is not promised to be the rounded float32 draw.
     """
     import torch
 
-    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), dtype=dtype, device=device)
+    return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
 
 
 def _size(model: ModelFacts, handle: PipelineHandle, recipe: Recipe, request: SampleRequest) -> Size:
@@ -274,9 +296,51 @@ def _size(model: ModelFacts, handle: PipelineHandle, recipe: Recipe, request: Sa
     return Size(width, height)
 
 
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Where one picture begins: ``noise`` [1, C, h, w], and ``control``, what the loop gets of the references; CPU."""
+
+    noise: torch.Tensor
+    control: tuple[torch.Tensor, ...]
+
+
+def _starts(
+    engine: Engine, handle: PipelineHandle, recipe: Recipe, request: SampleRequest, size: Size,
+    references: Sequence[torch.Tensor], observer: Observer, clock: _Clock,
+) -> list[_Start]:  # fmt: skip
+    """The start of each picture of the batch. References are encoded before noise is drawn, as the trainer does."""
+    runtime, device = engine.runtime(find_model(handle.model)), engine.device
+    dtype, shape = torch_dtype(handle.dtype), runtime.noise_shape(size, recipe)
+    noise_device = "cpu" if recipe.noise == "cpu" else device
+    seeds = range(request.seed, request.seed + request.batch_size)
+    generators = [seeded(noise_device, seed) for seed in seeds]
+    controls: list[tuple[torch.Tensor, ...]] = [()] * len(seeds)
+    if references:
+        observer.stage("encoding the control images")
+        with clock.phase("encode control"), engine.on_device(handle, "vae", observer, _largest(references)) as vae:
+            for index, (seed, noise) in enumerate(zip(seeds, generators, strict=True)):
+                observer.check()
+                if recipe.posterior == "mean" and index > 0:
+                    # nothing is drawn: all pictures have the same
+                    controls[index] = controls[0]
+                    continue
+                shared = recipe.posterior == "trainer" and device == noise_device
+                generator = noise if shared else seeded(device, seed)
+                found = runtime.encode_control(vae, references, recipe, size, dtype, generator, device)
+                controls[index] = tuple(value.cpu() for value in found)
+    return [
+        _Start(initial_noise(generator, shape, dtype), control)
+        for generator, control in zip(generators, controls, strict=True)
+    ]
+
+
+def _largest(references: Sequence[torch.Tensor]) -> Size:
+    return Size(max(image.shape[1] for image in references), max(image.shape[0] for image in references))
+
+
 def _denoise_batch(
     engine: Engine, handle: PipelineHandle, recipe: Recipe, request: SampleRequest, size: Size,
-    conditioning: list[Embedding], sigmas: torch.Tensor, observer: Observer, clock: _Clock,
+    conditioning: list[Embedding], starts: Sequence[_Start], sigmas: torch.Tensor, observer: Observer, clock: _Clock,
 ) -> list[torch.Tensor]:  # fmt: skip
     """Final latents of each picture, [1, C, h, w], on the CPU."""
     runtime = engine.runtime(find_model(handle.model))
@@ -286,23 +350,18 @@ def _denoise_batch(
     observer.stage("sampling")
     with clock.phase("sample"), engine.on_device(handle, "transformer", observer, size) as transformer:
         conditioning = [Embedding(e.embeds.to(device), e.mask.to(device), e.cut_tokens) for e in conditioning]
-        for index in range(request.batch_size):
+        for index, start in enumerate(starts):
             done = index * request.steps
 
             def on_step(step: int, x0: torch.Tensor, done: int = done) -> None:
                 observer.step(done + step, total, x0)
 
-            noise = initial_noise(
-                request.seed + index,
-                runtime.noise_shape(size),
-                torch_dtype(handle.dtype),
-                "cpu" if recipe.noise == "cpu" else device,
-            )
             job = DenoiseJob(
                 recipe=recipe,
-                latents=start_latents(runtime, handle, request, noise, sigmas, index).to(device),
+                latents=start_latents(runtime, handle, request, start.noise, sigmas, index).to(device),
                 sigmas=sigmas.to(device),
                 conditioning=conditioning,
+                control=tuple(value.to(device) for value in start.control),
                 guidance_scale=request.guidance_scale,
                 attention=handle.options.transformer_attention,
                 on_step=on_step,
@@ -329,7 +388,9 @@ def start_latents(
     return ((1 - sigma) * given + sigma * noise.float()).to(noise.dtype)
 
 
-def _text_notes(request: SampleRequest, prompt: str, flags: str, conditioning: list[Embedding]) -> Iterator[str]:
+def _text_notes(
+    model: ModelFacts, request: SampleRequest, prompt: str, flags: str, conditioning: list[Embedding]
+) -> Iterator[str]:
     if not prompt.strip():
         yield "the prompt is empty"
     if flags:
@@ -339,4 +400,7 @@ def _text_notes(request: SampleRequest, prompt: str, flags: str, conditioning: l
             length = embedding.mask.shape[1]
             yield f"the {name} was cut at {length} tokens: its last {embedding.cut_tokens} were left out"
     if request.negative_prompt and len(conditioning) < 2:
-        yield "the negative prompt is not used: guidance_scale is 1 or less"
+        why = f"{model.title} has its guidance built in"
+        if model.guidance == "classifier-free":
+            why = "guidance_scale is 1 or less"
+        yield f"the negative prompt is not used: {why}"

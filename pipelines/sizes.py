@@ -40,7 +40,7 @@ def snap(width: int, height: int, rule: SizeRule, largest: int) -> Size:
     Args:
         width, height: pixels, as asked for.
         rule: the recipe's.
-        largest: the longest side in pixels that the model's position table holds.
+        largest: the longest side in pixels that the model renders.
 
     Raises:
         InputError: no picture of that size can be rendered; the message names a size that can.
@@ -53,7 +53,7 @@ def snap(width: int, height: int, rule: SizeRule, largest: int) -> Size:
         if side <= 0:
             raise InputError(f"{name} is {side}: a picture needs at least {smallest} pixels a side.")
         if side > largest:
-            raise InputError(f"{name} is {side:,}: this model's position table ends at {largest:,} pixels a side.")
+            raise InputError(f"{name} is {side:,}: this model renders at most {largest:,} pixels a side.")
         if side < MINIMUM_SIDE and rule.small == "error":
             raise InputError(f"{name} is {side}: the smallest side is {MINIMUM_SIDE} pixels.")
         sides.append(max(smallest, side - side % rule.floor))

@@ -1,4 +1,4 @@
-"""The catalogue: every model is a subpackage of this one that states its facts as ``MODEL``.
+"""The catalogue: every family of models is a subpackage of this one that states their facts as ``MODELS``.
 
 Adding a model is adding a subpackage. Listing them imports no torch.
 """
@@ -20,8 +20,10 @@ DEFAULT_MODEL = "lumina2"
 def catalogue() -> dict[str, ModelFacts]:
     """Model id -> facts: the default first, the others in alphabetical order."""
     found = [info.name for info in pkgutil.iter_modules(__path__) if info.ispkg]
-    models = [importlib.import_module(f"{__name__}.{name}").MODEL for name in sorted(found)]
-    models.sort(key=lambda model: model.id != DEFAULT_MODEL)
+    families = [importlib.import_module(f"{__name__}.{name}").MODELS for name in sorted(found)]
+    models = sorted(
+        (model for family in families for model in family), key=lambda model: (model.id != DEFAULT_MODEL, model.id)
+    )
     return {model.id: model for model in models}
 
 

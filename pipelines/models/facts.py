@@ -63,6 +63,9 @@ class Recipe:
             where its flags begin.
         noise: where it is drawn: one seed gives another noise on another kind of device.
         system_prompt: the instruction in front of the prompt where the user gives none; may be empty.
+        control_images: how many reference images it takes at most.
+        posterior: how the latents of reference images are drawn: their ``mean``; by the ``trainer``'s generator, the
+            compute device's, which on a CPU draws the noise after them; or by one of their ``own``.
         options: those that this recipe reads -> its field.
         sources: field -> where its value was read.
     """
@@ -75,6 +78,8 @@ class Recipe:
     prompt_flags: bool
     noise: Literal["cpu", "compute device"]
     system_prompt: str
+    control_images: int
+    posterior: Literal["mean", "trainer", "own"]
     options: Mapping[str, str]
     sources: Mapping[str, str]
 
@@ -186,14 +191,15 @@ class ModelFacts:
         transformer_class: ``_class_name`` of ``transformer/config.json``; tells one model's folder from another's.
         defaults: the sampler's.
         recipes: by name; the first is the default.
-        control_images: how many reference images the model takes at most.
+        guidance: ``classifier-free`` calls the model for the negative prompt too; ``embedded`` is an input of the model,
+            which then has no use for a negative prompt.
         latent_channels: of the LATENT.
         latent_downscale: pixels per latent pixel and side.
         latent_format: ComfyUI's name of the latent space, for previews.
         quantization: what ``model default`` means, by part.
         lora: names in LoRA files.
         load_runtime: imports the code that runs the model.
-        largest_side: pixels, read from the checkpoint's configuration.
+        largest_side: pixels; what a checkpoint's position table holds.
     """
 
     id: str
@@ -203,7 +209,7 @@ class ModelFacts:
     transformer_class: str
     defaults: Defaults
     recipes: Mapping[str, Recipe]
-    control_images: int
+    guidance: Literal["classifier-free", "embedded"]
     latent_channels: int
     latent_downscale: int
     latent_format: str

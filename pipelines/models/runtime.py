@@ -66,6 +66,7 @@ class DenoiseJob:
         latents: [1, C, h, w], the start, in the run's dtype, on the compute device.
         sigmas: [steps + 1], float32, on the compute device, falling to 0.
         conditioning: the embeddings of the recipe's texts, in order, on the compute device.
+        control: what the model made of the reference images, on the compute device; empty without any.
         guidance_scale: as the user gave it.
         attention: the kernel of the transformer's attention.
         on_step: called after each step with the number of steps done and the estimated clean latent [1, C, h, w].
@@ -76,6 +77,7 @@ class DenoiseJob:
     latents: torch.Tensor
     sigmas: torch.Tensor
     conditioning: Sequence[Embedding]
+    control: tuple[torch.Tensor, ...]
     guidance_scale: float
     attention: str
     on_step: Callable[[int, torch.Tensor], None]
@@ -115,7 +117,24 @@ class ModelRuntime(Protocol):
         """About how many bytes a part needs on the device beside its weights, for one picture of ``size``."""
         ...
 
-    def noise_shape(self, size: Size) -> tuple[int, ...]:
+    def check_control(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raises InputError where a reference image cannot be used; sizes are width and height in pixels, in order."""
+        ...
+
+    def encode_control(
+        self,
+        vae: nn.Module,
+        images: Sequence[torch.Tensor],
+        recipe: Recipe,
+        size: Size,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+        device: str,
+    ) -> tuple[torch.Tensor, ...]:
+        """Reference images, each uint8 [H, W, 3] on the CPU, for the loop; ``generator`` draws their posterior."""
+        ...
+
+    def noise_shape(self, size: Size, recipe: Recipe) -> tuple[int, ...]:
         """Shape of one picture's latents."""
         ...
 
@@ -127,7 +146,7 @@ class ModelRuntime(Protocol):
         """Runs the loop; returns the final latents [1, C, h, w]."""
         ...
 
-    def decode(self, vae: nn.Module, latents: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    def decode(self, vae: nn.Module, latents: torch.Tensor, recipe: Recipe, size: Size) -> torch.Tensor:
         """[1, C, h, w] -> uint8 [H, W, 3], CPU."""
         ...
 

@@ -17,7 +17,7 @@ _UP = re.compile(r"up\.(\d+)\.(?:block\.(\d+)\.(\w+)|upsample\.conv)$")
 _MIDDLE = re.compile(r"mid\.(?:block_([12])\.(\w+)|attn_1\.(\w+))$")
 
 
-def _module(module: str, levels: int) -> str | None:
+def diffusers_module(module: str, levels: int) -> str | None:
     """diffusers' name of a module of the encoder or decoder; None for one that it does not have."""
     if module in _FIXED:
         return _FIXED[module]
@@ -45,7 +45,7 @@ def _places(infos: Infos) -> dict[str, list[Place]]:
     for name, info in infos.items():
         side, _, rest = name.partition(".")
         module, _, leaf = rest.rpartition(".")
-        found = _module(module, levels) if side in ("encoder", "decoder") else None
+        found = diffusers_module(module, levels) if side in ("encoder", "decoder") else None
         if found is not None:
             # 1 x 1 convolutions there, linear layers here
             shape = info.shape[:2] if ".attentions.0.to_" in found and len(info.shape) == 4 else None

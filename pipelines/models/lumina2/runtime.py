@@ -14,6 +14,7 @@ from ...checkpoint import Checkpoint
 from ...errors import FileError, InputError
 from ...handle import PipelineHandle, Quantization
 from ...loading import build_empty, fill, parameter_shapes
+from ...pixels import to_pixels
 from ...sizes import Size
 from ...sources.source import Source, check_complete
 from ..facts import Recipe
@@ -101,13 +102,28 @@ class Lumina2Runtime:
         text_encoder.configure(text.settings)
         return text_encoder(text, device)
 
+    def check_control(self, sizes: Sequence[tuple[int, int]]) -> None:
+        raise AssertionError("no recipe of this model takes references")
+
+    def encode_control(
+        self,
+        vae: nn.Module,
+        images: Sequence[torch.Tensor],
+        recipe: Recipe,
+        size: Size,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+        device: str,
+    ) -> tuple[torch.Tensor, ...]:
+        raise AssertionError("no recipe of this model takes references")
+
     def activation_bytes(self, part: str, size: Size | None, dtype: torch.dtype) -> int:
         if part != "vae" or size is None:
             return 1 << 30
         # ComfyUI's measure of this autoencoder's decoder: 2178 * 64 values per latent pixel (comfy/sd.py)
         return 2178 * 64 * (size.width // VAE_DOWNSCALE) * (size.height // VAE_DOWNSCALE) * dtype.itemsize
 
-    def noise_shape(self, size: Size) -> tuple[int, ...]:
+    def noise_shape(self, size: Size, recipe: Recipe) -> tuple[int, ...]:
         return (1, MODEL.latent_channels, size.height // VAE_DOWNSCALE, size.width // VAE_DOWNSCALE)
 
     def sigmas(self, recipe: Recipe, steps: int, size: Size) -> torch.Tensor:
@@ -117,22 +133,14 @@ class Lumina2Runtime:
     def denoise(self, transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
         return loop.denoise(transformer, job)
 
-    def decode(self, vae: nn.Module, latents: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    def decode(self, vae: nn.Module, latents: torch.Tensor, recipe: Recipe, size: Size) -> torch.Tensor:
         assert isinstance(vae, AutoencoderKL)
         assert isinstance(recipe, Lumina2Recipe)
         config = vae.config
         with decoder_roundings(vae) if recipe.modules == "sd-scripts" else nullcontext():
             image = vae.decode(latents / config["scaling_factor"] + config["shift_factor"], return_dict=False)[0]
-        # denormalised and clamped in the run's dtype, then rounded half to even: diffusers' VaeImageProcessor
-        image = (image * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu()
-        if not bool(torch.isfinite(image).all()):
-            cause = (
-                "float16 does not hold this model's values. Choose bfloat16 or float32 on the loader."
-                if vae.dtype == torch.float16
-                else "Try a smaller guidance_scale or LoRA strength."
-            )
-            raise InputError(f"The picture came out as NaN or Inf. {cause}")
-        return (image * 255).round().to(torch.uint8)
+        # denormalised and clamped in the run's dtype: diffusers' VaeImageProcessor
+        return to_pixels((image * 0.5 + 0.5).clamp(0, 1), vae.dtype)
 
     def to_comfy(self, latents: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
         config = checkpoint.config("vae")

@@ -1,0 +1,99 @@
+"""FLUX.2's schedule and denoising loop: AI Toolkit's own, which uses no scheduler object.
+
+Source: AI Toolkit extensions_built_in/diffusion_models/flux2/src/sampling.py and pipeline.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ...sizes import Size
+from ..runtime import DenoiseJob, Embedding
+from .attention import kernel
+from .control import ControlTokens
+from .tokens import DOWNSCALE, image_ids, latents_of, text_ids, tokens_of
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One step's velocity from image to noise, each [1, tokens, C], without the references' tokens.
+
+    Attributes:
+        cond: for the prompt.
+        uncond: for the negative prompt; None where it was not run.
+        guided: what moves the latents.
+    """
+
+    cond: torch.Tensor
+    uncond: torch.Tensor | None
+    guided: torch.Tensor
+
+
+def sigmas(steps: int, size: Size) -> torch.Tensor:
+    """[steps + 1], float32, from 1 to 0: shifted the more, the more tokens a picture has; nothing is cut off above 4096.
+
+    mu is linear in the tokens: 0.5 at 256, 1.15 at 4096.
+    """
+    tokens = (size.width // DOWNSCALE) * (size.height // DOWNSCALE)
+    slope = (1.15 - 0.5) / (4096 - 256)
+    factor = math.exp(slope * tokens + (0.5 - slope * 256))
+    return factor / (factor + (1 / torch.linspace(1, 0, steps + 1) - 1))
+
+
+class Predictor:
+    """The transformer's calls of one picture."""
+
+    def __init__(self, transformer: nn.Module, job: DenoiseJob) -> None:
+        self._transformer = transformer
+        self._job = job
+        device, dtype = job.latents.device, job.latents.dtype
+        height, width = job.latents.shape[-2:]
+        self._guidance = torch.full((1,), job.guidance_scale, dtype=dtype, device=device)
+        self._ids = [image_ids(height, width).to(device)]
+        self._references: list[torch.Tensor] = []
+        if job.control:
+            control = ControlTokens(*job.control)
+            self._references.append(control.tokens)
+            self._ids.append(control.ids)
+
+    def __call__(self, tokens: torch.Tensor, sigma: float) -> Prediction:
+        """Image tokens [1, tokens, C] at a noise level."""
+        cond = self._velocity(tokens, sigma, self._job.conditioning[0])
+        count = tokens.shape[1]
+        if len(self._job.conditioning) == 1:
+            return Prediction(cond[:, :count], None, cond[:, :count])
+        uncond = self._velocity(tokens, sigma, self._job.conditioning[1])
+        guided = uncond + self._job.guidance_scale * (cond - uncond)
+        return Prediction(cond[:, :count], uncond[:, :count], guided[:, :count])
+
+    def _velocity(self, tokens: torch.Tensor, sigma: float, text: Embedding) -> torch.Tensor:
+        self._job.check()
+        return self._transformer(
+            # references are bfloat16 in every run; beside float32 tokens they are promoted
+            x=torch.cat((tokens, *self._references), dim=1),
+            x_ids=torch.cat(self._ids, dim=1),
+            timesteps=torch.full((1,), sigma, dtype=tokens.dtype, device=tokens.device),
+            ctx=text.embeds,
+            ctx_ids=text_ids(text.embeds.shape[1]).to(tokens.device),
+            guidance=self._guidance,
+        )
+
+
+def denoise(transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
+    """Euler steps along ``job.sigmas``; the state stays in the run's dtype, rounded after each product and each sum."""
+    height, width = job.latents.shape[-2:]
+    tokens = tokens_of(job.latents)
+    # float64 of the float32 values, subtracted as such
+    levels = job.sigmas.tolist()
+    predict = Predictor(transformer, job)
+    with kernel(transformer, job.attention):
+        for index, (sigma, following) in enumerate(zip(levels, levels[1:], strict=False)):
+            velocity = predict(tokens, sigma).guided
+            x0 = tokens - sigma * velocity
+            tokens = tokens + (following - sigma) * velocity
+            job.on_step(index + 1, latents_of(x0, height, width))
+    return latents_of(tokens, height, width)
