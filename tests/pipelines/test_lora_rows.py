@@ -292,8 +292,8 @@ def test_a_merge_that_is_interrupted_leaves_the_weights_as_they_were(engine, che
     before = _weights(engine, base)
 
     class Interrupted(SilentObserver):
-        # once before the first layer, then before each piece: three and two layers are done, and half of the fourth
-        left = 1 + 3 + 2 + 1
+        # once before all layers, then before each piece: `gathered` and `out` are done, and one half of `swapped`
+        left = 1 + 2 + 1 + 1
 
         def check(self) -> None:
             self.left -= 1
@@ -342,7 +342,7 @@ def test_live_a_share_gets_what_a_layer_of_its_own_would(engine, checkpoint, mod
         layers = _write(path, checkpoint, writer, _names_for(name))
         handle = _with_lora(_with_lora(base, path, STRENGTH, "live"), path, 0.3, "live")
         for recipe in MODEL.recipes if name == "LoRA" else ["trainer preview"]:
-            expected = dict(before)
+            expected = {module: output.clone() for module, output in before.items()}
             for strength in (STRENGTH, 0.3):
                 for module, rows, tensors, own in _changes(layers, shapes):
                     split = nn.Linear(96, own.stop - own.start, bias=False)
@@ -350,10 +350,9 @@ def test_live_a_share_gets_what_a_layer_of_its_own_would(engine, checkpoint, mod
                     branch = _adapter(kind, tensors, own).branch(
                         strength, DTYPES[dtype], MODEL.recipes[recipe].lora_arithmetic
                     )
-                    output = expected[module].clone()
+                    output = expected[module][..., rows].contiguous()
                     with torch.no_grad():
-                        output[..., rows] = branch(split, _input(module, DTYPES[dtype]), output[..., rows].contiguous())
-                    expected[module] = output
+                        expected[module][..., rows] = branch(split, _input(module, DTYPES[dtype]), output)
             _assert_equal(_outputs(engine, handle, recipe), expected)
             assert torch.equal(expected[UP][..., 256:], before[UP][..., 256:])
             assert not torch.equal(expected[UP][..., :256], before[UP][..., :256])
@@ -361,32 +360,30 @@ def test_live_a_share_gets_what_a_layer_of_its_own_would(engine, checkpoint, mod
 
 
 @pytest.mark.parametrize("held", ["none", "qint8", "fp8_e4m3fn", "GGUF"])
-@pytest.mark.parametrize("name", DECOMPOSED)
-def test_norms_are_those_of_the_share_alone(engine, checkpoint, models, tmp_path, held, name):
+def test_norms_are_those_of_the_share_alone(engine, checkpoint, models, tmp_path, held):
     """Against the formula: at strength 1 all of them scale the changed rows, or the share's columns, to the norms."""
-    _, writer, by_hand = KINDS[name]
     base = _held(held, checkpoint, models, tmp_path, "float32")
     before = _outputs(engine, base)
     weights = _dense_weights(engine, base)
     shapes = {f"{module}.weight": tuple(value.shape) for module, value in weights.items()}
-    path = tmp_path / "x.safetensors"
-    layers = _write(path, checkpoint, writer, _names_for(name))
-    expected = dict(before)
-    for module, rows, tensors, own in _changes(layers, shapes):
-        weight = weights[module][rows]
-        whole = weight + by_hand(tensors, own, 1.0)
-        if name == BY_COLUMNS:
-            changed = whole * tensors["dora_scale"] / whole.norm(dim=0)
-        else:
-            norms = tensors.get("dora_scale", tensors.get("magnitude"))
-            changed = whole * norms[own].reshape(-1, 1) / whole.norm(dim=1, keepdim=True)
-        output = expected[module].clone()
-        output[..., rows] += _input(module, torch.float32) @ (changed - weight).T
-        expected[module] = output
-    found = _outputs(engine, _with_lora(base, path, 1.0))
-    assert {m for m in found if not torch.allclose(found[m], expected[m], atol=1e-4)} == set()
-    with pytest.raises(LoraError, match="which its trainer never merges"):
-        engine.plan_loras(_with_lora(base, path, 1.0, "merged"), MODEL.recipes["trainer preview"])
+    for name in DECOMPOSED:
+        _, writer, by_hand = KINDS[name]
+        path = tmp_path / f"{name}.safetensors"
+        layers = _write(path, checkpoint, writer, _names_for(name))
+        expected = {module: output.clone() for module, output in before.items()}
+        for module, rows, tensors, own in _changes(layers, shapes):
+            weight = weights[module][rows]
+            whole = weight + by_hand(tensors, own, 1.0)
+            if name == BY_COLUMNS:
+                changed = whole * tensors["dora_scale"] / whole.norm(dim=0)
+            else:
+                norms = tensors.get("dora_scale", tensors.get("magnitude"))
+                changed = whole * norms[own].reshape(-1, 1) / whole.norm(dim=1, keepdim=True)
+            expected[module][..., rows] += _input(module, torch.float32) @ (changed - weight).T
+        found = _outputs(engine, _with_lora(base, path, 1.0))
+        assert {m for m in found if not torch.allclose(found[m], expected[m], atol=1e-4)} == set(), name
+        with pytest.raises(LoraError, match="which its trainer never merges"):
+            engine.plan_loras(_with_lora(base, path, 1.0, "merged"), MODEL.recipes["trainer preview"])
 
 
 def test_only_branches_that_need_a_weight_make_it_dense(engine, checkpoint, models, tmp_path, monkeypatch):
