@@ -42,6 +42,10 @@ class Float8Weight:
     def shape(self) -> torch.Size:
         return self.raw.shape
 
+    def rows(self, start: int, stop: int) -> Float8Weight:
+        """Rows of it; shares its memory."""
+        return Float8Weight(self.raw[start:stop], self.dtype)
+
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.raw.to(dtype or self.dtype)
 

@@ -82,7 +82,7 @@ def _with_alpha(layer: LoraLayer, configs: Mapping[str, PeftConfig]) -> LoraLaye
     config = configs.get(layer.part)
     if config is None or layer.rank is None or "alpha" in layer.keys:
         return layer
-    return replace(layer, alpha=config.alpha_of(layer.module, layer.rank))
+    return replace(layer, alpha=config.alpha_of(layer.name, layer.rank))
 
 
 def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 from ..errors import LoraError
 from ..files.header import Header
@@ -44,20 +45,24 @@ class LoraLayer:
 
     Attributes:
         part: ``transformer`` or ``text_encoder``.
+        name: of the layer in the file, without prefix and suffix.
         module: in the model.
         leaf: ``weight`` or ``bias``.
         rows: first row and the one after the last in what the file holds; None is all of it.
+        into: first row and the one after the last of the parameter that it changes; None is all of it.
         keys: role -> key in the file.
         kind: what sort of change.
         rank: read from the tensors: files mix ranks; None where the kind has none.
-        shape: of the parameter.
+        shape: of what it changes.
         alpha: told beside the tensors; None where it is not.
     """
 
     part: str
+    name: str
     module: str
     leaf: str
     rows: tuple[int, int] | None
+    into: tuple[int, int] | None
     keys: Mapping[str, str]
     kind: Kind
     rank: int | None
@@ -109,7 +114,9 @@ def recognise(header: Header, name: str, title: str, names: Names) -> list[LoraL
         for layer in _layers(header, name, title, spelled, target, leaf, roles, names):
             layers.setdefault(f"{layer.part} {layer.parameter}", []).append(layer)
     _check_kinds(layers, name)
-    return [layer for found in layers.values() for layer in found]
+    for found in layers.values():
+        _check_overlap(found, name)
+    return list(chain.from_iterable(layers.values()))
 
 
 def _groups(header: Header, name: str) -> tuple[dict[tuple[str, str], dict[str, str]], list[str]]:
@@ -198,14 +205,20 @@ def _layers(
     header: Header, name: str, title: str, spelled: str, target: Target, leaf: str, roles: Mapping[str, str],
     names: Names,
 ) -> list[LoraLayer]:  # fmt: skip
-    rows = names.rows(target, leaf)
+    try:
+        rows = names.rows(target, leaf)
+    except ValueError as error:
+        raise LoraError(
+            f"{name!r} does not fit these weights of {title}: {spelled!r} is a share of a layer, and {error}. "
+            + _origin(header, title)
+        ) from error
     if rows is None:
         raise LoraError(f"{name!r} does not fit these weights of {title}: {spelled!r} has no {leaf} in the model.")
     kind = _kind_of(name, spelled, roles)
     shape = _shape(header, name, kind, spelled, roles)
     shapes = names.shapes[target.part]
-    tail = shapes[f"{target.modules[0]}.{leaf}"][1:]
-    whole = (rows[-1][1], *tail)
+    tail = shapes[f"{target.pieces[0].module}.{leaf}"][1:]
+    whole = (rows[-1].held[1], *tail)
     if shape.weight != whole:
         # as wide as the layer: half of a LoRA, which alone reads as AI Toolkit's full rank
         if kind is full_rank.KIND and shape.weight[1:] == whole[1:]:
@@ -221,9 +234,12 @@ def _layers(
             f"{len(rows)} pieces. Train with weight decomposition on the output (wd_on_out), LyCORIS' default."
         )
     return [
-        LoraLayer(target.part, module, leaf, own if split else None, roles, kind, shape.rank, (own[1] - own[0], *tail))
-        for module, own in zip(target.modules, rows, strict=True)
-    ]
+        LoraLayer(
+            target.part, target.name, piece.module, leaf, held if split else None, into, roles, kind, shape.rank,
+            (held[1] - held[0], *tail),
+        )
+        for piece, (held, into) in zip(target.pieces, rows, strict=True)
+    ]  # fmt: skip
 
 
 def _kind_of(name: str, spelled: str, roles: Mapping[str, str]) -> Kind:
@@ -276,6 +292,12 @@ def _check_kinds(layers: Mapping[str, list[LoraLayer]], name: str) -> None:
         raise LoraError(
             f"{name!r} mixes formats: some of its layers are {', others '.join(sorted(titles))}. {_DAMAGED}"
         )
-    twice = next((found for found in layers.values() if len(found) > 1), None)
-    if twice is not None:
-        raise LoraError(f"{name!r} changes {twice[0].parameter!r} twice. {_DAMAGED}")
+
+
+def _check_overlap(layers: list[LoraLayer], name: str) -> None:
+    """A file may change one parameter in several layers, but no row of it twice."""
+    spans = [(layer.into or (0, layer.shape[0]), layer) for layer in layers]
+    for ((_, end), upper), ((first, last), lower) in pairwise(sorted(spans, key=lambda span: span[0])):
+        if first < end:
+            where = f"rows {first} to {min(end, last) - 1} of {upper.parameter!r}"
+            raise LoraError(f"{name!r} changes {where} twice, by {upper.name!r} and {lower.name!r}. {_DAMAGED}")

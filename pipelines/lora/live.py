@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from .kinds.branches import RowsBranch
 from .kinds.kind import Adapter, Arithmetic
 
 _CHILD = "aitk_lora"  # the branches are a child of their layer, so that they move between devices with it
@@ -29,9 +30,17 @@ class LiveLayer:
         layer.add_module(_CHILD, self._branches)
         self._hook = layer.register_forward_hook(self._add)
 
-    def append(self, adapter: Adapter, strength: float) -> None:
-        """Adds one more branch after the others, on the device where the layer is."""
+    def append(self, adapter: Adapter, strength: float, rows: tuple[int, int] | None) -> None:
+        """Adds one more branch after the others, on the device where the layer is.
+
+        Args:
+            adapter: the change.
+            strength: any number.
+            rows: first row and the one after the last of the layer's weight that it changes; None is all of them.
+        """
         branch = adapter.branch(strength, self._dtype, self._arithmetic)
+        if rows is not None:
+            branch = RowsBranch(branch, rows)
         self._branches.append(branch.to(cast(torch.Tensor, self._layer.weight).device))
 
     def remove(self) -> None:

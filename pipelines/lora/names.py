@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from ..pieces import Piece
 from ..sources.source import Source
 
 if TYPE_CHECKING:
@@ -19,13 +20,27 @@ class Target:
 
     Attributes:
         part: ``transformer`` or ``text_encoder``.
-        modules: the model's modules, whose rows lie below each other in the file's one.
+        name: by the file's naming, without the prefix, dots between its steps.
+        pieces: of the model's modules; their rows lie below each other in the file's one.
         spellings: indices of the spellings that write it so.
     """
 
     part: str
-    modules: tuple[str, ...]
+    name: str
+    pieces: tuple[Piece, ...]
     spellings: frozenset[int]
+
+
+class Rows(NamedTuple):
+    """Where the rows of one piece are, each time the first and the one after the last.
+
+    Attributes:
+        held: in what the file holds.
+        into: in the model's parameter; None is all of it.
+    """
+
+    held: tuple[int, int]
+    into: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -40,15 +55,16 @@ class Names:
     targets: Mapping[str, Target]
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
 
-    def rows(self, target: Target, leaf: str) -> list[tuple[int, int]] | None:
-        """First row and the one after the last of each module's ``leaf`` in the file's; None where one has none."""
-        shapes = [self.shapes[target.part].get(f"{module}.{leaf}") for module in target.modules]
-        found: list[tuple[int, int]] = []
-        for shape in shapes:
+    def rows(self, target: Target, leaf: str) -> list[Rows] | None:
+        """Those of each piece's ``leaf``; None where a module has none. Raises ValueError where they do not divide."""
+        found: list[Rows] = []
+        for piece in target.pieces:
+            shape = self.shapes[target.part].get(f"{piece.module}.{leaf}")
             if shape is None:
                 return None
-            start = found[-1][1] if found else 0
-            found.append((start, start + shape[0]))
+            first, last = piece.rows(shape[0])
+            start = found[-1].held[1] if found else 0
+            found.append(Rows((start, start + last - first), None if piece.whole else (first, last)))
         return found
 
 
@@ -66,16 +82,16 @@ def _names(model_id: str, checkpoint: Checkpoint) -> Names:
     targets: dict[str, Target] = {}
     for index, spelling in enumerate(facts.spellings):
         modules = list(dict.fromkeys(name.rpartition(".")[0] for name in shapes[spelling.part]))
-        table = {module: (module,) for module in modules} if spelling.names is None else spelling.names(modules)
+        table = {module: (Piece(module),) for module in modules} if spelling.names is None else spelling.names(modules)
         for name, own in table.items():
-            if name.endswith(facts.excluded) or not set(own) <= set(modules):
+            if name.endswith(facts.excluded) or not {piece.module for piece in own} <= set(modules):
                 continue
             spelled = spelling.prefix + name.replace(".", spelling.separator)
             known = targets.get(spelled)
-            if known is not None and known.modules != own:
-                raise ValueError(f"two spellings of {model_id} give {spelled!r} to {known.modules} and {own}")
-            used = (known.spellings if known else frozenset()) | {index}
-            targets[spelled] = Target(spelling.part, known.modules if known else own, used)
+            if known is not None and known.pieces != own:
+                raise ValueError(f"two spellings of {model_id} give {spelled!r} to {known.pieces} and {own}")
+            target = known or Target(spelling.part, name, own, frozenset())
+            targets[spelled] = replace(target, spellings=target.spellings | {index})
     return Names(targets, shapes)
 
 

@@ -35,9 +35,9 @@ class PeftConfig:
     patterns: tuple[tuple[str, float], ...]
     root: bool
 
-    def alpha_of(self, module: str, rank: int) -> float | None:
-        """The alpha that, divided by the rank, is the layer's scale."""
-        own = (value for pattern, value in self.patterns if re.match(rf"(.*\.)?({pattern})$", module))
+    def alpha_of(self, name: str, rank: int) -> float | None:
+        """The alpha that, divided by the rank, is the scale of the layer that the file calls so, prefix left out."""
+        own = (value for pattern, value in self.patterns if re.match(rf"(.*\.)?({pattern})$", name))
         alpha = next(own, self.alpha)
         return alpha * math.sqrt(rank) if alpha is not None and self.root else alpha
 

@@ -185,10 +185,13 @@ class LoraStack:
     def _change(
         self, changes: list[tuple[LoraLayer, Adapter, AppliedLora]], value: torch.Tensor, check: Callable[[], None]
     ) -> None:
-        layer = changes[0][0]
-        for _, adapter, lora in changes:
+        # a copy: the parameter stays as it is until all of its rows are done
+        value = value.clone()
+        for layer, adapter, lora in changes:
             check()
-            value = adapter.merge(value, lora.spec.strength, self._device)
+            rows = value[slice(*(layer.into or (None,)))]
+            rows.copy_(adapter.merge(rows, lora.spec.strength, self._device))
+        layer = changes[0][0]
         self._merged[layer.parameter] = layer
         self._put(layer, value)
 
@@ -215,7 +218,7 @@ class LoraStack:
                 if layer.module not in self._live:
                     module = self._module.get_submodule(layer.module)
                     self._live[layer.module] = LiveLayer(module, self._dtype, lora.arithmetic)
-                self._live[layer.module].append(adapter, lora.spec.strength)
+                self._live[layer.module].append(adapter, lora.spec.strength, layer.into)
 
     def _remove_live(self) -> None:
         for layer in self._live.values():

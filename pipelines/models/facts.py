@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..checkpoint import Checkpoint
 from ..errors import InputError
+from ..pieces import Piece
 from ..sizes import SizeRule
 from ..sources.layout import SingleFiles
 
@@ -154,14 +155,14 @@ class Spelling:
         prefix: stands before each name.
         part: ``transformer`` or ``text_encoder``.
         separator: between the steps of a name, ``.`` or ``_``.
-        names: the part's modules -> another naming's module -> the modules whose rows it holds, in order; None is the
-            model's own naming.
+        names: the part's modules -> another naming's module -> the pieces of the part's modules whose rows it holds, in
+            order; None is the model's own naming.
     """
 
     prefix: str
     part: str = "transformer"
     separator: Literal[".", "_"] = "."
-    names: Callable[[Iterable[str]], Mapping[str, tuple[str, ...]]] | None = None
+    names: Callable[[Iterable[str]], Mapping[str, tuple[Piece, ...]]] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Their tensors are buffers, so that they move between devices with the layer that
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,12 +15,35 @@ from torch.nn.functional import linear
 from .kind import Adapter
 
 
-def dense_weight(layer: nn.Module) -> torch.Tensor:
-    """A linear layer's weight [out, in] in float32, however the layer holds it."""
+class Weighted(Protocol):
+    """A linear layer, or some rows of one."""
+
+    @property
+    def weight(self) -> Any: ...
+
+
+def dense_weight(layer: Weighted, rows: tuple[int, int] | None = None) -> torch.Tensor:
+    """A linear layer's weight [out, in] in float32, however the layer holds it; of ``rows`` alone where given."""
     weight = layer.weight
-    # quanto's and GGUF's layers; a plain tensor has a method of this name too, for another use
-    held = not isinstance(weight, torch.Tensor) or hasattr(layer, "weight_qtype")
-    return (weight.dequantize() if held else weight).to(torch.float32)  # pyright: ignore
+    if not isinstance(weight, torch.Tensor):
+        # GGUF's and float8's layers
+        return (weight if rows is None else weight.rows(*rows)).dequantize().to(torch.float32)
+    # quanto's; a plain tensor has a method of this name too, for another use
+    values = weight.dequantize() if hasattr(layer, "weight_qtype") else weight
+    return (values if rows is None else values[slice(*rows)]).to(torch.float32)
+
+
+class LayerRows:
+    """Rows ``first`` to ``last`` (left out) of a linear layer, as if they were a layer of their own."""
+
+    def __init__(self, layer: Weighted, rows: tuple[int, int]) -> None:
+        self._layer = layer
+        self._rows = rows
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[last - first, in], float32; made when it is asked for: most branches do not."""
+        return dense_weight(self._layer, self._rows)
 
 
 class _Branch(nn.Module):
@@ -32,11 +55,11 @@ class _Branch(nn.Module):
 class _Float32Branch(_Branch):
     """Computes in float32 also where the run is under autocast, which would round every product."""
 
-    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return self.add(layer, x.to(torch.float32), output)
 
-    def add(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """``x`` in float32; what is added is cast to the dtype of ``output`` first."""
         raise NotImplementedError
 
@@ -59,7 +82,7 @@ class TrainerBranch(_Float32Branch):
             multiplier=torch.tensor([strength], dtype=torch.float32),
         )
 
-    def add(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         added = linear(x, self.down)
         if self.up is not None:
             added = linear(added, self.up)
@@ -77,7 +100,7 @@ class PeftBranch(_Branch):
         self._keep(down=down, up=up)
         self.scaling = scaling
 
-    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         return output + linear(linear(x.to(self.down.dtype), self.down), self.up) * self.scaling
 
 
@@ -92,7 +115,7 @@ class SdScriptsBranch(_Branch):
         self._keep(down=down, up=up)
         self._factors = (strength, scale)
 
-    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         strength, scale = self._factors
         return output + linear(linear(x, self.down.to(x.dtype)), self.up.to(x.dtype)) * strength * scale
 
@@ -112,7 +135,7 @@ class LoHaBranch(_Float32Branch):
         self._keep(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b)
         self._factor = factor
 
-    def add(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         change = (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b) * self._factor
         return output + linear(x, change).to(output.dtype)
 
@@ -136,7 +159,7 @@ class DecomposedBranch(_Float32Branch):
         self._keep(magnitudes=scale, **{name: factors[name] for name in self._factors})
         self._strength = strength
 
-    def add(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         own = dense_weight(layer)
         weight = own + replace(self._change, **{name: getattr(self, name) for name in self._factors}).dense()
         norm = torch.linalg.norm(weight, dim=1 if self.magnitudes.shape[1] == 1 else 0, keepdim=True)
@@ -157,7 +180,7 @@ class DoraBranch(_Float32Branch):
         multiplier = torch.tensor([strength], dtype=torch.float32)
         self._keep(down=down, up=up, magnitude=magnitude, multiplier=multiplier)
 
-    def add(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         added = (linear(linear(x, self.down), self.up) * self.multiplier).to(output.dtype)
         # made anew on each call, as the trainer does: kept, it would be the transformer once more in float32
         weight = dense_weight(layer) + (self.up @ self.down) * self.multiplier.mean()
@@ -189,7 +212,7 @@ class LoKrBranch(_Branch):
         self._inside = (w1.shape[1], (w2 if w2_b is None else w2_b).shape[1])
         self._window = slice(*(window or (None,)))
 
-    def forward(self, layer: nn.Linear, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         folded = x.to(self.w2.dtype).unflatten(-1, self._inside)
         if self.w2_b is None:
             folded = torch.einsum("...qs,os->...qo", folded, self.w2)
@@ -198,3 +221,17 @@ class LoKrBranch(_Branch):
             folded = torch.einsum("...qr,or->...qo", folded, self.w2)
         added = torch.einsum("...qo,pq->...po", folded, self.w1).flatten(-2, -1)
         return output + added[..., self._window] * self.multiplier
+
+
+class RowsBranch(nn.Module):
+    """Another branch on some rows of a layer: the values of the other rows are left as they are."""
+
+    def __init__(self, branch: nn.Module, rows: tuple[int, int]) -> None:
+        super().__init__()
+        self.branch = branch
+        self._rows = rows
+
+    def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        first, last = self._rows
+        changed = self.branch(LayerRows(layer, self._rows), x, output[..., first:last])
+        return torch.cat([output[..., :first], changed, output[..., last:]], dim=-1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ...checkpoint import Checkpoint
 from ...errors import FileError
 from ...parts.flux_vae import FLUX_VAE
+from ...pieces import Piece
 from ...sizes import SizeRule
 from ..facts import Defaults, LoraNames, ModelFacts, PartFacts, Recipe, Spelling
 from .files import TEXT_ENCODER, TRANSFORMER, original_modules
@@ -202,6 +204,10 @@ def _largest_side(checkpoint: Checkpoint) -> int:
     return min(lengths[1:]) * patch * VAE_DOWNSCALE
 
 
+def _original_names(modules: Iterable[str]) -> dict[str, tuple[Piece, ...]]:
+    return {name: tuple(map(Piece, own)) for name, own in original_modules(modules).items()}
+
+
 def _load_runtime() -> ModelRuntime:
     from .runtime import Lumina2Runtime
 
@@ -235,15 +241,15 @@ MODEL = ModelFacts(
             # AI Toolkit with old_lokr_format
             Spelling("lycoris_", separator="_"),
             # ComfyUI
-            Spelling("diffusion_model.", names=original_modules),
-            Spelling("model.diffusion_model.", names=original_modules),
-            Spelling("base_model.model.diffusion_model.", names=original_modules),
-            Spelling("transformer.", names=original_modules),
-            Spelling("", names=original_modules),
+            Spelling("diffusion_model.", names=_original_names),
+            Spelling("model.diffusion_model.", names=_original_names),
+            Spelling("base_model.model.diffusion_model.", names=_original_names),
+            Spelling("transformer.", names=_original_names),
+            Spelling("", names=_original_names),
             Spelling("diffusion_model."),
             # kohya's networks.lora_lumina, and LyCORIS on kohya
-            Spelling("lora_unet_", separator="_", names=original_modules),
-            Spelling("lycoris_", separator="_", names=original_modules),
+            Spelling("lora_unet_", separator="_", names=_original_names),
+            Spelling("lycoris_", separator="_", names=_original_names),
             Spelling("lora_unet_", separator="_"),
             Spelling("lora_te_", "text_encoder", "_"),
             Spelling("lora_te1_", "text_encoder", "_"),
