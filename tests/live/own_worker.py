@@ -1,4 +1,4 @@
-"""Renders a job of ``ai_toolkit_worker.py`` with this pack's pipelines, in whatever interpreter it is given.
+"""Renders a job of ``ai_toolkit_worker.py`` and its likes with this pack's pipelines, in whatever interpreter it is given.
 
     PYTHON own_worker.py JOB.json OUT.safetensors
 
@@ -22,24 +22,32 @@ def main(job_path: str, out_path: str) -> None:
     spec.loader.exec_module(tasks)
     tasks.load_pack()
 
+    import numpy as np
     import torch
     from comfyui_aitk.pipelines.checkpoint import Checkpoint
     from comfyui_aitk.pipelines.engine import Engine
-    from comfyui_aitk.pipelines.files.header import FileStamp
-    from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
+    from comfyui_aitk.pipelines.handle import ControlImages, LoraSpec, PipelineHandle, RuntimeOptions
+    from comfyui_aitk.pipelines.lora.file import open_lora
     from comfyui_aitk.pipelines.models import find_model
     from comfyui_aitk.pipelines.observer import SilentObserver
     from comfyui_aitk.pipelines.sampling import SampleRequest, sample
+    from PIL import Image
     from safetensors.torch import save_file
     from transformers import Gemma2Model
+
+    def picture(path: str) -> torch.Tensor:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB")))[None].float() / 255
 
     job = json.loads(Path(job_path).read_text())
     # what a plain Gemma2 does under this version of transformers, which AI Toolkit leaves as it is
     attention = "no softcap" if Gemma2Model._supports_sdpa else "softcap"
-    model = find_model("lumina2")
+    model = find_model(job.get("model", "lumina2"))
+    if model.id != "lumina2":
+        attention = "auto"
     folder = Path(job["checkpoint"])
     handle = PipelineHandle(
-        "lumina2",
+        model.id,
         Checkpoint.open(folder, folder.name, model),
         {"bf16": "bfloat16", "float32": "float32"}[job["dtype"]],
         RuntimeOptions(job["quantize_transformer"] or "none", job["quantize_te"] or "none", attention),
@@ -53,18 +61,25 @@ def main(job_path: str, out_path: str) -> None:
         if job["lora"]:
             path = Path(job["lora"])
             application = "live" if live else "auto"
-            current = handle.with_lora(LoraSpec(path.name, FileStamp.of(path), item["network_multiplier"], application))
+            file = open_lora(path, path.name, model, handle.checkpoint)
+            current = handle.with_lora(
+                LoraSpec(
+                    path.name, file.stamp, item["network_multiplier"], application, file.title, file.mergeable, file.parts
+                )
+            )
         request = SampleRequest(
             "trainer preview", item["prompt"], item["negative_prompt"], item["width"], item["height"], item["steps"],
             item["guidance"], item["seed"],
+            control=ControlImages(tuple(map(picture, item["control"]))) if item.get("control") else None,
         )  # fmt: skip
         result = sample(engine, current, request, SilentObserver())
-        if current.dtype == "float32":
+        if current.dtype == "float32" and model.id == "lumina2":
             tensors[f"item{index}.vae_decode_input"] = result.latent
         else:
             # the node's LATENT is float32; rounding the model's latents back is exact
             latents = engine.runtime(model).from_comfy(result.latent, handle.checkpoint)
-            tensors[f"item{index}.final_latents"] = latents.to(torch.bfloat16)
+            run_dtype = torch.float32 if current.dtype == "float32" else torch.bfloat16
+            tensors[f"item{index}.final_latents"] = latents.to(run_dtype)
         tensors[f"item{index}.image_uint8"] = (result.images[0] * 255).round().to(torch.uint8)
     save_file(tensors, out_path)
 

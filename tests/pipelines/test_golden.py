@@ -21,7 +21,7 @@ from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.models.lumina2 import loop
 from comfyui_aitk.pipelines.models.runtime import DenoiseJob, Typed
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.sampling import initial_noise
+from comfyui_aitk.pipelines.sampling import initial_noise, seeded
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -128,7 +128,7 @@ def test_every_stage_agrees(folder, case, engine):
             tokens = mask.bool()
             assert _distance(embedding.embeds[tokens], embeds[case["embeds"][f"{name}_embeds"]][tokens]) < EMBEDS
 
-        noise = initial_noise(case["seed"], tuple(recorded["initial_noise"].shape), torch.float32)
+        noise = initial_noise(seeded("cpu", case["seed"]), tuple(recorded["initial_noise"].shape), torch.float32)
         assert torch.equal(noise, recorded["initial_noise"])
         sigmas = loop.sigmas(recipe, case["steps"])
         assert _distance(sigmas, recorded["sigmas"]) < SIGMAS
@@ -151,7 +151,7 @@ def test_every_stage_agrees(folder, case, engine):
 @pytest.mark.parametrize("size", ["64x64", "96x64"])
 def test_noise_is_drawn_in_the_dtype_of_the_run(dtype, size):
     recorded = load_file(GOLDEN / "noise.safetensors")[f"noise_{size}_{str(dtype).removeprefix('torch.')}"]
-    assert torch.equal(initial_noise(42, tuple(recorded.shape), dtype), recorded)
+    assert torch.equal(initial_noise(seeded("cpu", 42), tuple(recorded.shape), dtype), recorded)
 
 
 def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
