@@ -51,7 +51,8 @@ class LoadAITKModel:
                         "default": DEFAULT,
                         "tooltip": "default: the model's own Hugging Face repository (or repo_id), from the cache or "
                         "downloaded. Others: model folders in ComfyUI's 'diffusers' folder, and single files in "
-                        "'diffusion_models' (the transformer alone; also GGUF) and 'checkpoints' (all in one).",
+                        "'diffusion_models' (the transformer alone; also GGUF and scaled float8) and 'checkpoints' "
+                        "(all in one).",
                     },
                 ),
                 "dtype": (

@@ -24,7 +24,7 @@ from .models import find_model
 from .models.facts import ModelFacts, Recipe
 from .models.runtime import Embedding, ModelRuntime, Text
 from .placement import lent
-from .sources.source import Source, packed_types
+from .sources.source import Source, packed_as
 
 if TYPE_CHECKING:
     import torch
@@ -109,18 +109,19 @@ class Engine:
             "transformer": handle.options.transformer_quantization,
             "text_encoder": handle.options.text_encoder_quantization,
         }
-        choice = choices.get(part, "none")
+        source, choice = handle.checkpoint.source(part), choices.get(part, "none")
         if choice == "model default":
             choice = find_model(handle.model).quantization[part]
-        return PartKey(handle.model, handle.checkpoint.source(part), handle.dtype, choice)
+            # files that are quantised already were chosen instead of it
+            choice = "none" if choice != "none" and packed_as(source) else choice
+        return PartKey(handle.model, source, handle.dtype, choice)
 
     def held_as(self, handle: PipelineHandle, part: str) -> str:
         """How a part's weights are held where they cannot be written to, e.g. ``qfloat8``; else empty."""
         quantization = self.part_key(handle, part).quantization
         if quantization != "none":
             return quantization
-        packed = packed_types(handle.checkpoint.source(part))
-        return f"GGUF {', '.join(packed)}" if packed else ""
+        return packed_as(handle.checkpoint.source(part))
 
     def check_weights(self, handle: PipelineHandle) -> None:
         """Refuses what cannot be run before the run starts, and before a loaded part is given up.
@@ -131,17 +132,16 @@ class Engine:
         """
         for part in PARTS:
             source, quantization = handle.checkpoint.source(part), self.part_key(handle, part).quantization
-            if quantization != "none" and packed_types(source):
+            if quantization != "none" and packed_as(source):
                 raise InputError(
                     f"{source.name!r} is quantised already, and {quantization} would quantise it a second time. Set "
                     f"{part}_quantization to none, or choose an unquantised file."
                 )
-        quantizations = {self.part_key(handle, part).quantization for part in PARTS}
-        float8 = quantizations & {"qfloat8", "fp8_e4m3fn"}
+        float8 = {self.held_as(handle, part) for part in PARTS} & {"qfloat8", "fp8_e4m3fn", "scaled float8"}
         if self.device.startswith("mps") and float8:
             raise InputError(
                 f"{', '.join(float8)} is not to be had on Apple's MPS, which has no 8-bit floating point. Choose qint8 "
-                "or none on AITK Runtime Options."
+                "or none on AITK Runtime Options, and files without scaled float8."
             )
         check_attention(handle.options.transformer_attention, self.device, handle.dtype)
         if (handle.model, handle.checkpoint) not in self._checked:

@@ -34,7 +34,7 @@ class RuntimeOptions:
     """How weights are held and run.
 
     Attributes:
-        transformer_quantization: ``model default`` is the model page's choice.
+        transformer_quantization: ``model default`` is the model page's choice, none on weights that are packed already.
         text_encoder_quantization: likewise. AI Toolkit's own interface quantises the text encoder to qfloat8.
         text_encoder_attention: soft-capping of Gemma2's attention logits; ``auto`` is the recipe's choice.
         transformer_attention: the kernel; ``default`` is torch's SDPA, as in every reference.

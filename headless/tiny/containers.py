@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
+from safetensors.torch import load_file
 
 from .files import Tensors, read_part, write_tensors
 from .names import original_ae, original_dit
@@ -16,6 +18,7 @@ from .q4_k import BLOCK, quantize_q4_k
 from .tokenizer import make_sentencepiece
 
 Quant = Literal["Q4_0", "Q8_0", "Q4_K", "BF16"]
+Spelling = Literal["old", "new", "metadata"]
 
 _METADATA = {"format": "pt"}
 _FILE_TYPES = {
@@ -24,6 +27,7 @@ _FILE_TYPES = {
     "Q4_K": gguf.LlamaFileType.MOSTLY_Q4_K_M,
     "BF16": gguf.LlamaFileType.MOSTLY_BF16,
 }
+_E4M3 = "float8_e4m3fn"
 _BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
 
 
@@ -91,6 +95,42 @@ def write_gguf(path: Path, folder: Path, quant: Quant, names: Literal["original"
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_scaled_float8(path: Path, plain: Path, spelling: Spelling, prefix: str = "", dtype: str = _E4M3) -> Path:
+    """A file's copy with scaled float8 weights in its blocks, a third of them left as they are; returns the path.
+
+    Args:
+        path: the file.
+        plain: a safetensors file of one part.
+        spelling: of ComfyUI's three: ``scaled_fp8``, ``comfy_quant``, or the metadata (without the prefix).
+        prefix: what the file's names begin with.
+        dtype: ``float8_e4m3fn`` or ``float8_e5m2``.
+    """
+    scale_name, input_name = ("scale_weight", "scale_input") if spelling == "old" else ("weight_scale", "input_scale")
+    tensors, described = load_file(plain), {}
+    chosen = [name for name, value in tensors.items() if value.ndim == 2 and any(block in name for block in _BLOCKS)]
+    float8 = getattr(torch, dtype)
+    for index, name in enumerate(chosen):
+        if index % 3 == 2:
+            continue
+        layer, value = name.removesuffix(".weight"), tensors[name].float()
+        scale = value.abs().max() / torch.finfo(float8).max
+        tensors |= {name: (value / scale).to(float8), f"{layer}.{scale_name}": scale}
+        if index % 2:
+            tensors[f"{layer}.{input_name}"] = torch.tensor(0.5)
+        described[layer] = {"format": dtype}
+    metadata = dict(_METADATA)
+    if spelling == "old":
+        tensors[f"{prefix}scaled_fp8"] = torch.zeros(2, dtype=float8)
+    elif spelling == "new":
+        for layer, said in described.items():
+            text = bytearray(json.dumps(said).encode())
+            tensors[f"{layer}.comfy_quant"] = torch.frombuffer(text, dtype=torch.uint8)
+    else:
+        layers = {layer.removeprefix(prefix): said for layer, said in described.items()}
+        metadata["_quantization_metadata"] = json.dumps({"format_version": "1.0", "layers": layers})
+    return write_tensors(path, tensors, metadata)
 
 
 def _kind(name: str, value: torch.Tensor, quant: Quant) -> GGMLQuantizationType:

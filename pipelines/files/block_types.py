@@ -1,4 +1,4 @@
-"""The block types of GGUF that can be read: facts of the format, without torch."""
+"""The types of packed tensors that can be read: facts of the formats, without torch."""
 
 from __future__ import annotations
 
@@ -37,3 +37,6 @@ BLOCK_TYPES = {
     "IQ4_NL": BlockType(20, 32, 18, (0, 2)),
     "IQ4_XS": BlockType(23, 256, 136, (0, 2)),
 }
+
+# float8 values with a scale that is stored beside them: our name -> safetensors' name of the values' dtype
+SCALED_TYPES = {"scaled F8_E4M3": "F8_E4M3", "scaled F8_E5M2": "F8_E5M2"}

@@ -40,7 +40,7 @@ def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[s
     """
     import torch
 
-    from ..packed import PackedTensor
+    from ..packed import BlockTensor
 
     layout = read_layout(path)
     changed = f"{path.name!r} was changed while it was read. Run again."
@@ -64,7 +64,7 @@ def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[s
             if not whole:
                 raise FileError(changed)
             if info.packed:
-                yield name, PackedTensor.of(raw, info.dtype, info.shape)
+                yield name, BlockTensor.of(raw, info.dtype, info.shape)
             else:
                 yield name, raw.view(dtypes[info.dtype]).reshape(info.shape)
             del raw, buffer

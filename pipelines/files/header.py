@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import FileError
-from .block_types import BLOCK_TYPES
+from .block_types import BLOCK_TYPES, SCALED_TYPES
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,18 @@ class FileStamp:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a header: dtype in safetensors' spelling (``"BF16"``) or a GGUF block type (``"Q4_K"``), shape."""
+    """One tensor of a header: its shape, and its dtype.
+
+    The dtype is in safetensors' spelling (``"BF16"``), or a key of ``BLOCK_TYPES`` (``"Q4_K"``) or ``SCALED_TYPES``.
+    """
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def packed(self) -> bool:
-        """Whether the values are in blocks of GGUF's: read, they are a PackedTensor."""
-        return self.dtype in BLOCK_TYPES
+        """Whether the tensor that is read is a PackedTensor."""
+        return self.dtype in BLOCK_TYPES or self.dtype in SCALED_TYPES
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class Placed:
         self, stored: Iterable[tuple[str, torch.Tensor | PackedTensor]], needed: Mapping[str, Sequence[Place]]
     ) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
         """The model's tensors of stored ones, each as soon as its last rows have come."""
-        from ..packed import stacked
+        from ..packed import stack_rows
 
         waiting: dict[str, dict[int, torch.Tensor | PackedTensor]] = {}
         for key, value in stored:
@@ -123,7 +123,7 @@ class Placed:
                 rows = waiting.setdefault(place.name, {})
                 rows[place.into[0]] = piece
                 if sum(part.shape[0] for part in rows.values()) == place.into[2]:
-                    yield place.name, stacked([rows[first] for first in sorted(rows)])
+                    yield place.name, stack_rows([rows[first] for first in sorted(rows)])
                     del waiting[place.name]
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import FileError
-from ..files import read_header, read_tensors
 from ..files.header import FileStamp, TensorInfo
 from .folder import read_json
 from .layout import Layout, Placed, SingleFiles, placed
+from .scaled_float8 import read_header, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ..packed import PackedTensor
 
 OVERRIDES = ".aitk.json"  # a name of our own: other tools write NAME.json
-_SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".scale_input", ".input_scale")  # ComfyUI's scaled float8
 
 
 @dataclass(frozen=True)
@@ -119,14 +118,10 @@ def open_single_file(path: Path, name: str, model: ModelFacts) -> dict[str, Sing
     """Part -> source, for every part of the model that a file holds; reads no weights.
 
     Raises:
-        FileError: the file is missing, damaged, of an unknown kind, or holds no part of this model.
+        FileError: the file is missing, damaged, of an unknown kind, quantised in a way that is not read, or holds no
+            part of this model.
     """
     header = read_header(path)
-    scaled = next((key for key in header.tensors if key.endswith(_SCALED)), None)
-    if scaled is not None:
-        raise FileError(
-            f"{name!r} holds scaled float8 weights ({scaled!r}), which are not loaded. Get the bfloat16 or a GGUF file."
-        )
     beside = path.with_suffix(OVERRIDES)
     files = (FileStamp.of(path), *([FileStamp.of(beside)] if beside.is_file() else []))
     found: dict[str, SingleFileSource] = {}

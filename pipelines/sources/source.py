@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import FileError
 from ..files import read_header
+from ..files.block_types import SCALED_TYPES
 from ..files.header import FileStamp, TensorInfo
 
 if TYPE_CHECKING:
@@ -72,9 +73,12 @@ class Source(Protocol):
         ...
 
 
-def packed_types(source: Source) -> list[str]:
-    """GGUF's block types among the weights, which cannot be written to; empty where all are plain."""
-    return sorted({info.dtype for info in source.tensor_infos().values() if info.packed})
+def packed_as(source: Source) -> str:
+    """How the weights are packed, which cannot be written to: ``GGUF Q4_K, Q8_0``; empty where all are plain."""
+    types = sorted({info.dtype for info in source.tensor_infos().values() if info.packed})
+    if all(name in SCALED_TYPES for name in types):
+        return "scaled float8" if types else ""
+    return f"GGUF {', '.join(types)}"
 
 
 def check_complete(source: Source, expected: Mapping[str, Sequence[int]], surplus: Sequence[str] = ()) -> None:

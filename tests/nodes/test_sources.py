@@ -232,11 +232,6 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
             "layers.0.attention.qkv.weight has 97 rows, of which 96 are queries",
         ),
         (
-            _edit(DIT, BAD, lambda t: t | {"scaled_fp8": torch.zeros(2)}),
-            {"weights": "bad.safetensors", **PARTS},
-            "holds scaled float8 weights ('scaled_fp8'), which are not loaded. Get the bfloat16",
-        ),
-        (
             _edit(
                 DIT,
                 BAD,

@@ -17,7 +17,7 @@ from comfyui_aitk.pipelines.files import read_header as read_any_header
 from comfyui_aitk.pipelines.files import read_tensors as read_any_tensors
 from comfyui_aitk.pipelines.files.block_types import BLOCK_TYPES
 from comfyui_aitk.pipelines.files.gguf import read_header, read_tensors
-from comfyui_aitk.pipelines.packed import PackedTensor
+from comfyui_aitk.pipelines.packed import BlockTensor
 from gguf import GGMLQuantizationType as Type
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -87,7 +87,7 @@ def test_packed_tensors_keep_their_bytes(tmp_path):
     types = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
     read = dict(read_tensors(write(tmp_path / "x.gguf", types)))
     for name in types:
-        assert isinstance(read[name], PackedTensor)
+        assert isinstance(read[name], BlockTensor)
         assert (read[name].qtype, read[name].shape) == (name, (8, 64))
         stored = gguf.quants.quantize(VALUES, Type[name])
         assert np.array_equal(read[name].raw.numpy(), stored)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import gguf
 import pytest
 import torch
 from comfyui_aitk.pipelines.errors import FileError
 from comfyui_aitk.pipelines.files.block_types import BLOCK_TYPES
 from comfyui_aitk.pipelines.loading import build_empty, fill
-from comfyui_aitk.pipelines.packed import PackedLinear, PackedTensor, dense
+from comfyui_aitk.pipelines.packed import BlockTensor, PackedLinear, ScaledTensor, dense, stack_rows
 from diffusers.quantizers.gguf.utils import dequantize_functions
 from gguf import GGMLQuantizationType as Type
 from torch import nn
@@ -18,17 +20,17 @@ OUT, IN = 24, 512
 TYPES = [name for name in BLOCK_TYPES if Type[name] in dequantize_functions]
 
 
-def packed(qtype: str, rows: int = OUT, columns: int = IN, seed: int = 0) -> PackedTensor:
+def packed(qtype: str, rows: int = OUT, columns: int = IN, seed: int = 0) -> BlockTensor:
     """Random blocks with scales of a weight's size: also of the types that the gguf package cannot write."""
     block = BLOCK_TYPES[qtype]
     random = torch.Generator().manual_seed(seed)
     raw = torch.randint(0, 256, (rows, columns // block.values * block.size), dtype=torch.uint8, generator=random)
-    tensor = PackedTensor.of(raw, qtype, (rows, columns))
+    tensor = BlockTensor.of(raw, qtype, (rows, columns))
     tensor.scales.copy_(torch.randn(tensor.scales.shape, generator=random) * 0.01)
     return tensor
 
 
-def reference(tensor: PackedTensor) -> torch.Tensor:
+def reference(tensor: BlockTensor) -> torch.Tensor:
     return torch.from_numpy(gguf.quants.dequantize(tensor.raw.numpy(), Type[tensor.qtype])).reshape(tensor.shape)
 
 
@@ -76,7 +78,7 @@ def test_the_scales_decide_whether_values_are_finite(qtype):
 
 def test_a_type_that_diffusers_does_not_read_is_refused():
     with pytest.raises(FileError, match="GGUF type Q8_1 are not read by the installed diffusers"):
-        PackedTensor.of(torch.zeros(36, dtype=torch.uint8), "Q8_1", (32,))
+        BlockTensor.of(torch.zeros(36, dtype=torch.uint8), "Q8_1", (32,))
 
 
 def test_dense_takes_either():
@@ -146,7 +148,7 @@ def test_a_model_is_filled_with_packed_and_plain_tensors(bias_first):
         "inner.0.weight": packed("Q4_K"),
         "inner.0.bias": torch.randn(OUT),
         "inner.1.weight": torch.randn(32, 32),
-        "norm.weight": PackedTensor.of(packed("Q8_0", 1, 32).raw, "Q8_0", (32,)),
+        "norm.weight": BlockTensor.of(packed("Q8_0", 1, 32).raw, "Q8_0", (32,)),
         "norm.bias": torch.randn(32),
         "table.weight": packed("Q8_0", 4, 32),
         "unknown": packed("Q8_0", 4, 32),
@@ -188,3 +190,70 @@ def test_packed_values_too_large_for_float16_are_refused_there_only():
     tensor.raw[:, 2:] = 0
     tensor.scales[:] = 1000
     fill(build_empty(Model, "test"), args, torch.float16, "the file", lambda: None)
+
+
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+def scaled(
+    dtype: torch.dtype, rows: int = OUT, scale: float = 0.0123, seed: int = 0
+) -> tuple[ScaledTensor, torch.Tensor]:
+    """A tensor, and its values."""
+    values = torch.randn(rows, IN, generator=torch.Generator().manual_seed(seed)).mul(100).to(dtype)
+    return ScaledTensor.of(values, scale), values.float() * torch.tensor(scale)
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_scaled_values_are_float8_times_scale(dtype):
+    tensor, values = scaled(dtype)
+    assert torch.equal(tensor.dequantize(), values)
+    assert torch.equal(tensor.dequantize(torch.bfloat16), values.bfloat16())
+    assert torch.equal(tensor.rows(3, 9).dequantize(), values[3:9])
+    assert tensor.rows(3, 9).raw.data_ptr() == tensor.raw[3:].data_ptr()
+    assert tensor.largest() == values.abs().max()
+    assert tensor.rows(3, 3).largest() == 0
+    assert ScaledTensor.of((-values.abs()).to(dtype), -2.0).largest() == 2 * values.to(dtype).float().abs().max()
+    assert tensor.to("meta").dequantize().device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_one_value_that_is_not_finite_shows(dtype):
+    # NaN of either sign; Inf of either sign, which e4m3fn does not have
+    for byte in (0x7F, 0xFF, 0x7C, 0xFC)[: 2 if dtype == torch.float8_e4m3fn else 4]:
+        tensor, _ = scaled(dtype)
+        tensor.raw[5, 7] = byte
+        assert not math.isfinite(tensor.largest())
+        stacked = stack_rows([tensor, scaled(dtype)[0]])
+        assert isinstance(stacked, ScaledTensor)
+        assert not math.isfinite(stacked.largest())
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_stacked_scaled_rows_keep_their_scales(dtype):
+    pieces = [scaled(dtype, rows, scale, rows) for rows, scale in ((8, 0.3), (5, 7e-5), (11, 1.0))]
+    stacked = stack_rows([tensor for tensor, _ in pieces])
+    values = torch.cat([values for _, values in pieces])
+    assert isinstance(stacked, ScaledTensor)
+    assert torch.equal(stacked.dequantize(), values)
+    assert stacked.largest() == values.abs().max()
+    for start, stop in ((0, 24), (6, 15), (8, 13), (9, 10), (13, 13)):
+        assert torch.equal(stacked.rows(start, stop).dequantize(), values[start:stop])
+    layer = PackedLinear(stacked, torch.ones(24), torch.float32)
+    layer.to(torch.bfloat16)
+    assert torch.equal(layer.weight.dequantize(torch.float32), values)
+    x = torch.randn(2, IN).bfloat16()
+    assert torch.equal(layer(x), nn.functional.linear(x, values.bfloat16(), layer.bias))
+
+
+def test_stacked_rows_of_other_kinds_are_exact():
+    blocks = [packed("Q4_K", seed=1), packed("Q4_K", 8, seed=2)]
+    stacked = stack_rows(blocks)
+    assert isinstance(stacked, BlockTensor)
+    assert torch.equal(stacked.dequantize(), torch.cat([reference(block) for block in blocks]))
+    (e4m3, first), (e5m2, second) = (scaled(dtype) for dtype in FLOAT8)
+    plain = torch.randn(3, IN).bfloat16()
+    mixed = stack_rows([e4m3, plain, blocks[0], e5m2, plain.to(torch.float8_e5m2)])
+    values = [first, plain.float(), reference(blocks[0]), second, plain.to(torch.float8_e5m2).float()]
+    assert torch.equal(mixed, torch.cat(values))
+    assert stack_rows([plain, plain]).dtype == torch.bfloat16
+    assert stack_rows([plain.to(torch.float8_e5m2)] * 2).dtype == torch.float8_e5m2
