@@ -20,7 +20,7 @@ from .models import find_model
 from .models.facts import ModelFacts, Recipe, RecipeOptions
 from .models.runtime import DenoiseJob, Embedding, ModelRuntime, Typed
 from .observer import Observer
-from .report import describe_loras, describe_weights, peak_memory, versions
+from .report import describe_loras, describe_memory, describe_weights, peak_memory, versions
 from .sizes import Size, snap
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     plan = engine.plan_loras(handle, recipe)
     size = _size(model, handle, recipe, request)
     engine.check_weights(handle)
+    memory = engine.plan_memory(handle, size, plan)
     runtime = engine.runtime(model)
     prompt, flags = insert_trigger(request.prompt, request.trigger_word), ""
     if recipe.prompt_flags:
@@ -136,12 +137,12 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         sigmas = runtime.sigmas(recipe, schedule_length(request), size)[-(request.steps + 1) :]
         latents = _denoise_batch(engine, handle, recipe, request, size, conditioning, sigmas, observer, clock)
         observer.stage("decoding")
-        with clock.phase("decode"), engine.on_device(handle, "vae", observer, size) as vae:
+        with clock.phase("decode"), engine.on_device(handle, "vae", observer) as vae:
             images = []
             for latent in latents:
                 observer.check()
                 images.append(runtime.decode(vae, latent.to(device), recipe))
-    notes = (*size.notes, *_text_notes(request, prompt, flags, conditioning))
+    notes = (*size.notes, *memory.notes, *_text_notes(request, prompt, flags, conditioning))
     report = {
         **sources,
         "recipe": recipe.name,
@@ -155,6 +156,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         "notes": list(notes),
         "work": {name: value - getattr(before, name) for name, value in asdict(engine.counters).items()},
         "seconds": clock.seconds,
+        "memory": describe_memory(memory),
         "peak_memory": peak,
         "device": device,
         "versions": versions(),
@@ -284,7 +286,7 @@ def _denoise_batch(
     total = request.steps * request.batch_size
     finished = []
     observer.stage("sampling")
-    with clock.phase("sample"), engine.on_device(handle, "transformer", observer, size) as transformer:
+    with clock.phase("sample"), engine.on_device(handle, "transformer", observer) as transformer:
         conditioning = [Embedding(e.embeds.to(device), e.mask.to(device), e.cut_tokens) for e in conditioning]
         for index in range(request.batch_size):
             done = index * request.steps
