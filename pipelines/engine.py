@@ -109,6 +109,11 @@ class Engine:
     def device(self) -> str:
         return self._device()
 
+    @property
+    def resident(self) -> frozenset[str]:
+        """The parts that are in memory now."""
+        return frozenset(self._parts)
+
     def runtime(self, model: ModelFacts) -> ModelRuntime:
         """The model's code, imported when it is first used."""
         if model.id not in self._runtimes:
