@@ -69,8 +69,9 @@ def _stored(
         return None
     count = module.get_parameter(leaf).numel()
     if info.packed and isinstance(module, nn.Linear):
-        block = BLOCK_TYPES[info.dtype]
-        return count // block.values * block.size
+        # what is packed otherwise takes a byte for each value
+        block = BLOCK_TYPES.get(info.dtype)
+        return count if block is None else count // block.values * block.size
     if quantization == FLOAT8:
         return count if isinstance(module, nn.Linear) and takes_float8(owner) else None
     # the layers that optimum-quanto has a form of: a byte for each value, a scale for each row and two for the layer

@@ -7,10 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from comfyui_aitk.headless.tiny.containers import write_gguf
+from comfyui_aitk.pipelines.checkpoint import Checkpoint
 from comfyui_aitk.pipelines.handle import PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.measure import held_bytes
+from comfyui_aitk.pipelines.models import catalogue, find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.plan import DeviceMemory, PartNeeds, PartSizes, Plan, make_plan, usable_ram
 from comfyui_aitk.pipelines.ram import container_limits, total_ram
+from comfyui_aitk.pipelines.sources.single_file import open_single_file
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,9 +148,6 @@ def test_no_plan_asks_for_more_than_there_is_and_more_memory_never_means_more_st
 @pytest.mark.parametrize("quantization", ["none", "qfloat8", "qint8", "fp8_e4m3fn"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_sizes_before_loading_are_those_of_the_loaded_parts(engine, checkpoint, quantization, dtype):
-    from comfyui_aitk.pipelines.measure import held_bytes
-    from comfyui_aitk.pipelines.models import find_model
-
     handle = PipelineHandle("lumina2", checkpoint, dtype, RuntimeOptions(quantization, quantization))
     planned = engine.plan_memory(handle, None, ())
     runtime = engine.runtime(find_model("lumina2"))
@@ -155,6 +157,24 @@ def test_sizes_before_loading_are_those_of_the_loaded_parts(engine, checkpoint, 
             assert planned.part(part).blocks == len(runtime.blocks(part, module))
             made_dense_for_a_use = quantization != "none" and part != "vae"
             assert (planned.part(part).beside > 1 << 30) == made_dense_for_a_use
+
+
+def test_packed_weights_count_as_they_are_stored_and_are_never_quantised_by_a_default(
+    engine, checkpoint, models, tmp_path, monkeypatch
+):
+    file = write_gguf(tmp_path / "tiny.gguf", models / "diffusers" / "tiny", "Q8_0")
+    model = find_model("lumina2")
+    parts = {source.component: source for source in checkpoint.sources}
+    packed = Checkpoint.assemble("tiny.gguf", parts | open_single_file(file, file.name, model), model)
+    handle = PipelineHandle("lumina2", packed)
+    planned = engine.plan_memory(handle, None, ()).part("transformer")
+    with engine.on_device(handle, "transformer", SilentObserver()) as module:
+        assert planned.weights == held_bytes(module)
+    assert planned.beside > 1 << 30, "room for a layer that is made dense"
+    defaults = {"transformer": "qfloat8", "text_encoder": "qfloat8"}
+    monkeypatch.setitem(catalogue(), "lumina2", replace(model, quantization=defaults))
+    keys = [engine.part_key(handle, part).quantization for part in ("transformer", "text_encoder", "vae")]
+    assert keys == ["none", "qfloat8", "none"]
 
 
 def test_the_limits_of_every_group_above_count(tmp_path):
