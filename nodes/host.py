@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..pipelines.errors import FileError, InputError
 from ..pipelines.folders import check_name, list_files, list_folders_with
+from ..pipelines.plan import DeviceMemory
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,10 @@ class Host(Protocol):
 
     def make_room(self, size: int) -> None:
         """Asks for ``size`` free bytes on the compute device before something is put there."""
+        ...
+
+    def device_memory(self) -> DeviceMemory | None:
+        """The compute device's memory; None where it has none of its own, or nothing is known of it."""
         ...
 
     def check_interrupt(self) -> None:
@@ -144,6 +149,21 @@ class ComfyHost:
         from comfy import model_management
 
         model_management.free_memory(size, model_management.get_torch_device())
+
+    def device_memory(self) -> DeviceMemory | None:
+        from comfy import model_management
+
+        device = model_management.get_torch_device()
+        # of DirectML's devices ComfyUI knows no sizes
+        if device.type in ("cpu", "mps") or getattr(model_management, "directml_enabled", False):
+            return None
+        # ComfyUI's models leave when room is asked for; the user's --reserve-vram is not touched
+        loaded = [found for found in model_management.current_loaded_models if found.device == device]
+        evictable = sum(found.model_loaded_memory() for found in loaded if found.model is not None)
+        reserve = getattr(model_management, "extra_reserved_memory", int)()
+        total = int(model_management.get_total_memory(device))
+        free = int(model_management.get_free_memory(device) + evictable - reserve)
+        return DeviceMemory(total, max(0, min(total, free)))
 
     def check_interrupt(self) -> None:
         from comfy import model_management
@@ -282,6 +302,17 @@ class PlainHost:
 
     def make_room(self, size: int) -> None:
         """Nothing else is on the device."""
+
+    def device_memory(self) -> DeviceMemory | None:
+        import torch
+
+        device = self.device()
+        backend: Any = getattr(torch, torch.device(device).type, None)
+        if not hasattr(backend, "mem_get_info"):
+            return None
+        free, total = backend.mem_get_info(device)
+        # torch keeps what it freed, for this process alone
+        return DeviceMemory(total, free + backend.memory_reserved(device) - backend.memory_allocated(device))
 
     def check_interrupt(self) -> None:
         """Ctrl-C raises by itself."""

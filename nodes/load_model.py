@@ -33,9 +33,7 @@ class LoadAITKModel:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         host = current_host()
-        folders = list(
-            dict.fromkeys(name for marker in _markers() for name in host.model_folders("diffusers", marker))
-        )
+        folders = list(dict.fromkeys(name for marker in _markers() for name in host.model_folders("diffusers", marker)))
         return {
             "required": {
                 "model": (
@@ -148,9 +146,7 @@ class LoadAITKModel:
             raise InputError(f"dtype {dtype!r} is unknown. Choose auto, {', '.join(DTYPES)}.")
         repo_id = repo_id.strip()
         chosen = {"text_encoder": (text_encoder, _TEXT_ENCODERS), "vae": (vae, _VAES)}
-        given = {
-            part: _single(facts, part, file, kinds) for part, (file, kinds) in chosen.items() if file != DEFAULT
-        }
+        given = {part: _single(facts, part, file, kinds) for part, (file, kinds) in chosen.items() if file != DEFAULT}
         if weights == DEFAULT:
             found = open_repo(repo_id or facts.repo_id, facts, given)
             name = found["transformer"].name

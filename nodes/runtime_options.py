@@ -23,9 +23,10 @@ class AITKRuntimeOptions:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         quantization = (
-            "{} model default: what the model's page says (Lumina Image 2.0: none). qfloat8 and qint8: optimum-quanto, "
-            "as AI Toolkit's {} does. fp8_e4m3fn: stored in float8, computed in dtype. All save memory and change the "
-            "picture."
+            "{} model default: what the model's page says (Lumina Image 2.0: none); where the computer's memory cannot "
+            "hold that, the type that some models state for it, which the sampler then says. qfloat8 and qint8: "
+            "optimum-quanto, as AI Toolkit's {} does. fp8_e4m3fn: stored in float8, computed in dtype. All save memory "
+            "and change the picture. Any choice but model default is kept."
         )
         return {
             "required": {
@@ -69,8 +70,9 @@ class AITKRuntimeOptions:
                         "min": 0,
                         "max": 1000,
                         "tooltip": "How many of the transformer's main blocks stay in CPU memory and come to the GPU "
-                        "for their turn alone (kohya's blocks_to_swap). Slower, the same picture. Lumina Image 2.0 "
-                        "has 26; more means all.",
+                        "for their turn alone (kohya's blocks_to_swap), at the least: the run takes more by itself "
+                        "where the GPU's memory asks for it, and the report says how many. Slower, the same picture. "
+                        "Lumina Image 2.0 has 26; more means all.",
                     },
                 ),
             },
@@ -84,7 +86,7 @@ class AITKRuntimeOptions:
     DESCRIPTION = "How weights are held and run: quantisation, attention kernels, blocks kept off the GPU."
     SEARCH_ALIASES = [
         "quantize", "quanto", "qfloat8", "qint8", "fp8", "low vram", "softcap", "gemma", "flash attention",
-        "sage attention", "block swap", "offload",
+        "sage attention", "block swap", "offload", "vram", "memory",
     ]  # fmt: skip
 
     def make(

@@ -25,7 +25,11 @@ _MAX_SIDE = 16384  # ComfyUI's own limit of a side; the model's, which the run c
 @cache
 def engine() -> Engine:
     """The one engine of this process: every sampler node shares its weights."""
-    return Engine(lambda: current_host().device(), lambda size: current_host().make_room(size))
+    return Engine(
+        lambda: current_host().device(),
+        lambda size: current_host().make_room(size),
+        lambda: current_host().device_memory(),
+    )
 
 
 class _NodeObserver:

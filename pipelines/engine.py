@@ -1,7 +1,8 @@
 """The weights behind the handles, and the cheapest way from what is loaded to what is asked for.
 
 One model is held at a time, part by part. A part is loaded when a run first needs it and kept until a run needs another
-one in its place. LoRAs, strengths, prompts and seeds never reload a part. Between runs everything lies in CPU memory.
+one in its place. LoRAs, strengths, prompts and seeds never reload a part. Between runs everything lies in CPU memory,
+as far as the plan (``plan.py``) finds room for it there.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from typing import TYPE_CHECKING
 from .attention import check_attention
 from .checkpoint import Checkpoint
 from .errors import DeviceMemoryError, InputError
-from .handle import DType, PipelineHandle, Quantization, QuantizationChoice
+from .handle import DType, PipelineHandle, Quantization
 from .loading import torch_dtype
 from .lora.stack import AppliedLora, LoraStack, resolve
+from .memory import MemoryPlanner
 from .models import find_model
 from .models.facts import ModelFacts, Recipe
 from .models.runtime import Embedding, ModelRuntime, Text
 from .placement import lent
+from .plan import DeviceMemory, Plan
+from .ram import total_ram
 from .sources.source import Source, packed_as
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from .observer import Observer
@@ -82,12 +85,21 @@ class Engine:
     Args:
         device: finds the compute device, e.g. ``"cuda:0"``.
         make_room: called with the bytes that are about to be put on the device.
+        memory: reads the device's memory; None where it has none of its own, as the CPU.
+        ram: reads the computer's memory in total, in bytes; the same in every run.
     """
 
-    def __init__(self, device: Callable[[], str], make_room: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        device: Callable[[], str],
+        make_room: Callable[[int], None],
+        memory: Callable[[], DeviceMemory | None] = lambda: None,
+        ram: Callable[[], int] = total_ram,
+    ) -> None:
         self.counters = Counters()
         self._device = device
         self._make_room = make_room
+        self._planner = MemoryPlanner(self.runtime, device, memory, ram)
         self._parts: dict[str, _Part] = {}
         self._embeddings: OrderedDict[_EmbeddingKey, Embedding] = OrderedDict()
         self._runtimes: dict[str, ModelRuntime] = {}
@@ -97,6 +109,11 @@ class Engine:
     def device(self) -> str:
         return self._device()
 
+    @property
+    def resident(self) -> frozenset[str]:
+        """The parts that are in memory now."""
+        return frozenset(self._parts)
+
     def runtime(self, model: ModelFacts) -> ModelRuntime:
         """The model's code, imported when it is first used."""
         if model.id not in self._runtimes:
@@ -105,16 +122,8 @@ class Engine:
 
     def part_key(self, handle: PipelineHandle, part: str) -> PartKey:
         """What a handle means by a part, quantisation decided."""
-        choices: dict[str, QuantizationChoice] = {
-            "transformer": handle.options.transformer_quantization,
-            "text_encoder": handle.options.text_encoder_quantization,
-        }
-        source, choice = handle.checkpoint.source(part), choices.get(part, "none")
-        if choice == "model default":
-            choice = find_model(handle.model).quantization[part]
-            # files that are quantised already were chosen instead of it
-            choice = "none" if choice != "none" and packed_as(source) else choice
-        return PartKey(handle.model, source, handle.dtype, choice)
+        quantization = self._planner.quantization(handle, part)
+        return PartKey(handle.model, handle.checkpoint.source(part), handle.dtype, quantization)
 
     def held_as(self, handle: PipelineHandle, part: str) -> str:
         """How a part's weights are held where they cannot be written to, e.g. ``qfloat8``; else empty."""
@@ -157,6 +166,16 @@ class Engine:
         """
         return resolve(handle.loras, recipe, {part: self.held_as(handle, part) for part in PARTS})
 
+    def plan_memory(self, handle: PipelineHandle, size: Size, loras: Sequence[AppliedLora]) -> Plan:
+        """How a run that begins now holds and places its parts; in force until the next one.
+
+        Args:
+            handle: whose parts.
+            size: of the pictures.
+            loras: the run's.
+        """
+        return self._planner.make(handle, size, loras)
+
     def embeddings(
         self, handle: PipelineHandle, texts: Sequence[Text], loras: tuple[AppliedLora, ...], observer: Observer
     ) -> list[Embedding]:
@@ -188,28 +207,27 @@ class Engine:
         return found
 
     @contextmanager
-    def on_device(
-        self, handle: PipelineHandle, part: str, observer: Observer, size: Size | None = None
-    ) -> Iterator[nn.Module]:
+    def on_device(self, handle: PipelineHandle, part: str, observer: Observer) -> Iterator[nn.Module]:
         """Loads a part if need be, lends it on the compute device, and takes it back to the CPU.
 
         Args:
             handle: whose part.
             part: which one.
             observer: told of a load, asked for interruption.
-            size: of the pictures; decides how much room is asked for beside the weights.
         """
         module = self._part(handle, part, observer).module
         device = self.device
         observer.check()
         streamed: Sequence[nn.Module] = ()
-        if part == "transformer" and handle.options.blocks_on_cpu:
-            streamed = self.runtime(find_model(handle.model)).blocks(module)[-handle.options.blocks_on_cpu :]
         if device != "cpu":
-            activations = self.runtime(find_model(handle.model)).activation_bytes(part, size, torch_dtype(handle.dtype))
+            from .measure import held_bytes
+
+            plan = self._planner.of(handle).part(part)
+            blocks = self.runtime(find_model(handle.model)).blocks(part, module)
+            streamed = blocks[len(blocks) - plan.streamed :]
             # one streamed block is there at a time
-            apart = [_size(block) for block in streamed]
-            self._make_room(_size(module) - sum(apart) + max(apart, default=0) + activations)
+            apart = [held_bytes(block) for block in streamed]
+            self._make_room(held_bytes(module) - sum(apart) + max(apart, default=0) + plan.beside)
         with lent(module, device, streamed):
             yield module
 
@@ -236,7 +254,7 @@ class Engine:
             if device != "cpu":
                 self._make_room(_EVERYTHING)
             raise DeviceMemoryError(
-                f"{where} ran out of memory. Render a smaller size, set a quantization or blocks_on_cpu on AITK "
+                f"{where} ran out of memory. Render a smaller size, set a quantization or raise blocks_on_cpu on AITK "
                 "Runtime Options, or close other programs. What is loaded is kept: the next run starts from it."
             ) from error
         finally:
@@ -268,8 +286,9 @@ class Engine:
         observer.stage(f"loading {part} of {key.source.name}")
         observer.check()
         del held
-        # what this handle has no use for makes room
-        for name in [n for n, other in self._parts.items() if other.key != self.part_key(handle, n)]:
+        # what this handle has no use for makes room, and what this machine cannot hold beside the new part
+        leaves = self._planner.of(handle).leaves_before(part)
+        for name in [n for n, other in self._parts.items() if n in leaves or other.key != self.part_key(handle, n)]:
             del self._parts[name]
         gc.collect()
         dtype = torch_dtype(key.dtype)
@@ -278,7 +297,3 @@ class Engine:
         self._parts[part] = _Part(key, module, loras)
         self.counters.parts_loaded += 1
         return self._parts[part]
-
-
-def _size(module: torch.nn.Module) -> int:
-    return sum(value.numel() * value.element_size() for value in (*module.parameters(), *module.buffers()))

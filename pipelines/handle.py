@@ -34,12 +34,13 @@ class RuntimeOptions:
     """How weights are held and run.
 
     Attributes:
-        transformer_quantization: ``model default`` is the model page's choice, none on weights that are packed already.
+        transformer_quantization: ``model default`` is the model page's choice, or what the model states where this
+            machine's memory cannot hold that (``plan.py``). Any other choice is kept.
         text_encoder_quantization: likewise. AI Toolkit's own interface quantises the text encoder to qfloat8.
         text_encoder_attention: soft-capping of Gemma2's attention logits; ``auto`` is the recipe's choice.
         transformer_attention: the kernel; ``default`` is torch's SDPA, as in every reference.
         blocks_on_cpu: how many of the transformer's main blocks, from the last, come to the device for their own call
-            alone; more than there are means all.
+            alone, at the least: the plan takes more where the device asks for it. More than there are means all.
     """
 
     transformer_quantization: QuantizationChoice = "model default"

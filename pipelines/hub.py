@@ -81,6 +81,8 @@ def fetch_part(part: str, model: ModelFacts) -> Source:
 
 def _folders(part: str, facts: PartFacts) -> list[str]:
     return [f"{folder}/{pattern}" for folder in (facts.folder or part, *facts.companions) for pattern in _FILES]
+
+
 def _snapshot(repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened) -> dict[str, Source]:
     """The parts that ``opened`` finds in the repository's folder: as it lies in the cache, else downloaded.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .files.header import FileStamp, sha256
 from .lora.stack import AppliedLora
+from .plan import Plan, usable_ram
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -68,6 +69,32 @@ def describe_loras(plan: Sequence[AppliedLora], handle: PipelineHandle) -> list[
             }
         )
     return rows
+
+
+def describe_memory(plan: Plan) -> dict[str, Any]:
+    """The machine's memory, what a run puts there, and why; in GB of 10**9 bytes."""
+    memory = plan.memory
+    return {
+        "unit": "GB",
+        "device": memory and {"total": _gb(memory.total), "usable": _gb(memory.usable)},
+        "ram": {"total": _gb(plan.ram), "usable": _gb(usable_ram(plan.ram))},
+        "parts": {
+            part.part: {
+                "quantization": part.quantization,
+                "quantization_by": "plan" if part.decided_here else "options",
+                "weights": _gb(part.weights),
+                "on_device": _gb(part.device),
+                "blocks_streamed": [part.streamed, part.blocks],
+            }
+            for part in plan.parts
+        },
+        "text_encoder_and_transformer": "take turns in memory" if plan.take_turns else "stay in memory",
+        "reasons": list(plan.reasons),
+    }
+
+
+def _gb(size: int) -> float:
+    return round(size / 1e9, 3)
 
 
 def _alike(values: dict[str, str]) -> dict[str, str] | str | None:

@@ -21,7 +21,7 @@ from .models.facts import ModelFacts, Recipe, RecipeOptions
 from .models.runtime import DenoiseJob, Embedding, ModelRuntime, Typed
 from .observer import Observer
 from .pixels import from_image
-from .report import describe_loras, describe_weights, peak_memory, versions
+from .report import describe_loras, describe_memory, describe_weights, peak_memory, versions
 from .sizes import Size, snap
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     plan = engine.plan_loras(handle, recipe)
     size = _size(model, handle, recipe, request)
     engine.check_weights(handle)
+    memory = engine.plan_memory(handle, size, plan)
     runtime = engine.runtime(model)
     prompt, flags = insert_trigger(request.prompt, request.trigger_word), ""
     if recipe.prompt_flags:
@@ -141,12 +142,12 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         sigmas = runtime.sigmas(recipe, schedule_length(request), size)[-(request.steps + 1) :]
         latents = _denoise_batch(engine, handle, recipe, request, size, conditioning, starts, sigmas, observer, clock)
         observer.stage("decoding")
-        with clock.phase("decode"), engine.on_device(handle, "vae", observer, size) as vae:
+        with clock.phase("decode"), engine.on_device(handle, "vae", observer) as vae:
             images = []
             for latent in latents:
                 observer.check()
                 images.append(runtime.decode(vae, latent.to(device), recipe, size))
-    notes = (*size.notes, *_text_notes(model, request, prompt, flags, conditioning))
+    notes = (*size.notes, *memory.notes, *_text_notes(model, request, prompt, flags, conditioning))
     report = {
         **sources,
         "recipe": recipe.name,
@@ -164,6 +165,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         "notes": list(notes),
         "work": {name: value - getattr(before, name) for name, value in asdict(engine.counters).items()},
         "seconds": clock.seconds,
+        "memory": describe_memory(memory),
         "peak_memory": peak,
         "device": device,
         "versions": versions(),
@@ -317,7 +319,7 @@ def _starts(
     controls: list[tuple[torch.Tensor, ...]] = [()] * len(seeds)
     if references:
         observer.stage("encoding the control images")
-        with clock.phase("encode control"), engine.on_device(handle, "vae", observer, _largest(references)) as vae:
+        with clock.phase("encode control"), engine.on_device(handle, "vae", observer) as vae:
             for index, (seed, noise) in enumerate(zip(seeds, generators, strict=True)):
                 observer.check()
                 if recipe.posterior == "mean" and index > 0:
@@ -334,10 +336,6 @@ def _starts(
     ]
 
 
-def _largest(references: Sequence[torch.Tensor]) -> Size:
-    return Size(max(image.shape[1] for image in references), max(image.shape[0] for image in references))
-
-
 def _denoise_batch(
     engine: Engine, handle: PipelineHandle, recipe: Recipe, request: SampleRequest, size: Size,
     conditioning: list[Embedding], starts: Sequence[_Start], sigmas: torch.Tensor, observer: Observer, clock: _Clock,
@@ -348,7 +346,7 @@ def _denoise_batch(
     total = request.steps * request.batch_size
     finished = []
     observer.stage("sampling")
-    with clock.phase("sample"), engine.on_device(handle, "transformer", observer, size) as transformer:
+    with clock.phase("sample"), engine.on_device(handle, "transformer", observer) as transformer:
         conditioning = [Embedding(e.embeds.to(device), e.mask.to(device), e.cut_tokens) for e in conditioning]
         for index, start in enumerate(starts):
             done = index * request.steps

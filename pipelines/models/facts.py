@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..checkpoint import Checkpoint
@@ -198,6 +198,8 @@ class ModelFacts:
         latent_downscale: pixels per latent pixel and side.
         latent_format: ComfyUI's name of the latent space, for previews.
         quantization: what ``model default`` means, by part.
+        low_memory_quantization: what it means instead where the computer's memory cannot hold the part so; a part that
+            is not in it is never quantised for that.
         lora: names in LoRA files.
         load_runtime: imports the code that runs the model.
         largest_side: pixels; what a checkpoint's position table holds.
@@ -218,4 +220,4 @@ class ModelFacts:
     lora: LoraNames
     load_runtime: Callable[[], ModelRuntime]
     largest_side: Callable[[Checkpoint], int]
-
+    low_memory_quantization: Mapping[str, Quantization] = field(default_factory=dict)

@@ -101,8 +101,20 @@ class ModelRuntime(Protocol):
         """The module in a loaded part whose names LoRA files use."""
         ...
 
-    def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
-        """The main blocks, called one after the other, that can be kept off the device until their turn."""
+    def empty(self, source: Source) -> nn.Module:
+        """What :meth:`lora_root` gives of this part, with shapes but without storage; raises FileError.
+
+        Its names are the source's, and it has what :meth:`load` fills and nothing else: memory is planned by it.
+        """
+        ...
+
+    def blocks(self, part: str, module: nn.Module) -> Sequence[nn.Module]:
+        """The main blocks, in the order of their calls, that can be kept off the device until their turn.
+
+        Args:
+            part: which.
+            module: the part as :meth:`load` or :meth:`empty` makes it.
+        """
         ...
 
     def texts(self, recipe: Recipe, handle: PipelineHandle, typed: Typed, guidance_scale: float) -> list[Text]:

@@ -116,7 +116,9 @@ class FolderSource:
         paths = self._paths()
         for path in paths:
             if FileStamp.of(path) not in self.files:
-                raise FileError(f"{self._where}{path.name} of {self.name!r} was replaced after its node ran. Run again.")
+                raise FileError(
+                    f"{self._where}{path.name} of {self.name!r} was replaced after its node ran. Run again."
+                )
         return [read_header(path) for path in paths]
 
     @property

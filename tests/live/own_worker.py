@@ -64,7 +64,13 @@ def main(job_path: str, out_path: str) -> None:
             file = open_lora(path, path.name, model, handle.checkpoint)
             current = handle.with_lora(
                 LoraSpec(
-                    path.name, file.stamp, item["network_multiplier"], application, file.title, file.mergeable, file.parts
+                    path.name,
+                    file.stamp,
+                    item["network_multiplier"],
+                    application,
+                    file.title,
+                    file.mergeable,
+                    file.parts,
                 )
             )
         request = SampleRequest(

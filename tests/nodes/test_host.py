@@ -8,9 +8,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import ComfyHost, PlainHost, use_host
 from comfyui_aitk.pipelines.errors import FileError
+from comfyui_aitk.pipelines.plan import DeviceMemory
 
 FILES = (
     "diffusion_models/dit.safetensors", "diffusion_models/lumina/q8.GGUF", "diffusion_models/notes.txt",
@@ -108,3 +110,34 @@ def test_a_name_that_leads_out_of_the_folders_is_refused_without_a_list(host, pa
     values = {"text_encoder": "default", "vae": "default", part: "../diffusers/tiny/model_index.json"}
     with pytest.raises(FileError, match=f"{part} '../diffusers/tiny/model_index.json' is refused"):
         load().load("lumina2", "tiny", "auto", **values)
+
+
+def test_a_device_s_memory_is_what_comfyui_can_give_up(monkeypatch: pytest.MonkeyPatch):
+    """The names are those of ComfyUI 0.28's model_management."""
+    gpu, other = torch.device("cuda", 0), torch.device("cuda", 1)
+    loaded = [
+        SimpleNamespace(device=gpu, model=object(), model_loaded_memory=lambda: 30),
+        # its node's output is gone
+        SimpleNamespace(device=gpu, model=None, model_loaded_memory=None),
+        SimpleNamespace(device=other, model=object(), model_loaded_memory=lambda: 1000),
+    ]
+    management = ModuleType("comfy.model_management")
+    vars(management).update(
+        get_torch_device=lambda: gpu,
+        get_total_memory=lambda device: 100,
+        get_free_memory=lambda device: 60,
+        current_loaded_models=loaded,
+    )
+    comfy = ModuleType("comfy")
+    vars(comfy).update(model_management=management)
+    monkeypatch.setitem(sys.modules, "comfy", comfy)
+    monkeypatch.setitem(sys.modules, "comfy.model_management", management)
+    assert ComfyHost().device_memory() == DeviceMemory(total=100, free=90)
+    vars(management).update(extra_reserved_memory=lambda: 25)
+    assert ComfyHost().device_memory() == DeviceMemory(total=100, free=65)
+    vars(management).update(get_torch_device=lambda: torch.device("cpu"))
+    assert ComfyHost().device_memory() is None
+
+
+def test_the_cpu_has_no_memory_of_its_own(host: PlainHost):
+    assert host.device_memory() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,10 @@ from comfyui_aitk.pipelines.engine import Engine
 from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
-from comfyui_aitk.pipelines.models import find_model
+from comfyui_aitk.pipelines.models import catalogue, find_model
 from comfyui_aitk.pipelines.models.lumina2 import attention
 from comfyui_aitk.pipelines.observer import SilentObserver
+from comfyui_aitk.pipelines.plan import DeviceMemory, usable_ram
 from comfyui_aitk.pipelines.sampling import SampleRequest, sample
 
 REQUEST = SampleRequest("sd-scripts", "a cat", width=64, height=64, steps=2, guidance_scale=3.5)
@@ -20,11 +22,17 @@ MODEL = find_model("lumina2")
 
 
 class Elsewhere(Engine):
-    """An engine whose compute device is not the home of the weights, as far as this machine can tell them apart."""
+    """An engine whose compute device is not the home of the weights, as far as this machine can tell them apart.
 
-    def __init__(self) -> None:
+    Args:
+        device: the bytes that are free there; None is a device of which nothing is known.
+        ram: the bytes of the computer's memory.
+    """
+
+    def __init__(self, device: int | None = None, ram: int = 1 << 40) -> None:
         self.asked: list[int] = []
-        super().__init__(lambda: "cpu:0", self.asked.append)
+        memory = None if device is None else DeviceMemory(device, device)
+        super().__init__(lambda: "cpu:0", self.asked.append, lambda: memory, lambda: ram)
 
 
 INPUTS = {
@@ -81,6 +89,96 @@ def test_a_streamed_block_is_on_the_device_in_its_turn_and_home_after_an_error(c
         hook.remove()
     assert last.norm2.weight is home
     assert not last._forward_pre_hooks
+
+
+class Resident(SilentObserver):
+    """Notes which parts are in memory while the picture is made."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.seen: set[frozenset[str]] = set()
+
+    def step(self, done, total, x0) -> None:
+        self.seen.add(self.engine.resident)
+
+
+def _ram_for(weights: int) -> int:
+    """The smallest memory that the weights of so many bytes fit into."""
+    return next(total for total in range((weights + (4 << 30)) * 20 // 19 - 2, 1 << 40) if usable_ram(total) >= weights)
+
+
+def test_a_small_device_gets_the_blocks_of_both_parts_one_by_one_and_gives_the_same_bits(handle):
+    whole, small = Elsewhere(), Elsewhere(0)
+    expected, result = (sample(engine, handle, REQUEST, SilentObserver()) for engine in (whole, small))
+    assert torch.equal(result.images, expected.images)
+    assert torch.equal(result.latent, expected.latent)
+    assert all(less < all_at_once for less, all_at_once in zip(small.asked[:2], whole.asked[:2], strict=True))
+    assert small.asked[2] == whole.asked[2], "the decoder has no blocks"
+    memory = result.report["memory"]
+    streamed = {name: part["blocks_streamed"] for name, part in memory["parts"].items()}
+    assert streamed == {"transformer": [2, 2], "text_encoder": [3, 3], "vae": [0, 0]}
+    assert memory["device"] == {"total": 0.0, "usable": 0.0}
+    assert memory["parts"]["transformer"]["quantization_by"] == "options"
+    assert [note for note in result.notes if "it may run out of memory" in note] == list(result.notes)
+    assert expected.report["memory"]["reasons"] == []
+    # no more is asked for than was planned, where live LoRAs are counted by their files' sizes
+    plan = small.plan_memory(handle, result.size, small.plan_loras(handle, MODEL.recipes[REQUEST.recipe]))
+    for asked, part in zip(small.asked, ("text_encoder", "transformer", "vae"), strict=True):
+        assert plan.part(part).beside < asked <= plan.part(part).device
+
+
+def test_parts_that_do_not_fit_into_memory_together_take_turns(handle):
+    large = Elsewhere()
+    expected = sample(large, handle, REQUEST, SilentObserver())
+    plan = large.plan_memory(handle, expected.size, ())
+    together = sum(part.weights for part in plan.parts)
+    # the LoRA is counted by its file's size
+    small = Elsewhere(ram=_ram_for(together) - 2)
+    with small.on_device(handle, "text_encoder", SilentObserver()) as module:
+        encoder = weakref.ref(module.model.layers[0].mlp.up_proj)
+    del module
+    observer = Resident(small)
+    first = sample(small, handle, REQUEST, observer)
+    assert observer.seen == {frozenset({"transformer"})}
+    assert encoder() is None, "its memory was given back"
+    assert torch.equal(first.images, expected.images)
+    assert first.report["memory"]["text_encoder_and_transformer"] == "take turns in memory"
+    again = sample(small, handle, replace(REQUEST, seed=7), observer)
+    assert again.report["work"] == {
+        "parts_loaded": 0, "texts_encoded": 0, "lora_files_read": 0, "tensors_restored": 0,
+    }  # fmt: skip
+    assert len(small.asked) == 1 + 3 + 2, "the second run puts the transformer and the decoder there, no encoder"
+    other = sample(small, handle, replace(REQUEST, prompt="a dog"), observer)
+    assert other.report["work"]["parts_loaded"] == 2, "the encoder, and then the transformer in its place"
+    assert observer.seen == {frozenset({"transformer"}), frozenset({"transformer", "vae"})}
+    assert torch.equal(sample(small, handle, REQUEST, SilentObserver()).images, expected.images)
+    observer = Resident(large)
+    sample(large, handle, REQUEST, observer)
+    assert observer.seen == {frozenset({"transformer", "text_encoder", "vae"})}, "where they fit, they stay"
+
+
+def test_a_part_that_memory_cannot_hold_is_quantised_if_its_model_says_so(checkpoint, monkeypatch):
+    facts = replace(MODEL, low_memory_quantization={"transformer": "qfloat8"})
+    handle = PipelineHandle("lumina2", checkpoint)
+    weights = Elsewhere().plan_memory(handle, None, ()).part("transformer").weights
+    enough, less = Elsewhere(ram=_ram_for(weights)), Elsewhere(ram=_ram_for(weights) - 2)
+    quantised = replace(handle, options=RuntimeOptions("qfloat8"))
+    expected = sample(Elsewhere(), quantised, REQUEST, SilentObserver()).images
+    unsaid = sample(less, handle, REQUEST, SilentObserver()).report["memory"]["parts"]["transformer"]
+    assert (unsaid["quantization"], unsaid["quantization_by"]) == ("none", "options"), "this model says nothing of it"
+    monkeypatch.setitem(catalogue(), "lumina2", facts)
+    result = sample(less, handle, REQUEST, SilentObserver())
+    assert torch.equal(result.images, expected)
+    assert any(note.endswith("qfloat8, 0.0 GB. This changes the picture") for note in result.notes)
+    assert result.report["model"]["quantization"]["transformer"] == "qfloat8"
+    assert result.report["memory"]["parts"]["transformer"]["quantization_by"] == "plan"
+    again = sample(less, handle, REQUEST, SilentObserver())
+    assert again.report["work"]["parts_loaded"] == 0, "the same in every run"
+    assert torch.equal(again.images, expected)
+    for engine, asked in ((enough, handle), (less, replace(handle, options=RuntimeOptions("none")))):
+        plain = sample(engine, asked, REQUEST, SilentObserver())
+        assert plain.report["model"]["quantization"]["transformer"] == "none"
+        assert not torch.equal(plain.images, expected)
 
 
 @pytest.mark.parametrize(("part", "limit"), [("transformer", 0.05), ("text_encoder", 0.05)])

@@ -199,6 +199,8 @@ FLUX2 = ModelFacts(
     latent_format="Flux2",
     # the model page: Mistral in qfloat8, the transformer as it is
     quantization={"transformer": "none", "text_encoder": "qfloat8"},
+    # what AI Toolkit's own interface trains with
+    low_memory_quantization={"transformer": "qfloat8"},
     lora=_LORA,
     load_runtime=_dev,
     largest_side=_largest_side,

@@ -20,7 +20,10 @@ _TOP: Mapping[str, tuple[Piece, ...]] = {
     "single_stream_modulation.linear": (Piece("single_stream_modulation.lin"),),
     "proj_out": (Piece("final_layer.linear"),),
     # scale, then shift; the release has them the other way round
-    "norm_out.linear": (Piece("final_layer.adaLN_modulation.1", (1, 2)), Piece("final_layer.adaLN_modulation.1", (0, 2))),
+    "norm_out.linear": (
+        Piece("final_layer.adaLN_modulation.1", (1, 2)),
+        Piece("final_layer.adaLN_modulation.1", (0, 2)),
+    ),
 }
 _DOUBLE: Mapping[str, Piece] = {
     "attn.to_q": Piece("img_attn.qkv", (0, 3)),

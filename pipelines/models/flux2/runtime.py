@@ -73,7 +73,7 @@ class Flux2Runtime:
                     f"{checkpoint.source('transformer').name!r} takes {wanted}. FLUX.2 has a VAE of its own, "
                     "flux2-vae.safetensors or the ae.safetensors of its repository."
                 )
-        check_complete(source, parameter_shapes(self._empty(source)))
+        check_complete(source, parameter_shapes(self.empty(source)))
 
     def load(
         self, source: Source, dtype: torch.dtype, quantization: Quantization, check: Callable[[], None]
@@ -82,9 +82,11 @@ class Flux2Runtime:
             return text_encoder.load(self._encoder, source, dtype, quantization, check)
         tensors = source.read(source.tensor_infos())
         where = f"{source.name} {source.component}"
-        return fill(self._empty(source), tensors, dtype, where, check, quantization=quantization)
+        return fill(self.empty(source), tensors, dtype, where, check, quantization=quantization)
 
-    def _empty(self, source: Source) -> nn.Module:
+    def empty(self, source: Source) -> nn.Module:
+        if source.component == "text_encoder":
+            return text_encoder.empty(source)
         cls = _CLASSES[source.component]
         config = source.config()
         if config.get("_class_name") != cls.__name__:
@@ -97,16 +99,18 @@ class Flux2Runtime:
         return module.model if isinstance(module, Flux2TextEncoder) else module
 
     def blocks(self, part: str, module: nn.Module) -> Sequence[nn.Module]:
-        if isinstance(module, Flux2Transformer):
-            return [*module.double_blocks, *module.single_blocks]
-        if isinstance(module, Flux2TextEncoder):
-            return list(module.model.get_submodule("layers").children())
-        return []
+        if part == "vae":
+            return []
+        lists = ("layers",) if part == "text_encoder" else ("double_blocks", "single_blocks")
+        root = self.lora_root(module)
+        return [block for name in lists for block in root.get_submodule(name).children()]
 
     def texts(self, recipe: Recipe, handle: PipelineHandle, typed: Typed, guidance_scale: float) -> list[Text]:
         assert isinstance(recipe, Flux2Recipe)
         if typed.system_prompt and not recipe.system_prompt:
-            raise InputError(f"{self._model.title} takes no system prompt: its template has no place for one. Empty it.")
+            raise InputError(
+                f"{self._model.title} takes no system prompt: its template has no place for one. Empty it."
+            )
         settings = TextSettings(typed.system_prompt or recipe.system_prompt, self._cast_rope(recipe, handle))
         prompts = [typed.prompt]
         if self._model.guidance == "classifier-free" and guidance_scale > 1:

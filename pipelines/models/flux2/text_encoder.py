@@ -71,7 +71,10 @@ class Flux2TextEncoder(nn.Module):
         mask = mask + [1] * len(kept) if self.tokenizer.pad_left else [1] * len(kept) + mask
         attention_mask = torch.tensor([mask], device=device)
         output = self.model(
-            torch.tensor([ids], device=device), attention_mask=attention_mask, output_hidden_states=True, use_cache=False
+            torch.tensor([ids], device=device),
+            attention_mask=attention_mask,
+            output_hidden_states=True,
+            use_cache=False,
         )
         states = [output.hidden_states[index] for index in self.facts.hidden_states]
         embeds = torch.cat(states, dim=-1).to(self.run_dtype)
@@ -88,7 +91,7 @@ def check_files(facts: TextEncoderFacts, source: Source) -> None:
         _refuse(facts, source, f"has {layers} layers, and {facts.layers} are needed")
     if source.tokenizer() is None:
         _refuse(facts, source, f"has no tokenizer: {source.tokenizer_name} is missing")
-    check_complete(source, parameter_shapes(_empty(facts, source)), ("rotary_emb.",))
+    check_complete(source, parameter_shapes(empty(source)), ("rotary_emb.",))
 
 
 def load(
@@ -98,11 +101,12 @@ def load(
     tokenizer = load_tokenizer(facts, source)
     tensors = source.read(source.tensor_infos())
     where = f"{source.name} text_encoder"
-    model = fill(_empty(facts, source), tensors, dtype, where, check, quantization=quantization)
+    model = fill(empty(source), tensors, dtype, where, check, quantization=quantization)
     return Flux2TextEncoder(facts, tokenizer, model, dtype, source.name)
 
 
-def _empty(facts: TextEncoderFacts, source: Source) -> nn.Module:
+def empty(source: Source) -> nn.Module:
+    """The language model with shapes but without storage; raises FileError."""
     return build_empty(lambda: _language_model(source.config()), f"{source.config_name} of {source.name!r}")
 
 

@@ -96,5 +96,7 @@ def load_tokenizer(facts: TextEncoderFacts, source: Source) -> Tokenizer:
     """The tokenizer of a folder, or of the bytes in a single file; raises FileError."""
     found = source.tokenizer()
     if isinstance(found, Path):
-        return MistralFolderTokenizer(found, source.name) if facts is MISTRAL else Qwen3FolderTokenizer(found, source.name)
+        return (
+            MistralFolderTokenizer(found, source.name) if facts is MISTRAL else Qwen3FolderTokenizer(found, source.name)
+        )
     return MistralFileTokenizer(found or b"", source.name)

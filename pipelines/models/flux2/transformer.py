@@ -277,9 +277,7 @@ class LastLayer(nn.Module):
 
 
 def _mlp(hidden_size: int, mlp: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(hidden_size, 2 * mlp, bias=False), SwiGLU(), nn.Linear(mlp, hidden_size, bias=False)
-    )
+    return nn.Sequential(nn.Linear(hidden_size, 2 * mlp, bias=False), SwiGLU(), nn.Linear(mlp, hidden_size, bias=False))
 
 
 def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

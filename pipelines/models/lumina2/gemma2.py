@@ -123,7 +123,7 @@ def check_files(source: Source) -> None:
         _refuse(source.name, f"is a {config.get('model_type')!r} model, not gemma2")
     if source.tokenizer() is None:
         _refuse(source.name, f"has no tokenizer: {source.tokenizer_name} is missing")
-    check_complete(source, parameter_shapes(_empty(source)), _SURPLUS)
+    check_complete(source, parameter_shapes(empty(source)), _SURPLUS)
 
 
 def load(
@@ -133,7 +133,7 @@ def load(
     tokenizer = load_tokenizer(source)
     tensors = source.read(source.tensor_infos())
     where = f"{source.name} text_encoder"
-    model = fill(_empty(source), tensors, dtype, where, check, quantization=quantization)
+    model = fill(empty(source), tensors, dtype, where, check, quantization=quantization)
     return Gemma2TextEncoder(tokenizer, model, dtype)
 
 
@@ -145,7 +145,8 @@ def load_tokenizer(source: Source) -> Tokenizer:
     return SentencePieceTokenizer(found or b"", source.name)
 
 
-def _empty(source: Source) -> Gemma2Model:
+def empty(source: Source) -> Gemma2Model:
+    """The encoder with shapes but without storage; raises FileError."""
     # not AutoModel.from_config, which makes the buffers in the dtype of the file's config: a bfloat16 embed_scale in a
     # float32 run moves the embeddings by 2e-3
     return build_empty(

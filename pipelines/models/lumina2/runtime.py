@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, Lumina2Transformer2DModel
@@ -55,7 +55,7 @@ class Lumina2Runtime:
                 )
         if part == "transformer":
             _check_axes(source)
-        check_complete(source, parameter_shapes(self._empty(source)))
+        check_complete(source, parameter_shapes(self.empty(source)))
 
     def load(
         self, source: Source, dtype: torch.dtype, quantization: Quantization, check: Callable[[], None]
@@ -64,10 +64,12 @@ class Lumina2Runtime:
             return gemma2.load(source, dtype, quantization, check)
         tensors = source.read(source.tensor_infos())
         where = f"{source.name} {source.component}"
-        return fill(self._empty(source), tensors, dtype, where, check, quantization=quantization)
+        return fill(self.empty(source), tensors, dtype, where, check, quantization=quantization)
 
-    def _empty(self, source: Source) -> nn.Module:
+    def empty(self, source: Source) -> nn.Module:
         part = source.component
+        if part == "text_encoder":
+            return gemma2.empty(source)
         cls = _CLASSES[part]
         config = source.config()
         if config.get("_class_name") != cls.__name__:
@@ -77,9 +79,8 @@ class Lumina2Runtime:
     def lora_root(self, module: nn.Module) -> nn.Module:
         return module.model if isinstance(module, gemma2.Gemma2TextEncoder) else module
 
-    def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
-        assert isinstance(transformer, Lumina2Transformer2DModel)
-        return list(transformer.layers)
+    def blocks(self, part: str, module: nn.Module) -> Sequence[nn.Module]:
+        return [] if part == "vae" else list(cast(Any, self.lora_root(module)).layers)
 
     def texts(self, recipe: Recipe, handle: PipelineHandle, typed: Typed, guidance_scale: float) -> list[Text]:
         assert isinstance(recipe, Lumina2Recipe)

@@ -1,0 +1,48 @@
+"""How much memory this computer lets the process have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def total_ram() -> int:
+    """Bytes of the computer's memory, or of the container's where its limit is lower. It does not change."""
+    import psutil
+
+    return min([psutil.virtual_memory().total, *container_limits()])
+
+
+def container_limits(proc: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """The limits that Linux' control groups set on this process, in bytes; none elsewhere.
+
+    Each group above it counts too. Inside a container its own group is often mounted as the top one.
+
+    Args:
+        proc: lists the process' groups, ``number:controllers:path`` a line (man 7 cgroups).
+        mounted: where their files are.
+    """
+    try:
+        lines = proc.read_text("utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0":
+            top, leaf = mounted, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, leaf = mounted / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        steps = [step for step in path.split("/") if step not in ("", "..")]
+        for count in range(len(steps) + 1):
+            try:
+                value = top.joinpath(*steps[:count], leaf).read_text("utf-8").strip()
+            except OSError:
+                continue
+            # "max", or in version 1 a number that no machine has
+            if value.isdecimal():
+                yield int(value)
