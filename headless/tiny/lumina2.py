@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2Model
 
 from .files import write_tensors
+from .spread import spread
 from .tokenizer import make_tokenizer
 
 # Widths are tiny, and everything that tensors do not tell is as in the real model, so that single files of this one can
@@ -142,7 +143,7 @@ def _transformer() -> nn.Module:
         axes_lens=(300, 512, 512),
         cap_feat_dim=_TEXT_HIDDEN,
     )
-    return _spread(model)
+    return spread(model)
 
 
 def _text_encoder(vocabulary: int) -> nn.Module:
@@ -165,7 +166,7 @@ def _text_encoder(vocabulary: int) -> nn.Module:
         eos_token_id=1,
         bos_token_id=2,
     )
-    return _spread(Gemma2Model(config))
+    return spread(Gemma2Model(config))
 
 
 def _vae() -> nn.Module:
@@ -188,15 +189,4 @@ def _vae() -> nn.Module:
         mid_block_add_attention=True,
         force_upcast=True,
     )
-    return _spread(model)
-
-
-def _spread(model: nn.Module) -> nn.Module:
-    """Random weights that carry a signal through: what starts as zero would hide every LoRA and every text."""
-    for parameter in model.parameters():
-        with torch.no_grad():
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, 1.0 / parameter[0].numel() ** 0.5)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
+    return spread(model)

@@ -16,20 +16,22 @@ _RESNET = ("norm1", "conv1", "norm2", "conv2", "nin_shortcut")
 _ATTENTION = ("norm", "q", "k", "v", "proj_out")
 
 
-def _diffusers_places(infos: Infos) -> dict[str, list[Place]]:
-    sides = {
-        "encoder": 1 + _highest(infos, r"encoder\.down_blocks\.(\d+)\."),
-        "decoder": 1 + _highest(infos, r"decoder\.up_blocks\.(\d+)\."),
-    }
-    layers = 2 + max(_highest(infos, rf"\w+\.\w+_blocks\.{level}\.resnets\.(\d+)\.") for level in range(2))
-    theirs = dict(_OUTSIDE)
-    for side, levels in sides.items():
+def diffusers_names(levels: int, layers: int) -> dict[str, str]:
+    """Released module -> diffusers' module, for encoder and decoder of as many levels and blocks of a level at most."""
+    names = dict(_OUTSIDE)
+    for side in ("encoder", "decoder"):
         for module in _modules(levels, layers):
-            theirs[f"{side}.{module}"] = f"{side}.{diffusers_module(module, levels)}"
+            names[f"{side}.{module}"] = f"{side}.{diffusers_module(module, levels)}"
+    return names
+
+
+def _diffusers_places(infos: Infos) -> dict[str, list[Place]]:
+    levels = 1 + _highest(infos, r"decoder\.up_blocks\.(\d+)\.")
+    layers = 1 + _highest(infos, r"decoder\.up_blocks\.\d+\.resnets\.(\d+)\.")
     places: dict[str, list[Place]] = {}
-    for own, other in theirs.items():
+    for own, theirs in diffusers_names(levels, layers).items():
         for leaf in ("weight", "bias"):
-            name = f"{other}.{leaf}"
+            name = f"{theirs}.{leaf}"
             if name in infos:
                 shape = infos[name].shape
                 # linear layers there, 1 x 1 convolutions here

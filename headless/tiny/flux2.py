@@ -1,0 +1,214 @@
+"""A tiny FLUX.2-dev and a tiny FLUX.2-klein in AI Toolkit's folder layout, other layouts of them, and LoRAs for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import MistralConfig, MistralModel, Qwen3Config, Qwen3Model
+
+from ...pipelines.models.flux2.autoencoder import Flux2AutoEncoder
+from ...pipelines.models.flux2.names import diffusers_modules
+from ...pipelines.models.flux2.transformer import Flux2Transformer
+from ...pipelines.models.flux2.vae_files import diffusers_names
+from .files import Tensors, read_part, write_tensors
+from .spread import spread
+from .qwen3_tokenizer import write_qwen3_tokenizer
+from .tekken import make_tekken, write_tokenizer
+
+FluxModel = Literal["flux2", "flux2_klein_4b"]
+FILES: dict[FluxModel, str] = {"flux2": "flux2-dev.safetensors", "flux2_klein_4b": "flux-2-klein-base-4b.safetensors"}
+VAE_FILE = "ae.safetensors"
+
+# Widths are tiny, and everything that tensors do not tell is as in the real model, so that single files of this one can
+# be understood by the real one's constants: heads of 128 channels in both transformer and text encoder, four rotary
+# axes of equal size, one layer of the text encoder more than is read.
+_HEADS, _HEAD = 2, 128
+_TEXT_HIDDEN = 32
+_METADATA = {"format": "pt"}
+
+
+def make_checkpoint(folder: Path, model: FluxModel = "flux2", seed: int = 0) -> Path:
+    """Writes a checkpoint of a few megabytes in bfloat16; returns the folder."""
+    rng_state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        transformer = Flux2Transformer(
+            context_in_dim=3 * _TEXT_HIDDEN,
+            hidden_size=_HEADS * _HEAD,
+            num_heads=_HEADS,
+            depth=1,
+            depth_single_blocks=2,
+            guidance_embed=model == "flux2",
+        )
+        vae = Flux2AutoEncoder(block_out_channels=(32, 32, 32, 64), layers_per_block=1)
+        parts = {FILES[model]: spread(transformer), VAE_FILE: spread(vae)}
+        text_encoder = spread(_text_encoder(model))
+        # statistics of latents, which a new model has as 0 and 1
+        vae.bn.running_mean = torch.randn(128) * 0.1
+        vae.bn.running_var = torch.rand(128) + 0.5
+    finally:
+        torch.set_rng_state(rng_state)
+    for name, part in parts.items():
+        write_tensors(folder / name, _bfloat16(part), _METADATA)
+    text_encoder.to(torch.bfloat16).save_pretrained(folder / "text_encoder")
+    (write_tokenizer if model == "flux2" else write_qwen3_tokenizer)(folder / "tokenizer")
+    return folder
+
+
+def make_lora(
+    path: Path,
+    folder: Path,
+    *,
+    rank: int = 4,
+    seed: int = 1,
+    size: float = 0.5,
+    dtype: torch.dtype = torch.bfloat16,
+    trigger_word: str = "",
+) -> Path:
+    """Writes a LoRA with AI Toolkit's keys and metadata: every Linear of the blocks; returns the path."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: Tensors = {}
+    for module, (rows, columns) in trained_layers(folder).items():
+        key = f"diffusion_model.{module}"
+        tensors[f"{key}.lora_A.weight"] = (torch.randn(rank, columns, generator=generator) / rank).to(dtype)
+        tensors[f"{key}.lora_B.weight"] = (torch.randn(rows, rank, generator=generator) * size / 4).to(dtype)
+    software = {"name": "ai-toolkit", "repo": "https://github.com/ostris/ai-toolkit", "version": "0.12.26"}
+    metadata = {
+        "format": "pt",
+        "name": path.stem,
+        "ss_output_name": path.stem,
+        "ss_base_model_version": model_of(folder),
+        "training_info": json.dumps({"step": 250, "epoch": 3}),
+        "software": json.dumps(software),
+    }
+    if trigger_word:
+        metadata["ss_tag_frequency"] = json.dumps({f"1_{trigger_word}": {trigger_word: 1}})
+    return write_tensors(path, tensors, metadata)
+
+
+def trained_layers(folder: Path) -> dict[str, tuple[int, int]]:
+    """Module name -> (out, in) of the layers that AI Toolkit trains by default."""
+    return {
+        name.removesuffix(".weight"): (value.shape[0], value.shape[1])
+        for name, value in read_file(folder, FILES[model_of(folder)]).items()
+        if name.startswith(("double_blocks.", "single_blocks.")) and value.ndim == 2
+    }
+
+
+def model_of(folder: Path) -> FluxModel:
+    return next(model for model, file in FILES.items() if (folder / file).is_file())
+
+
+def read_file(folder: Path, name: str) -> Tensors:
+    from safetensors.torch import load_file
+
+    return load_file(folder / name)
+
+
+def write_diffusers(folder: Path, checkpoint: Path) -> Path:
+    """The same weights in diffusers' folder layout; returns the folder."""
+    model = model_of(checkpoint)
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(checkpoint / part, folder / part)
+    tensors = diffusers_transformer(read_file(checkpoint, FILES[model]))
+    write_tensors(folder / "transformer" / "diffusion_pytorch_model.safetensors", tensors, _METADATA)
+    transformer = {
+        "_class_name": "Flux2Transformer2DModel", "attention_head_dim": _HEAD, "num_attention_heads": _HEADS,
+        "axes_dims_rope": [32] * 4, "rope_theta": 2000, "in_channels": 128, "joint_attention_dim": 3 * _TEXT_HIDDEN,
+        "num_layers": 1, "num_single_layers": 2, "mlp_ratio": 3.0, "guidance_embeds": model == "flux2", "eps": 1e-6,
+        "patch_size": 1, "out_channels": None, "timestep_guidance_channels": 256,
+    }  # fmt: skip
+    vae = {
+        "_class_name": "AutoencoderKLFlux2", "in_channels": 3, "out_channels": 3, "latent_channels": 32,
+        "block_out_channels": [32, 32, 32, 64], "layers_per_block": 1, "patch_size": [2, 2], "batch_norm_eps": 1e-4,
+        "use_quant_conv": True, "use_post_quant_conv": True, "norm_num_groups": 32, "act_fn": "silu",
+    }  # fmt: skip
+    own = read_file(checkpoint, VAE_FILE)
+    theirs = diffusers_names(levels=4, layers=2)
+    named = {}
+    for name, value in own.items():
+        module, _, leaf = name.rpartition(".")
+        linear = ".attn_1." in module and value.ndim == 4
+        named[f"{theirs.get(module, module)}.{leaf}"] = value[:, :, 0, 0] if linear else value
+    write_tensors(folder / "vae" / "diffusion_pytorch_model.safetensors", named, _METADATA)
+    for part, config in (("transformer", transformer), ("vae", vae)):
+        (folder / part / "config.json").write_text(json.dumps(config, indent=2))
+    pipeline = "Flux2Pipeline" if model == "flux2" else "Flux2KleinPipeline"
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline, "_diffusers_version": "0.36.0"}))
+    return folder
+
+
+def diffusers_transformer(tensors: Tensors) -> Tensors:
+    """Released tensors in diffusers' names: queries, keys and values apart, the last modulation's halves swapped."""
+    named: Tensors = {}
+    for theirs, pieces in diffusers_modules(tensors).items():
+        rows = []
+        for piece in pieces:
+            leaf = "scale" if piece.module.endswith("_norm") else "weight"
+            if f"{piece.module}.{leaf}" in tensors:
+                value = tensors[f"{piece.module}.{leaf}"]
+                rows.append(value[slice(*piece.rows(len(value)))])
+        if rows:
+            named[f"{theirs}.weight"] = torch.cat(rows)
+    return named
+
+
+def write_text_encoder(path: Path, checkpoint: Path) -> Path:
+    """The text encoder as ComfyUI has it: pruned to what is read, Mistral with its tokenizer inside; returns the path."""
+    mistral = model_of(checkpoint) == "flux2"
+    last = 30 if mistral else 27
+    tensors = {
+        f"model.{name}": value
+        for name, value in read_part(checkpoint, "text_encoder").items()
+        if name != "norm.weight" and not any(name.startswith(f"layers.{n}.") for n in range(last, last + 9))
+    }
+    if mistral:
+        tensors["tekken_model"] = torch.frombuffer(bytearray(make_tekken()), dtype=torch.uint8)
+    else:
+        tensors["model.norm.weight"] = torch.ones(_TEXT_HIDDEN, dtype=torch.bfloat16)
+    return write_tensors(path, tensors, _METADATA)
+
+
+def write_split_lora(path: Path, lora: Path, checkpoint: Path) -> Path:
+    """A LoRA of :func:`make_lora` in diffusers' names: what fused layers share is copied; returns the path."""
+    from safetensors.torch import load_file
+
+    pairs = load_file(lora)
+    tensors: Tensors = {}
+    for theirs, pieces in diffusers_modules(trained_layers(checkpoint)).items():
+        (piece, *others) = pieces
+        down, up = (pairs.get(f"diffusion_model.{piece.module}.{leaf}.weight") for leaf in ("lora_A", "lora_B"))
+        if others or down is None or up is None:
+            continue
+        tensors[f"transformer.{theirs}.lora_A.weight"] = down
+        tensors[f"transformer.{theirs}.lora_B.weight"] = up[slice(*piece.rows(len(up)))]
+    return write_tensors(path, tensors, _METADATA)
+
+
+def _text_encoder(model: FluxModel) -> nn.Module:
+    from ...pipelines.models.flux2.text_files import MISTRAL, QWEN3
+
+    facts = MISTRAL if model == "flux2" else QWEN3
+    sizes = {
+        "vocab_size": 512,
+        "hidden_size": _TEXT_HIDDEN,
+        "intermediate_size": 48,
+        "num_hidden_layers": facts.layers + 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": _HEAD,
+        "sliding_window": None,
+        **facts.constants,
+    }
+    return MistralModel(MistralConfig(**sizes)) if model == "flux2" else Qwen3Model(Qwen3Config(**sizes))
+
+
+def _bfloat16(part: nn.Module) -> Tensors:
+    return {
+        name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in part.state_dict().items()
+    }
