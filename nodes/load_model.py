@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,10 +12,10 @@ from ..pipelines.errors import FileError, InputError
 from ..pipelines.files import SUFFIXES
 from ..pipelines.folders import check_name, resolve_name
 from ..pipelines.handle import DTYPES, DType, PipelineHandle, RuntimeOptions
-from ..pipelines.hub import fetch_part, open_repo
+from ..pipelines.hub import fetch_part, fetch_tokenizer, open_repo
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
 from ..pipelines.models.facts import ModelFacts
-from ..pipelines.sources.single_file import open_single_file
+from ..pipelines.sources.single_file import SingleFileSource, open_single_file
 from ..pipelines.sources.source import Source
 from .host import current_host
 
@@ -208,6 +209,14 @@ def _single(facts: ModelFacts, part: str, name: str, kinds: Sequence[str]) -> So
     if part not in found:
         raise FileError(f"{shown!r} holds the {' and the '.join(found)} of {facts.title}, no {part}. Choose another.")
     return found[part]
+
+
+def _with_tokenizer(source: Source, facts: ModelFacts) -> Source:
+    """The source itself, or with the tokenizer of its repository where its file holds none."""
+    needs = facts.parts[source.component].tokenizer is not None
+    if needs and isinstance(source, SingleFileSource) and source.tokenizer() is None:
+        return replace(source, tokenizer_folder=fetch_tokenizer(source.component, facts))
+    return source
 
 
 def _roots(kinds: Sequence[str]) -> list[Path]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from .checkpoint import MODEL_INDEX, parts_in
 from .errors import FileError, HubError, InputError
-from .sources.folder import FolderSource
+from .sources.folder import FolderSource, has_tokenizer
 from .sources.single_file import open_single_file
 
 if TYPE_CHECKING:
-    from .models.facts import ModelFacts, PartFacts, Repository
+    from .models.facts import ModelFacts, PartFacts
     from .sources.source import Source
 
 _Opened = Callable[[Path], "dict[str, Source]"]
@@ -79,6 +79,16 @@ def fetch_part(part: str, model: ModelFacts) -> Source:
     return _snapshot(repository.id, [repository.patterns], opened)[part]
 
 
+def fetch_tokenizer(part: str, model: ModelFacts) -> Path:
+    """The folder of a text encoder's tokenizer, for single files that hold none; errors as :func:`open_repo`."""
+    repository = model.parts[part].tokenizer
+    assert repository is not None
+    folder = _cached_folder(repository.id, repository.patterns)
+    if folder is None or not has_tokenizer(folder):
+        folder = _download(repository.id, repository.patterns)
+    return folder
+
+
 def _folders(part: str, facts: PartFacts) -> list[str]:
     return [f"{folder}/{pattern}" for folder in (facts.folder or part, *facts.companions) for pattern in _FILES]
 
@@ -103,19 +113,29 @@ def _snapshot(repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened) -
     return opened(_download(repo_id, choices[-1]))
 
 
-def _cached(repo_id: str, patterns: Sequence[str], opened: _Opened) -> dict[str, Source] | None:
+def _cached_folder(repo_id: str, patterns: Sequence[str]) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = opened(Path(snapshot_download(repo_id, allow_patterns=list(patterns), local_files_only=True)))
+        return Path(snapshot_download(repo_id, allow_patterns=list(patterns), local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _cached(repo_id: str, patterns: Sequence[str], opened: _Opened) -> dict[str, Source] | None:
+    folder = _cached_folder(repo_id, patterns)
+    if folder is None:
+        return None
+    try:
+        found = opened(folder)
         for source in found.values():
             source.config()
             source.tensor_infos()
             if source.component == "text_encoder" and source.tokenizer() is None:
                 return None
         return found
-    except (LocalEntryNotFoundError, FileError, KeyError):
+    except (FileError, KeyError):
         # an interrupted download leaves a part of the files: fetch the rest
         return None
 

@@ -237,7 +237,8 @@ def _check_control(model: ModelFacts, recipe: Recipe, given: int) -> None:
     whose = f"The recipe {recipe.name!r} of {model.title}" if fitting else model.title
     way_out = f"choose the recipe {fitting[0]!r}" if fitting else "load a model that edits images"
     raise InputError(
-        f"{whose} takes {takes} control images; connected: {given}. Disconnect `control` from the sampler, or {way_out}."
+        f"{whose} takes {takes} control images; connected: {given}. Disconnect `control` from the sampler, or "
+        f"{way_out}."
     )
 
 

@@ -1,4 +1,4 @@
-"""A tiny FLUX.2-dev and a tiny FLUX.2-klein in AI Toolkit's folder layout, other layouts of them, and LoRAs for them."""
+"""A tiny FLUX.2-dev and a tiny klein in AI Toolkit's folder layout, other layouts of them, and LoRAs for them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ...pipelines.models.flux2.names import diffusers_modules
 from ...pipelines.models.flux2.transformer import Flux2Transformer
 from ...pipelines.models.flux2.vae_files import diffusers_names
 from .files import Tensors, read_part, write_tensors
-from .spread import spread
 from .qwen3_tokenizer import write_qwen3_tokenizer
+from .spread import spread
 from .tekken import make_tekken, write_tokenizer
 
 FluxModel = Literal["flux2", "flux2_klein_4b"]
@@ -159,7 +159,7 @@ def diffusers_transformer(tensors: Tensors) -> Tensors:
 
 
 def write_text_encoder(path: Path, checkpoint: Path) -> Path:
-    """The text encoder as ComfyUI has it: pruned to what is read, Mistral with its tokenizer inside; returns the path."""
+    """The text encoder as ComfyUI has it: pruned, Mistral with its tokenizer inside; returns the path."""
     mistral = model_of(checkpoint) == "flux2"
     last = 30 if mistral else 27
     tensors = {
@@ -210,5 +210,6 @@ def _text_encoder(model: FluxModel) -> nn.Module:
 
 def _bfloat16(part: nn.Module) -> Tensors:
     return {
-        name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in part.state_dict().items()
+        name: value.to(torch.bfloat16) if value.is_floating_point() else value
+        for name, value in part.state_dict().items()
     }

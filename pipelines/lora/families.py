@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 
 # key fragments as written by AI Toolkit, diffusers, kohya and ComfyUI
 _SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("FLUX.2", ("single_stream_modulation",)),
     ("FLUX.2", ("single_transformer_blocks", "to_qkv_mlp_proj")),
     ("FLUX.1", ("single_transformer_blocks",)),
     ("FLUX.1", ("double_blocks", "img_mod")),
@@ -54,3 +53,11 @@ def recognise(keys: Iterable[str], metadata: Mapping[str, str]) -> str | None:
     if version:
         return f"{titles[0]} (its metadata says {version!r})" if titles else repr(version)
     return titles[0] if titles else None
+
+
+def trained_on(metadata: Mapping[str, str]) -> str | None:
+    """The model of the catalogue that AI Toolkit's metadata name; None where they name none of them."""
+    from ..models import catalogue
+
+    model = catalogue().get(metadata.get("ss_base_model_version", ""))
+    return None if model is None else model.title

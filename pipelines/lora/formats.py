@@ -189,8 +189,11 @@ def _check_names(header: Header, groups: Mapping[tuple[str, str], object], names
 
 def _origin(header: Header, title: str) -> str:
     """Where a file comes from that fits in part: some models share names."""
+    trained = families.trained_on(header.metadata)
+    if trained is not None and trained != title:
+        return f"Its metadata says that it was trained on {trained}."
     family = families.recognise(header.tensors, {})
-    if family is None or family.startswith(title):
+    if family is None or family.startswith(title) or title.startswith(family.split()[0]):
         return "Was it trained on another version or size of the model?"
     return f"It looks like one for {family}."
 

@@ -137,6 +137,7 @@ class PartFacts:
         config: a folder's ``config.json`` -> the configuration in the keys of the part's class.
         file: the file that AI Toolkit reads instead, in the root of a folder or repository; empty where there is none.
         repository: where AI Toolkit takes the part from, whatever the weights hold besides.
+        tokenizer: where the tokenizer of a single file comes from that has none inside.
     """
 
     files: SingleFiles
@@ -145,6 +146,7 @@ class PartFacts:
     config: Callable[[Mapping[str, Any]], dict[str, Any]] = _as_it_is
     file: str = ""
     repository: Repository | None = None
+    tokenizer: Repository | None = None
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class FolderSource:
 
     def tokenizer(self) -> Path | bytes | None:
         folder = self.folder / self.tokenizer_folder
-        if (folder / _TOKENIZER).is_file() or all((folder / name).is_file() for name in _SLOW_TOKENIZER):
+        if has_tokenizer(folder):
             return folder
         alone = folder / _SENTENCEPIECE
         return alone.read_bytes() if alone.is_file() else None
@@ -155,6 +155,11 @@ class FolderSource:
                 "Download it again."
             )
         return shards
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether transformers finds a tokenizer in a folder."""
+    return (folder / _TOKENIZER).is_file() or all((folder / name).is_file() for name in _SLOW_TOKENIZER)
 
 
 @lru_cache(maxsize=64)

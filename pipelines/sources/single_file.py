@@ -39,6 +39,7 @@ class SingleFileSource:
         facts: what files of this part look like.
         layout: the one that this file has.
         prefix: what stands before the part's names in it.
+        tokenizer_folder: of a text encoder whose file holds no tokenizer.
     """
 
     name: str
@@ -47,6 +48,7 @@ class SingleFileSource:
     facts: SingleFiles
     layout: Layout
     prefix: str
+    tokenizer_folder: Path | None = None
 
     @property
     def config_name(self) -> str:
@@ -79,8 +81,10 @@ class SingleFileSource:
         needed = found.needed(names)
         yield from found.fill(read_tensors(self.files[0].path, list(needed)), needed)
 
-    def tokenizer(self) -> bytes | None:
+    def tokenizer(self) -> Path | bytes | None:
         self._check_unchanged()
+        if self.tokenizer_folder is not None:
+            return self.tokenizer_folder
         path = self.files[0].path
         for key in read_header(path).tensors if self.facts.tokenizer else ():
             if key.endswith(self.facts.tokenizer):
@@ -91,7 +95,7 @@ class SingleFileSource:
 
     @property
     def tokenizer_name(self) -> str:
-        return f"the tensor {self.facts.tokenizer}"
+        return f"the tensor {self.facts.tokenizer}" if self.facts.tokenizer else "its repository's"
 
     def _check_unchanged(self) -> None:
         for stamp in self.files:

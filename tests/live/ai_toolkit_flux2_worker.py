@@ -3,7 +3,7 @@
     PYTHONPATH=<AI Toolkit's checkout> <its python> ai_toolkit_flux2_worker.py JOB.json OUT.safetensors
 
 Like ``ai_toolkit_worker.py``, whose helpers it uses, it runs in AI Toolkit's interpreter and imports nothing of this
-project. AI Toolkit has each model's sizes and the text encoder's repository in its code; here they are the checkpoint's.
+project. AI Toolkit has a model's sizes and its text encoder's repository in its code; here they are the checkpoint's.
 
 JOB.json:
     model                 "flux2" or "flux2_klein_4b"
@@ -14,8 +14,8 @@ JOB.json:
     quantize_te           null or a qtype
     lora                  null or a file of AI Toolkit's
     network               the job's network section that the file was trained with
-    items                 prompt, negative_prompt, width, height, seed, steps, guidance, network_multiplier, and control,
-                          a list of up to three picture files
+    items                 prompt, negative_prompt, width, height, seed, steps, guidance, network_multiplier, control: up
+                          to three picture files
 
 OUT.safetensors, for item i: `item{i}.` + final_latents and image_uint8. The metadata holds `application`.
 """
@@ -199,7 +199,9 @@ def render(sd: Any, items: list[Job]) -> tuple[list[dict[str, Any]], str]:
         for path in paths:
             with Image.open(path) as image:
                 pictures.append(torch.from_numpy(np.array(image)))
-    stages = [{"final_latents": l, "image_uint8": p} for l, p in zip(decoded, pictures, strict=True)]
+    stages = [
+        {"final_latents": latents, "image_uint8": picture} for latents, picture in zip(decoded, pictures, strict=True)
+    ]
     return stages, ", ".join(sorted(applications))
 
 

@@ -1,4 +1,4 @@
-"""Renders a job of ``ai_toolkit_worker.py`` and its likes with this pack's pipelines, in whatever interpreter it is given.
+"""Renders a job of ``ai_toolkit_worker.py`` and its likes with this pack's pipelines, in any interpreter.
 
     PYTHON own_worker.py JOB.json OUT.safetensors
 

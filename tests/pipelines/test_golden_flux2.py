@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 # Largest absolute differences on another CPU, from the recordings' own page. FLUX.2-dev's guidance of 4 is embedded by
-# cosines of angles up to 4000, which differ by 2e-4 between CPUs: on one where AI Toolkit's own module gives the bits of
-# ours, its predictions are 4e-5 from the recorded ones and the latents of a whole LoKr 6e-5.
+# cosines of angles up to 4000, which differ by 2e-4 between CPUs: where AI Toolkit's own module gives the bits of ours,
+# its predictions are 4e-5 from the recorded ones and the latents of a whole LoKr 6e-5.
 PREDICTION = {"flux2": 1e-4, "flux2_klein_4b": 5e-5}
 LATENTS = {"flux2": 1e-4, "flux2_klein_4b": 5e-5}
 CONTROL_LATENTS, EMBEDS, PIXEL_LEVELS, PIXEL_SHARE = 2e-4, 1e-4, 1, 0.01
@@ -117,7 +117,9 @@ def test_every_stage_agrees(model, case, engine):
         if case["kind"] == "txt2img":
             typed = Typed(case["prompt"], case["negative_prompt"], "")
             texts = runtime.texts(recipe, handle, typed, case["guidance"])
-            for found, name in zip(engine.embeddings(handle, texts, (), SilentObserver()), ("prompt", "negative"), strict=False):
+            for found, name in zip(
+                engine.embeddings(handle, texts, (), SilentObserver()), ("prompt", "negative"), strict=False
+            ):
                 assert _distance(found.embeds, embeds[case["embeds"][f"{name}_embeds"]]) < EMBEDS
         images = [_uint8(folder / path) for path in case["control_images"]]
         tokens = ()

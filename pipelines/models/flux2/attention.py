@@ -31,7 +31,7 @@ class JointAttention(nn.Module, AttentionModuleMixin):
     """Attention of all tokens to all: [B, tokens, heads, channels] three times -> [B, tokens, width]."""
 
     _default_processor_cls = Dispatched
-    _available_processors = [Dispatched]  # noqa: RUF012
+    _available_processors = [Dispatched]
     _supports_qkv_fusion = False
 
     def __init__(self) -> None:

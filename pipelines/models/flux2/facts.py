@@ -27,9 +27,9 @@ TEXT_LENGTH = 512  # tokens, template counted
 _DOWNSCALE = 16
 _LARGEST_SIDE = 16384  # pixels; positions are computed, so that only ComfyUI's own widgets end somewhere
 # a part's files in the root of a transformers repository; others hold the weights a second time in another format
+_TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "chat_template*", "vocab.json", "merges.txt")
 _LANGUAGE_MODEL = (
-    "config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "tokenizer*.json",
-    "tokenizer.model", "special_tokens_map.json", "chat_template*", "vocab.json", "merges.txt",
+    "config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", *_TOKENIZER,
 )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ _TRAINER = Flux2Recipe(
         "system_prompt": "AI Toolkit flux2/src/pipeline.py SYSTEM_MESSAGE",
         "control_images": "AI Toolkit flux2_model.py generate_single_image: ctrl_img, ctrl_img_2, ctrl_img_3",
         "posterior": "AI Toolkit flux2/src/autoencoder.py encode: the mean",
-        "cast_rope": "AI Toolkit flux2_model.py load_te: text_encoder.to(device, dtype=dtype) casts the buffers as well",
+        "cast_rope": "AI Toolkit flux2_model.py load_te: to(device, dtype=dtype) casts the buffers as well",
     },
 )
 _KLEIN_REFERENCE = replace(
@@ -169,12 +169,14 @@ def _transformer(file: str) -> PartFacts:
 
 
 def _text_encoder(facts: TextEncoderFacts, repository: str) -> PartFacts:
-    files = MISTRAL_FILES if facts is MISTRAL else QWEN3_FILES
+    mistral = facts is MISTRAL
     return PartFacts(
-        files,
+        MISTRAL_FILES if mistral else QWEN3_FILES,
         companions=("tokenizer",),
         config=facts.folder_config,
         repository=Repository(repository, _LANGUAGE_MODEL),
+        # ComfyUI's files of Mistral have one inside
+        tokenizer=None if mistral else Repository(repository, _TOKENIZER),
     )
 
 

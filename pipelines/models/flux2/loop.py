@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ class Prediction:
 
 
 def sigmas(steps: int, size: Size) -> torch.Tensor:
-    """[steps + 1], float32, from 1 to 0: shifted the more, the more tokens a picture has; nothing is cut off above 4096.
+    """[steps + 1], float32, from 1 to 0: shifted the more, the more tokens a picture has, also above 4096.
 
     mu is linear in the tokens: 0.5 at 256, 1.15 at 4096.
     """
@@ -91,7 +92,7 @@ def denoise(transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
     levels = job.sigmas.tolist()
     predict = Predictor(transformer, job)
     with kernel(transformer, job.attention):
-        for index, (sigma, following) in enumerate(zip(levels, levels[1:], strict=False)):
+        for index, (sigma, following) in enumerate(pairwise(levels)):
             velocity = predict(tokens, sigma).guided
             x0 = tokens - sigma * velocity
             tokens = tokens + (following - sigma) * velocity

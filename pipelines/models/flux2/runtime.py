@@ -111,6 +111,11 @@ class Flux2Runtime:
             raise InputError(
                 f"{self._model.title} takes no system prompt: its template has no place for one. Empty it."
             )
+        if handle.options.text_encoder_attention != "auto":
+            raise InputError(
+                f"text_encoder_attention {handle.options.text_encoder_attention!r} is for Gemma2, and "
+                f"{self._model.title} has {self._encoder.title}. Set it to auto on AITK Runtime Options."
+            )
         settings = TextSettings(typed.system_prompt or recipe.system_prompt, self._cast_rope(recipe, handle))
         prompts = [typed.prompt]
         if self._model.guidance == "classifier-free" and guidance_scale > 1:

@@ -1,4 +1,4 @@
-"""What files of FLUX.2's autoencoder look like: ``ae.safetensors`` in released names, and diffusers'. Imports no torch."""
+"""What files of FLUX.2's autoencoder look like: ``ae.safetensors``, and diffusers'. Imports no torch."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, Lumina2Transformer2DModel
 from torch import nn
 
 from ...checkpoint import Checkpoint
-from ...errors import FileError, InputError
+from ...errors import FileError
 from ...handle import PipelineHandle, Quantization
 from ...loading import build_empty, fill, parameter_shapes
 from ...pixels import to_pixels
