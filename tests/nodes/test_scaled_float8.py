@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.engine import Engine
 from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.handle import PipelineHandle
+from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.packed import PackedLinear
 from safetensors.torch import load_file
 
@@ -142,6 +144,22 @@ def test_it_stays_float8_in_memory_and_is_not_quantised_again(everywhere, folder
     (pipeline,) = nodes["LoadAITKModel"]().load("lumina2", dtype="float32", options=options, **load)
     with pytest.raises(AITKError, match=r"'new.safetensors' is quantised already, and qint8 would quantise"):
         nodes["AITKSampler"]().sample(pipeline, "a", "", 64, 64, 1, 4.0, 1, "reference pipeline")
+
+
+def test_the_default_quantisation_of_a_model_is_not_for_files_that_have_one(everywhere, monkeypatch):
+    default = replace(find_model("lumina2"), quantization={"transformer": "qfloat8", "text_encoder": "qfloat8"})
+    monkeypatch.setattr("comfyui_aitk.pipelines.engine.find_model", lambda name: default)
+    (pipeline,) = NODE_CLASS_MAPPINGS["LoadAITKModel"]().load("lumina2", "new.safetensors", "float32", **PARTS)
+    engine = Engine(lambda: "cpu", lambda size: None)
+    assert engine.held_as(pipeline, "transformer") == "scaled float8"
+    assert engine.held_as(pipeline, "text_encoder") == "qfloat8"
+    engine.check_weights(pipeline)
+    with pytest.raises(AITKError, match="scaled float8 is not to be had on Apple's MPS"):
+        Engine(lambda: "mps", lambda size: None).check_weights(_unquantised(pipeline))
+
+
+def _unquantised(pipeline: PipelineHandle) -> PipelineHandle:
+    return replace(pipeline, options=replace(pipeline.options, text_encoder_quantization="none"))
 
 
 class _Observer:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from comfyui_aitk.headless.tiny.containers import write_gguf
+from comfyui_aitk.headless.tiny.containers import write_dit, write_gguf, write_scaled_float8
 from comfyui_aitk.headless.tiny.files import read_part
 from comfyui_aitk.headless.tiny.names import QKV, original_dit, original_module
 from comfyui_aitk.pipelines.checkpoint import Checkpoint
@@ -323,11 +323,16 @@ PACKED = ["kohya, ranks mixed", "LoKr with a rank", "LoHa", "full rank", "differ
 PACKED_DECOMPOSED = ["LoRA with dora_scale", "AI Toolkit's DoRA"]
 
 
-@pytest.mark.parametrize("held", ["qint8", "fp8_e4m3fn", "GGUF"])
+@pytest.mark.parametrize("held", ["qint8", "fp8_e4m3fn", "GGUF", "scaled float8"])
 def test_on_packed_weights_every_kind_is_added_live(engine, checkpoint, layers, tmp_path, models, held):
-    options = RuntimeOptions(transformer_quantization="none" if held == "GGUF" else held)
-    if held == "GGUF":
-        file = write_gguf(tmp_path / "tiny.gguf", models / "diffusers" / "tiny", "Q8_0")
+    in_file, tiny = held in ("GGUF", "scaled float8"), models / "diffusers" / "tiny"
+    options = RuntimeOptions(transformer_quantization="none" if in_file else held)
+    if in_file:
+        if held == "GGUF":
+            file = write_gguf(tmp_path / "tiny.gguf", tiny, "Q8_0")
+        else:
+            plain = write_dit(tmp_path / "plain.safetensors", tiny)
+            file = write_scaled_float8(tmp_path / "scaled.safetensors", plain, "new")
         parts = {source.component: source for source in checkpoint.sources}
         checkpoint = Checkpoint.assemble("tiny", parts | open_single_file(file, file.name, MODEL), MODEL)
     base = PipelineHandle("lumina2", checkpoint, "float32", options)
