@@ -27,7 +27,8 @@ VAE_FILE = "ae.safetensors"
 # Widths are tiny, and everything that tensors do not tell is as in the real model, so that single files of this one can
 # be understood by the real one's constants: heads of 128 channels in both transformer and text encoder, four rotary
 # axes of equal size, one layer of the text encoder more than is read.
-_HEADS, _HEAD = 2, 128
+_HEAD = 128
+_HEADS: dict[FluxModel, int] = {"flux2": 2, "flux2_klein_4b": 1}
 _TEXT_HIDDEN = 32
 _METADATA = {"format": "pt"}
 
@@ -39,8 +40,8 @@ def make_checkpoint(folder: Path, model: FluxModel = "flux2", seed: int = 0) -> 
     try:
         transformer = Flux2Transformer(
             context_in_dim=3 * _TEXT_HIDDEN,
-            hidden_size=_HEADS * _HEAD,
-            num_heads=_HEADS,
+            hidden_size=_HEADS[model] * _HEAD,
+            num_heads=_HEADS[model],
             depth=1,
             depth_single_blocks=2,
             guidance_embed=model == "flux2",
@@ -118,7 +119,7 @@ def write_diffusers(folder: Path, checkpoint: Path) -> Path:
     tensors = diffusers_transformer(read_file(checkpoint, FILES[model]))
     write_tensors(folder / "transformer" / "diffusion_pytorch_model.safetensors", tensors, _METADATA)
     transformer = {
-        "_class_name": "Flux2Transformer2DModel", "attention_head_dim": _HEAD, "num_attention_heads": _HEADS,
+        "_class_name": "Flux2Transformer2DModel", "attention_head_dim": _HEAD, "num_attention_heads": _HEADS[model],
         "axes_dims_rope": [32] * 4, "rope_theta": 2000, "in_channels": 128, "joint_attention_dim": 3 * _TEXT_HIDDEN,
         "num_layers": 1, "num_single_layers": 2, "mlp_ratio": 3.0, "guidance_embeds": model == "flux2", "eps": 1e-6,
         "patch_size": 1, "out_channels": None, "timestep_guidance_channels": 256,

@@ -194,8 +194,8 @@ class ModelFacts:
         transformer_class: ``_class_name`` of ``transformer/config.json``; tells one model's folder from another's.
         defaults: the sampler's.
         recipes: by name; the first is the default.
-        guidance: ``classifier-free`` calls the model for the negative prompt too; ``embedded`` is an input of the model,
-            which then has no use for a negative prompt.
+        guidance: ``classifier-free`` calls the model for the negative prompt too; ``embedded`` is an input of it, and
+            there is no use for a negative prompt.
         latent_channels: of the LATENT.
         latent_downscale: pixels per latent pixel and side.
         latent_format: ComfyUI's name of the latent space, for previews.

@@ -46,8 +46,9 @@ class Place:
         if self.rows is not None:
             first, last = self.rows
             return stored[first:last] if isinstance(stored, torch.Tensor) else stored.rows(first, last)
-        if self.shape is not None and isinstance(stored, torch.Tensor):
-            return stored.reshape(self.shape)
+        if self.shape is not None:
+            # what is packed lies in rows of its own shape
+            return (stored if isinstance(stored, torch.Tensor) else stored.dequantize()).reshape(self.shape)
         return stored
 
 
