@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lumina2_sd_scripts"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
-# largest absolute differences. The recording's own page allows much more; measured here: 0 for embeddings and
-# predictions, 2.4e-7 for latents, merged LoRAs included
-EMBEDS, PREDICTION, LATENTS, SIGMAS = 1e-5, 5e-6, 5e-6, 1e-6
+# largest absolute differences. The recording's own page allows more; measured on a CPU with AVX-512, as the recording's:
+# 0 for embeddings and predictions, 2.4e-7 for latents; on one with AVX2 alone: 7e-6
+EMBEDS, PREDICTION, LATENTS, SIGMAS = 2e-5, 2e-5, 2e-5, 1e-6
 PIXEL_LEVELS, PIXEL_SHARE = 1, 0.01
 
 
@@ -58,10 +58,15 @@ def test_nodes_give_the_recorded_picture(case, sd_scripts, host, monkeypatch):
 
 BF16 = GOLDEN.with_name("lumina2_sd_scripts_bf16")
 BF16_INDEX = json.loads((BF16 / "index.json").read_text())
-# relative error, on another CPU's kernels; here it is 0. Any one of the recipe's roundings left out costs over 5e-3
+# relative error; measured: 0. Any one of the recipe's roundings left out costs over 5e-3, and the bfloat16 kernels of a
+# CPU without AVX-512 cost 3e-2 by themselves: the script is then to be run beside (``live/test_sd_scripts.py``)
 SPREAD = 2e-3
 
 
+@pytest.mark.skipif(
+    "AVX512" not in torch.backends.cpu.get_cpu_capability(),
+    reason="recorded with the bfloat16 kernels of a CPU with AVX-512",
+)
 @pytest.mark.skipif(
     sha256(GOLDEN / "lumina2_original.safetensors") != BF16_INDEX["weights_sha256"],
     reason="recorded with other weights than those in lumina2_sd_scripts",
