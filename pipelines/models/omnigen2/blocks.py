@@ -1,16 +1,16 @@
 """The blocks of OmniGen2's transformer, rounding as in AI Toolkit's copy of the model without flash-attn and triton.
 
-Where that copy's module and diffusers' of the same name give the same bits, it is diffusers' that is used here. The norms
-of queries and keys are diffusers', which round before the weight as well; all others round once, after it.
+Where that copy's module and diffusers' of the same name give the same bits, diffusers' is used here. The norms of queries
+and keys are diffusers', which round before the weight as well; all others round once, after it.
 
 AI Toolkit runs other kernels where packages for them are installed:
 
-* triton (on Linux it comes with torch for CUDA): RMSNorm in one kernel. It computes in float32 and rounds once, as
-  torch's does here, but as x * (1 / sqrt(mean + eps)) with approximate square root and division, and it sums a row in an
-  order that triton's autotuning chooses by timing. So float32 results differ in the last bits, also between two machines
-  of the trainer, and in bfloat16 the few values that lie next to a rounding edge differ by one step.
-* flash-attn (not among AI Toolkit's requirements): its attention, and a SwiGLU that rounds once where this one rounds the
-  gate as well.
+* triton (on Linux it comes with torch for CUDA): RMSNorm in one kernel. Like torch's here, it computes in float32 and
+  rounds once. But it divides by a square root where torch multiplies by a reciprocal one, and sums a row in an order that
+  triton's autotuning chooses by timing, which may differ between two runs of the trainer itself. So the last bits in
+  float32 differ, and in bfloat16 the few values that lie next to a rounding edge, by one step.
+* flash-attn (not among AI Toolkit's requirements): its attention, and a SwiGLU that rounds once where this one rounds
+  the gate as well.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class OmniGen2AttnProcessor:
     """Projections, norms of queries and keys, rotary embedding, grouped heads, and diffusers' dispatcher.
 
     Without a backend it is torch's SDPA with a mask even where every key is seen, as in AI Toolkit: on CUDA the mask
-    decides which of SDPA's kernels runs. Other kernels take no mask, and get none; for the one place that needs one, SDPA
-    stays.
+    decides which of SDPA's kernels runs. Other kernels take no mask, and get none; where one is needed, SDPA stays.
     """
 
     def __init__(self) -> None:
@@ -42,7 +41,12 @@ class OmniGen2AttnProcessor:
         self._parallel_config = None
 
     def __call__(
-        self, attn: OmniGen2Attention, hidden_states: torch.Tensor, keys: torch.Tensor, rotary: torch.Tensor, padded: bool
+        self,
+        attn: OmniGen2Attention,
+        hidden_states: torch.Tensor,
+        keys: torch.Tensor,
+        rotary: torch.Tensor,
+        padded: bool,
     ) -> torch.Tensor:
         query, key, value = (
             layer(hidden_states).unflatten(-1, (-1, attn.head_width)) for layer in (attn.to_q, attn.to_k, attn.to_v)
@@ -110,8 +114,10 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(min(width, CONDITION_WIDTH), 4 * width)
         self.norm = nn.RMSNorm(width, eps=eps)
 
-    def forward(self, x: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns the normed [B, L, width], and of [B, 1, width]: attention's gate, scale and gate of the feed-forward."""
+    def forward(
+        self, x: torch.Tensor, time: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The normed [B, L, width]; attention's gate, the feed-forward's scale and its gate, each [B, 1, width]."""
         scale, gate, mlp_scale, mlp_gate = self.linear(self.silu(time)).unsqueeze(1).chunk(4, dim=-1)
         return self.norm(x) * (1 + scale), gate, mlp_scale, mlp_gate
 

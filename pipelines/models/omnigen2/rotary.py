@@ -10,6 +10,7 @@ float64, it is float32; AI Toolkit's tables depend on the machine in the same wa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class RotaryTables:
             dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
             # whole tables, not the positions asked for: vectorised cosines differ from those of a few leftover values
             self._tables = [
-                get_1d_rotary_pos_embed(dim, np.arange(length), theta=_THETA, freqs_dtype=dtype)  # pyright: ignore
+                cast(torch.Tensor, get_1d_rotary_pos_embed(dim, np.arange(length), _THETA, freqs_dtype=dtype))
                 for dim, length in zip(self._dims, self._lengths, strict=True)
             ]
         self._tables = [table.to(device) for table in self._tables]

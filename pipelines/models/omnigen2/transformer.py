@@ -1,8 +1,7 @@
 """OmniGen2's transformer, which diffusers does not have. Its modules are named as in the released checkpoint.
 
-The text, the reference images and the picture are refined apart, then run through the main blocks as one sequence in this
-order. One picture at a time: the reference's code pads batches, and a batch of one has nothing to pad but reference images
-of different sizes.
+The text, the reference images and the picture are refined apart, then run through the main blocks as one sequence in
+this order. One picture at a time: a batch of one has nothing to pad but reference images of different sizes.
 """
 
 from __future__ import annotations
