@@ -1,14 +1,14 @@
 """The blocks of OmniGen2's transformer, rounding as in AI Toolkit's copy of the model without flash-attn and triton.
 
-Where that copy's module and diffusers' of the same name give the same bits, diffusers' is used here. The norms of queries
-and keys are diffusers', which round before the weight as well; all others round once, after it.
+Where that copy's module and diffusers' of the same name give the same bits, diffusers' is used here. The norms of
+queries and keys are diffusers', which round before the weight as well; all others round once, after it.
 
 AI Toolkit runs other kernels where packages for them are installed:
 
 * triton (on Linux it comes with torch for CUDA): RMSNorm in one kernel. Like torch's here, it computes in float32 and
-  rounds once. But it divides by a square root where torch multiplies by a reciprocal one, and sums a row in an order that
-  triton's autotuning chooses by timing, which may differ between two runs of the trainer itself. So the last bits in
-  float32 differ, and in bfloat16 the few values that lie next to a rounding edge, by one step.
+  rounds once. But it takes 1 / sqrt where torch takes rsqrt, and sums a row in an order that triton's autotuning finds
+  by timing, which may differ between two runs of the trainer itself. So the last bits in float32 differ, and in
+  bfloat16 the few values that lie next to a rounding edge, by one step.
 * flash-attn (not among AI Toolkit's requirements): its attention, and a SwiGLU that rounds once where this one rounds
   the gate as well.
 """

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 _UNSHIFTED_SIDE = 40  # latent pixels; the shift of such a square is 1
-_NEIGHBOURS = 3
 
 
 def times(steps: int, latent_pixels: int) -> torch.Tensor:
@@ -46,7 +45,8 @@ def times_of(given: torch.Tensor, latent_pixels: int) -> torch.Tensor:
     # the first of the last n of N steps has x = 1 - n / N, and a shift of m makes that sigma = m * n / (N - n + m * n)
     shift = math.sqrt(latent_pixels) / _UNSHIFTED_SIDE
     estimate = round(steps * (1 + shift * (1 - first) / first))
-    for distance in range(_NEIGHBOURS + 1):
+    # sigma's last bit is worth less than one step, but for thousands of them
+    for distance in range(3 + steps // 1000):
         for length in {estimate - distance, estimate + distance}:
             if length >= steps:
                 found = times(length, latent_pixels)[-(steps + 1) :]
