@@ -19,8 +19,8 @@ JOB.json:
 
 OUT.safetensors, for item i: `item{i}.` + initial_noise, pred_cond_step0 (raw output for the prompt), pred_step0 (what
 the scheduler gets), final_latents, vae_decode_input, prompt_embeds, negative_embeds, ref_latents (where there is an
-image), image_uint8. The metadata holds package versions, `application` (none, live or merged) and how many linear layers
-were quantised.
+image), image_uint8. The metadata holds package versions, `application` (none, live or merged) and how many linear
+layers were quantised.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def like_numpy_1() -> None:
     module = importlib.import_module(
         "extensions_built_in.diffusion_models.omnigen2.src.schedulers.scheduling_flow_match_euler_discrete"
     )
-    module.np = types.SimpleNamespace(linspace=np.linspace, float32=np.float32, sqrt=lambda value: float(np.sqrt(value)))
+    module.np = types.SimpleNamespace(
+        linspace=np.linspace, float32=np.float32, sqrt=lambda value: float(np.sqrt(value))
+    )
 
 
 def load_model(job: Job) -> Any:

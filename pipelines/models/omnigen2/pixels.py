@@ -55,8 +55,9 @@ def prepare(image: torch.Tensor, recipe: OmniGen2Recipe, size: Size, number: int
             f"{MULTIPLE} and at most {_MAX_REFERENCE_SIDE} a side. Crop or enlarge it."
         )
     picture = picture.resize(target, Image.Resampling.LANCZOS)
-    values = np.asarray(picture, dtype=np.float32) / 255.0
-    return 2.0 * torch.from_numpy(values).permute(2, 0, 1)[None] - 1.0
+    values = np.asarray(picture, dtype=np.float32)[None] / 255.0
+    # the channels stay last in memory: convolutions round otherwise where they come first
+    return 2.0 * torch.from_numpy(values.transpose(0, 3, 1, 2)) - 1.0
 
 
 def encode(
