@@ -45,8 +45,8 @@ def times_of(given: torch.Tensor, latent_pixels: int) -> torch.Tensor:
     # the first of the last n of N steps has x = 1 - n / N, and a shift of m makes that sigma = m * n / (N - n + m * n)
     shift = math.sqrt(latent_pixels) / _UNSHIFTED_SIDE
     estimate = round(steps * (1 + shift * (1 - first) / first))
-    # sigma's last bit is worth less than one step, but for thousands of them
-    for distance in range(3 + steps // 1000):
+    # sigma comes with an error of some 1e-7, which with thousands of steps is worth some of them
+    for distance in range(3 + int(steps * shift * 4e-7 / first**2)):
         for length in {estimate - distance, estimate + distance}:
             if length >= steps:
                 found = times(length, latent_pixels)[-(steps + 1) :]

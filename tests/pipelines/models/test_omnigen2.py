@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -175,13 +176,12 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("latent_pixels", [64, 96, 126 * 126, 128 * 128])
-@pytest.mark.parametrize("denoise", [1, 0.99, 0.75, 0.5, 0.333, 0.1, 0.01])
-def test_the_end_of_a_schedule_keeps_every_bit_of_its_times(denoise, latent_pixels):
-    for steps in (1, 2, 3, 25, 100, 9999):
-        whole = int(steps / denoise)
-        end = schedule.sigmas(whole, latent_pixels)[-(steps + 1) :]
-        found = schedule.times_of(end, latent_pixels)
-        assert torch.equal(found, schedule.times(whole, latent_pixels)[-(steps + 1) :])
+@pytest.mark.parametrize(("steps", "denoise"), [*product((1, 3, 25, 100), (1, 0.99, 0.5, 0.1, 0.01)), (9999, 0.02)])
+def test_the_end_of_a_schedule_keeps_every_bit_of_its_times(steps, denoise, latent_pixels):
+    whole = int(steps / denoise)
+    end = schedule.sigmas(whole, latent_pixels)[-(steps + 1) :]
+    found = schedule.times_of(end, latent_pixels)
+    assert torch.equal(found, schedule.times(whole, latent_pixels)[-(steps + 1) :])
 
 
 def test_a_schedule_of_another_model_is_refused():
