@@ -74,7 +74,6 @@ def _qwen_config(infos: Infos) -> dict[str, Any]:
         "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0,
         "max_position_embeddings": 128000,
-        "use_sliding_window": False,
         "attention_dropout": 0.0,
     }
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
+from transformers import Qwen2Config, Qwen2Model
 
 from ...errors import FileError
 from ...handle import Quantization
@@ -28,11 +28,10 @@ from ..runtime import Embedding, Text
 _MODEL_TYPE = "qwen2_5_vl"
 # of the whole model; the names are the file's, or those without the first step
 _UNUSED = ("visual.", "lm_head.", "rotary_emb.")
-# what the language model's configuration has in common with Qwen2's
+# what the language model's configuration has in common with Qwen2's; texts never fill the window of sliding attention
 _KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "hidden_act", "max_position_embeddings", "rms_norm_eps", "attention_dropout", "use_sliding_window",
-    "sliding_window", "max_window_layers", "pad_token_id",
+    "hidden_act", "max_position_embeddings", "rms_norm_eps", "attention_dropout", "pad_token_id",
 )  # fmt: skip
 Tokenize = Callable[[str], list[int]]
 
@@ -85,20 +84,22 @@ def load(source: Source, dtype: torch.dtype, quantization: Quantization, check: 
 
 
 def load_tokenizer(source: Source) -> Tokenize:
-    """Text to ids, as many as it needs, from a folder or from the ``tokenizer.json`` in a file; raises FileError."""
+    """Text to ids, as many as it needs, from a folder's ``tokenizer.json`` or the one in a file; raises FileError.
+
+    Not through transformers: before 5.0 it cannot read the configurations that 5.0 and later write.
+    """
     found = source.tokenizer()
     if found is None:
         _refuse(source.name, f"has no tokenizer: {source.tokenizer_name} is missing")
     try:
-        if isinstance(found, Path):
-            tokenizer: Any = AutoTokenizer.from_pretrained(str(found), local_files_only=True)
-            return lambda text: tokenizer(text).input_ids
-        alone = Tokenizer.from_buffer(found)
+        tokenizer = Tokenizer.from_buffer((found / "tokenizer.json").read_bytes() if isinstance(found, Path) else found)
     except Exception as error:
-        # the libraries' exceptions for a damaged file are of every kind
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        # the library raises nothing narrower
+        reason = str(error).splitlines()[0][:200]
         raise FileError(f"The tokenizer of {source.name!r} cannot be used ({reason}). Download it again.") from error
-    return lambda text: alone.encode(text).ids
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda text: tokenizer.encode(text).ids
 
 
 def language_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +111,8 @@ def language_config(config: Mapping[str, Any]) -> dict[str, Any]:
     text = {**config, **(config.get("text_config") or {})}
     rotary = text.get("rope_parameters") or {}
     own = {key: text[key] for key in _KEYS if key in text}
-    return own | {"rope_theta": rotary.get("rope_theta", text.get("rope_theta", 1e6))}
+    theta = rotary.get("rope_theta", text.get("rope_theta", 1e6))
+    return own | {"rope_theta": theta, "use_sliding_window": False, "sliding_window": None}
 
 
 def _empty(source: Source) -> Qwen2Model:
