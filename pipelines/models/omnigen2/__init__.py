@@ -1,0 +1,5 @@
+"""OmniGen2: a Next-DiT that also sees reference images, Qwen2.5-VL as text encoder, FLUX.1's autoencoder."""
+
+from .facts import MODEL
+
+__all__ = ["MODEL"]
