@@ -2,4 +2,6 @@
 
 from .facts import MODEL
 
-__all__ = ["MODEL"]
+MODELS = (MODEL,)
+
+__all__ = ["MODELS"]

@@ -10,9 +10,10 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from ...checkpoint import Checkpoint
-from ...errors import FileError, InputError
+from ...errors import FileError
 from ...handle import PipelineHandle, Quantization
 from ...loading import build_empty, fill, parameter_shapes
+from ...pixels import to_pixels
 from ...sizes import Size
 from ...sources.source import Source, check_complete
 from ..facts import Recipe
@@ -50,7 +51,7 @@ class OmniGen2Runtime:
                     f"The VAE of {source.name!r} has {given} channels, and the transformer of {transformer.name!r} "
                     f"takes {wanted}. OmniGen2 needs FLUX.1's, ae.safetensors."
                 )
-        check_complete(source, parameter_shapes(self._empty(source)))
+        check_complete(source, parameter_shapes(self.empty(source)))
 
     def load(
         self, source: Source, dtype: torch.dtype, quantization: Quantization, check: Callable[[], None]
@@ -59,10 +60,12 @@ class OmniGen2Runtime:
             return qwen.load(source, dtype, quantization, check)
         tensors = source.read(source.tensor_infos())
         where = f"{source.name} {source.component}"
-        return fill(self._empty(source), tensors, dtype, where, check, quantization=quantization)
+        return fill(self.empty(source), tensors, dtype, where, check, quantization=quantization)
 
-    def _empty(self, source: Source) -> nn.Module:
+    def empty(self, source: Source) -> nn.Module:
         part = source.component
+        if part == "text_encoder":
+            return qwen.empty(source)
         cls = _CLASSES[part]
         config = source.config()
         if config.get("_class_name") != cls.__name__:
@@ -72,9 +75,8 @@ class OmniGen2Runtime:
     def lora_root(self, module: nn.Module) -> nn.Module:
         return module.model if isinstance(module, qwen.QwenTextEncoder) else module
 
-    def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
-        assert isinstance(transformer, OmniGen2Transformer2DModel)
-        return list(transformer.layers)
+    def blocks(self, part: str, module: nn.Module) -> Sequence[nn.Module]:
+        return [] if part == "vae" else list(self.lora_root(module).get_submodule("layers").children())
 
     def texts(self, recipe: Recipe, handle: PipelineHandle, typed: Typed, guidance_scale: float) -> list[Text]:
         assert isinstance(recipe, OmniGen2Recipe)
@@ -109,6 +111,10 @@ class OmniGen2Runtime:
         _, _, height, width = self.noise_shape(size, recipe)
         return schedule.sigmas(steps, height * width)
 
+    def check_control(self, sizes: Sequence[tuple[int, int]]) -> None:
+        for index, (width, height) in enumerate(sizes):
+            pixels.check_size(width, height, index + 1)
+
     def encode_control(
         self,
         vae: nn.Module,
@@ -129,16 +135,8 @@ class OmniGen2Runtime:
     def decode(self, vae: nn.Module, latents: torch.Tensor, recipe: Recipe, size: Size) -> torch.Tensor:
         assert isinstance(vae, AutoencoderKL)
         image = pixels.decode(vae, latents, size)
-        # denormalised and clamped in the run's dtype, then rounded half to even: diffusers' VaeImageProcessor
-        image = (image * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu()
-        if not bool(torch.isfinite(image).all()):
-            cause = (
-                "float16 does not hold this model's values. Choose bfloat16 or float32 on the loader."
-                if vae.dtype == torch.float16
-                else "Try a smaller guidance_scale or LoRA strength."
-            )
-            raise InputError(f"The picture came out as NaN or Inf. {cause}")
-        return (image * 255).round().to(torch.uint8)
+        # denormalised and clamped in the run's dtype: diffusers' VaeImageProcessor
+        return to_pixels((image * 0.5 + 0.5).clamp(0, 1), vae.dtype)
 
     def to_comfy(self, latents: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
         config = checkpoint.config("vae")
