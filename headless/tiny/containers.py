@@ -1,4 +1,4 @@
-"""The tiny model's weights in the single files that people have: the same values under other names, or in blocks."""
+"""The tiny models' weights in the single files that people have: the same values under other names, or in blocks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FILE_TYPES = {
     "BF16": gguf.LlamaFileType.MOSTLY_BF16,
 }
 _E4M3 = "float8_e4m3fn"
-_BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
+_BLOCKS = ("layers.", "noise_refiner.", "context_refiner.", "double_blocks.", "single_blocks.")
 
 
 def write_dit(path: Path, folder: Path, prefix: str = "") -> Path:
