@@ -49,9 +49,9 @@ class LoadAITKModel:
                         "default": DEFAULT,
                         "tooltip": "default: the model's own Hugging Face repository (or repo_id), from the cache or "
                         "downloaded; for FLUX.2 the text encoder is from where AI Toolkit takes it. Others: model "
-                        "folders in ComfyUI's 'diffusers' folder, in diffusers' or AI Toolkit's layout, and single files "
-                        "in 'diffusion_models' (the transformer alone; also GGUF and scaled float8) and 'checkpoints' "
-                        "(all in one).",
+                        "folders in ComfyUI's 'diffusers' folder, in diffusers' or AI Toolkit's layout, and single "
+                        "files in 'diffusion_models' (the transformer alone; also GGUF and scaled float8) and "
+                        "'checkpoints' (all in one).",
                     },
                 ),
                 "dtype": (

@@ -50,8 +50,9 @@ class AITKRuntimeOptions:
                     list(TEXT_ENCODER_ATTENTIONS),
                     {
                         "default": "auto",
-                        "tooltip": "Soft-capping of the attention logits of Gemma2, Lumina Image 2.0's text encoder. auto: "
-                        "off, as under the versions that AI Toolkit pins. softcap: on, as the newest transformers does by itself.",
+                        "tooltip": "Soft-capping of the attention logits of Gemma2, Lumina Image 2.0's text encoder. "
+                        "auto: off, as under the versions that AI Toolkit pins. softcap: on, as the newest "
+                        "transformers does by itself.",
                     },
                 ),
             },
