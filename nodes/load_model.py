@@ -81,8 +81,7 @@ class LoadAITKModel:
                     {
                         "default": DEFAULT,
                         "tooltip": "default: the one that weights holds. Others: a file in 'text_encoders', with its "
-                        "tokenizer inside; needed where weights is a transformer alone. FLUX.2-klein's comes from a "
-                        "folder or the hub only.",
+                        "tokenizer inside (Qwen3's comes from the hub); needed where weights is a transformer alone.",
                     },
                 ),
                 "vae": (
