@@ -28,8 +28,11 @@ class AITKControlImages:
     OUTPUT_TOOLTIPS = ("For the sampler's control input.",)
     FUNCTION = "collect"
     CATEGORY = CATEGORY
-    DESCRIPTION = "Reference images for models that edit or combine pictures, in order. Lumina Image 2.0 takes none."
-    SEARCH_ALIASES = ["reference image", "ctrl_img", "edit", "control image"]
+    DESCRIPTION = (
+        "Reference images for models that edit or combine pictures, in order: up to three for FLUX.2, with the recipe "
+        "trainer preview. Lumina Image 2.0 takes none."
+    )
+    SEARCH_ALIASES = ["reference image", "ctrl_img", "edit", "control image", "flux2", "flux.2", "klein"]
 
     def collect(
         self,

@@ -49,9 +49,10 @@ class LoadAITKModel:
                     {
                         "default": DEFAULT,
                         "tooltip": "default: the model's own Hugging Face repository (or repo_id), from the cache or "
-                        "downloaded. Others: model folders in ComfyUI's 'diffusers' folder, and single files in "
-                        "'diffusion_models' (the transformer alone; also GGUF and scaled float8) and 'checkpoints' "
-                        "(all in one).",
+                        "downloaded; for FLUX.2 the text encoder is from where AI Toolkit takes it. Others: model "
+                        "folders in ComfyUI's 'diffusers' folder, in diffusers' or AI Toolkit's layout, and single "
+                        "files in 'diffusion_models' (the transformer alone; also GGUF and scaled float8) and "
+                        "'checkpoints' (all in one).",
                     },
                 ),
                 "dtype": (
@@ -81,7 +82,7 @@ class LoadAITKModel:
                     {
                         "default": DEFAULT,
                         "tooltip": "default: the one that weights holds. Others: a file in 'text_encoders', with its "
-                        "tokenizer inside; needed where weights is a transformer alone.",
+                        "tokenizer inside (Qwen3's comes from the hub); needed where weights is a transformer alone.",
                     },
                 ),
                 "vae": (
@@ -89,7 +90,8 @@ class LoadAITKModel:
                     {
                         "default": DEFAULT,
                         "tooltip": "default: the one that weights holds. Others: a file in 'vae' (ae.safetensors for "
-                        "Lumina Image 2.0); needed where weights is a transformer alone.",
+                        "Lumina Image 2.0, flux2-vae.safetensors for FLUX.2); needed where weights is a transformer "
+                        "alone.",
                     },
                 ),
             },
@@ -101,7 +103,9 @@ class LoadAITKModel:
     FUNCTION = "load"
     CATEGORY = CATEGORY
     DESCRIPTION = "Chooses a model that AI Toolkit trains and where its weights come from."
-    SEARCH_ALIASES = ["ai toolkit", "ostris", "lumina", "load diffusers model", "model loader"]
+    SEARCH_ALIASES = [
+        "ai toolkit", "ostris", "lumina", "flux2", "flux.2", "klein", "load diffusers model", "model loader",
+    ]  # fmt: skip
 
     @classmethod
     def VALIDATE_INPUTS(cls, weights: str | None = None) -> bool | str:

@@ -75,6 +75,9 @@ class ApplyAITKLoRA:
         "lokr",
         "loha",
         "dora",
+        "flux2",
+        "flux.2",
+        "klein",
     ]
 
     @classmethod

@@ -23,8 +23,9 @@ class AITKRuntimeOptions:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         quantization = (
-            "{} model default: what the model's page says (Lumina Image 2.0: none); where the computer's memory cannot "
-            "hold that, the type that some models state for it, which the sampler then says. qfloat8 and qint8: "
+            "{} model default: what the model's page says (none; qfloat8 for the text encoder of FLUX.2); where the "
+            "computer's memory cannot hold that, the type that some models state for it, which the sampler then says. "
+            "qfloat8 and qint8: "
             "optimum-quanto, as AI Toolkit's {} does. fp8_e4m3fn: stored in float8, computed in dtype. All save memory "
             "and change the picture. Any choice but model default is kept."
         )
@@ -49,8 +50,9 @@ class AITKRuntimeOptions:
                     list(TEXT_ENCODER_ATTENTIONS),
                     {
                         "default": "auto",
-                        "tooltip": "Soft-capping of Gemma2's attention logits. auto: off, as under the versions that "
-                        "AI Toolkit pins. softcap: on, as the newest transformers does by itself.",
+                        "tooltip": "Soft-capping of the attention logits of Gemma2, Lumina Image 2.0's text encoder. "
+                        "auto: off, as under the versions that AI Toolkit pins. softcap: on, as the newest "
+                        "transformers does by itself.",
                     },
                 ),
             },
@@ -72,7 +74,7 @@ class AITKRuntimeOptions:
                         "tooltip": "How many of the transformer's main blocks stay in CPU memory and come to the GPU "
                         "for their turn alone (kohya's blocks_to_swap), at the least: the run takes more by itself "
                         "where the GPU's memory asks for it, and the report says how many. Slower, the same picture. "
-                        "Lumina Image 2.0 has 26; more means all.",
+                        "Lumina Image 2.0 has 26, FLUX.2-dev 56, klein 4B 25 and 9B 32; more means all.",
                     },
                 ),
             },

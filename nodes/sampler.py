@@ -77,7 +77,8 @@ class AITKSampler:
                     {
                         "default": "",
                         "multiline": True,
-                        "tooltip": "What to steer away from; used where guidance_scale is above 1.",
+                        "tooltip": "What to steer away from; used where guidance_scale is above 1. FLUX.2-dev has its "
+                        "guidance built in and does not use it.",
                     },
                 ),
                 "width": _side("Width", defaults.width),
@@ -95,7 +96,7 @@ class AITKSampler:
                         "step": 0.1,
                         "round": 0.001,
                         "tooltip": "How strongly the prompt is followed. Above 1 the model is called twice in each "
-                        "guided step.",
+                        "guided step; FLUX.2-dev has it as an input and is called once.",
                     },
                 ),
                 "seed": (
@@ -115,7 +116,7 @@ class AITKSampler:
                         "default": recipes[0],
                         "tooltip": "reference pipeline: as the model's page documents (diffusers). trainer preview: "
                         "what AI Toolkit itself renders while it trains. sd-scripts: what kohya's "
-                        "lumina_minimal_inference.py renders. They are different pictures.",
+                        "lumina_minimal_inference.py renders, for Lumina Image 2.0 alone. They are different pictures.",
                     },
                 ),
                 "trigger_word": (
@@ -131,7 +132,7 @@ class AITKSampler:
                         "default": "",
                         "multiline": True,
                         "tooltip": "The instruction in front of the prompt; empty is the recipe's own. For a LoRA of "
-                        "sd-scripts: the one of its training.",
+                        "sd-scripts: the one of its training. FLUX.2-klein takes none.",
                     },
                 ),
                 "batch_size": (
@@ -145,7 +146,7 @@ class AITKSampler:
                 ),
             },
             "optional": {
-                "control": ("AITK_CONTROL", {"tooltip": "From AITK Control Images, for models that take any."}),
+                "control": ("AITK_CONTROL", {"tooltip": "From AITK Control Images: for FLUX.2, trainer preview."}),
                 "latent": (
                     "LATENT",
                     {"tooltip": "A start other than noise, where denoise is below 1. Its size replaces width, height."},
@@ -182,7 +183,10 @@ class AITKSampler:
     FUNCTION = "sample"
     CATEGORY = CATEGORY
     DESCRIPTION = "Renders as the chosen reference does: schedule, templates, snapping, guidance, seeding and LoRA."
-    SEARCH_ALIASES = ["ai toolkit sampler", "ksampler", "preview", "ostris", "kohya", "sd-scripts", "lumina"]
+    SEARCH_ALIASES = [
+        "ai toolkit sampler", "ksampler", "preview", "ostris", "kohya", "sd-scripts", "lumina", "flux2", "flux.2",
+        "klein",
+    ]  # fmt: skip
 
     def sample(
         self,

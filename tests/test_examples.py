@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from comfyui_aitk.headless.cli import run_command
-from comfyui_aitk.headless.tiny import containers
+from comfyui_aitk.headless.tiny import containers, flux2
 from comfyui_aitk.headless.tiny.loras import write_kohya
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
-from comfyui_aitk.pipelines.models import catalogue
 from PIL import Image
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "example_workflows").glob("*.json"))
 SMALL = ["AITKSampler.width=64", "AITKSampler.height=64", "AITKSampler.steps=2"]
 RELEASED = "default"  # weights from the hub
+TINY = "tiny"  # what replaces them: that model's tiny checkpoint
 PARTS = {"text_encoder": "gemma_2_2b_fp16.safetensors", "vae": "ae.safetensors"}
 # example of a source -> where its report says that the weights come from
 WEIGHTS = {
@@ -26,14 +27,43 @@ WEIGHTS = {
     "lumina2_pth": {"transformer": "consolidated.00-of-01.pth", **PARTS},
     "lumina2_gguf": {"transformer": "lumina2-q8_0.gguf", **PARTS},
     "lumina2_kohya_lora": {"transformer": "lumina_2_model_bf16.safetensors", **PARTS},
+    "flux2_single_files": {
+        "transformer": "flux2_dev_fp8mixed.safetensors",
+        "text_encoder": "mistral_3_small_flux2_fp8.safetensors",
+        "vae": "flux2-vae.safetensors",
+    },
 }
+# mean distance from the picture of the unquantised folder, in levels of 255, where the weights are not the same
+ROUNDED = {"lumina2_gguf": 2, "flux2_single_files": 20}
+# the pictures that the examples load: name -> (width, height)
+PICTURES = {
+    "example.png": (80, 64), "my_image_1.png": (64, 96), "my_image_2.png": (100, 70), "my_image_3.png": (64, 64),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def own_models(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model in every container, under the names that the examples have."""
+def own_models(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model -> a models folder with its checkpoint ``tiny``, and with the files that its examples name."""
     folder = tmp_path_factory.mktemp("examples")
-    tiny = folder / "diffusers" / "tiny"
+    return {
+        "lumina2": _lumina2(folder / "lumina2", models),
+        "flux2": _flux2(folder / "flux2"),
+        "flux2_klein_4b": flux2.make_checkpoint(folder / "klein" / "diffusers" / TINY, "flux2_klein_4b").parents[1],
+    }
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of input pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for name, (width, height) in PICTURES.items():
+        Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).save(folder / name)
+    return folder
+
+
+def _lumina2(folder: Path, models: Path) -> Path:
+    tiny = folder / "diffusers" / TINY
     shutil.copytree(models / "diffusers" / "tiny", tiny)
     (folder / "loras").mkdir()
     shutil.copy(models / "loras" / "tiny.safetensors", folder / "loras" / "my_lora.safetensors")
@@ -47,17 +77,33 @@ def own_models(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _flux2(folder: Path) -> Path:
+    tiny = flux2.make_checkpoint(folder / "diffusers" / TINY)
+    flux2.make_lora(folder / "loras" / "my_lora.safetensors", tiny, trigger_word="t1ny")
+    flux2.make_lora(folder / "loras" / "my_second_lora.safetensors", tiny, seed=2)
+    plain = flux2.write_text_encoder(folder / "plain.safetensors", tiny)
+    text_encoder = folder / "text_encoders" / "mistral_3_small_flux2_fp8.safetensors"
+    containers.write_scaled_float8(text_encoder, plain, "old")
+    transformer = folder / "diffusion_models" / "flux2_dev_fp8mixed.safetensors"
+    containers.write_scaled_float8(transformer, tiny / flux2.FILES["flux2"], "metadata")
+    (folder / "vae").mkdir()
+    shutil.copy(tiny / flux2.VAE_FILE, folder / "vae" / "flux2-vae.safetensors")
+    return folder
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(host, own_models, path, tmp_path):
+def test_example_runs(host, own_models, pictures, path, tmp_path):
     document = json.loads(path.read_text())
     assert {"nodes", "links", "version"} <= document.keys(), "only the editor's format opens from the template browser"
-    types = {node["type"] for node in document["nodes"]}
-    report, picture = _run(path, own_models, tmp_path)
+    types = Counter(node["type"] for node in document["nodes"])
+    report, picture = _run(path, own_models, tmp_path, pictures)
     assert picture.size == (64, 64)
     assert np.asarray(picture).std() > 10, "a picture, not one colour"
     assert json.loads(picture.text["workflow"]) == document
     assert json.loads(picture.text["aitk_report"]) == report
-    assert len(report["loras"]) == ("ApplyAITKLoRA" in types)
+    assert len(report["loras"]) == types["ApplyAITKLoRA"]
+    assert len(report["control_images"]) == types["LoadImage"]
+    assert not [note for note in report["notes"] if "negative prompt" in note], "a text that does nothing"
     if "AITKRuntimeOptions" in types:
         assert report["model"]["quantization"]["text_encoder"] == "qfloat8"
     # the placeholders that a user replaces, and the catalogue's defaults
@@ -77,18 +123,20 @@ def test_example_of_a_source_takes_the_files_that_it_names(host, own_models, nam
         assert [lora["arithmetic"] for lora in report["loras"]] == ["live, sd-scripts"]
         return
     # the values of the folder by another way; blocks of 8 bits are near them
-    folder = EXAMPLES[0].with_name("lumina2_text_to_image.json")
+    folder = EXAMPLES[0].with_name(f"{name.split('_')[0]}_text_to_image.json")
     _, expected = _run(folder, own_models, tmp_path / "folder")
     distance = np.abs(np.asarray(picture).astype(int) - np.asarray(expected)).mean()
-    assert distance < 2 if name == "lumina2_gguf" else distance == 0
+    assert 0 < distance < ROUNDED[name] if name in ROUNDED else distance == 0
 
 
-def _run(path: Path, models: Path, output: Path) -> tuple[dict, Image.Image]:
+def _run(path: Path, models: dict[str, Path], output: Path, pictures: Path | None = None) -> tuple[dict, Image.Image]:
     """The report and the picture of an example at a small size; only weights from the hub are replaced."""
     document = json.loads(path.read_text())
     (loader,) = [node for node in document["nodes"] if node["type"] == "LoadAITKModel"]
-    sets = [*SMALL, *(["LoadAITKModel.weights=tiny"] if loader["widgets_values"][1] == RELEASED else [])]
-    arguments = [str(path), "--models", str(models), "--output", str(output), "--report", str(output / "r.json")]
+    model, weights = loader["widgets_values"][:2]
+    sets = [*SMALL, *([f"LoadAITKModel.weights={TINY}"] if weights == RELEASED else [])]
+    arguments = [str(path), "--models", str(models[model]), "--output", str(output)]
+    arguments += ["--report", str(output / "r.json"), *(["--input", str(pictures)] if pictures else [])]
     for value in sets:
         arguments += ["--set", value]
     assert run_command([*arguments, "--device", "cpu"]) == 0
@@ -98,8 +146,6 @@ def _run(path: Path, models: Path, output: Path) -> tuple[dict, Image.Image]:
     return report, Image.open(output / name)
 
 
-def test_every_node_that_a_model_can_use_is_in_an_example():
+def test_every_node_is_in_an_example():
     types = {node["type"] for path in EXAMPLES for node in json.loads(path.read_text())["nodes"]}
-    # no model of the catalogue takes control images yet
-    takes_control = any(model.control_images for model in catalogue().values())
-    assert types >= NODE_CLASS_MAPPINGS.keys() - (set() if takes_control else {"AITKControlImages"})
+    assert types >= NODE_CLASS_MAPPINGS.keys()

@@ -1,4 +1,4 @@
-"""The tiny model's weights in the single files that people have: the same values under other names, or in blocks."""
+"""The tiny models' weights in the single files that people have: the same values under other names, or in blocks."""
 
 from __future__ import annotations
 
