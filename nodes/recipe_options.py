@@ -61,7 +61,22 @@ class AITKRecipeOptions:
                         "prompt too (--add_system_prompt_to_negative_prompt).",
                     },
                 ),
-            }
+            },
+            "optional": {
+                "image_guidance_scale": (
+                    "FLOAT",
+                    {
+                        "default": plain.image_guidance_scale,
+                        "min": 1.0,
+                        "max": 100.0,
+                        "step": 0.1,
+                        "round": 0.0001,
+                        "tooltip": "OmniGen2's reference pipeline: how far the control images are followed. 1 is AI "
+                        "Toolkit's; above it each step calls the model three times, and the picture is not the "
+                        "preview's.",
+                    },
+                ),
+            },
         }
 
     RETURN_TYPES = ("AITK_RECIPE_OPTIONS",)
@@ -78,11 +93,16 @@ class AITKRecipeOptions:
         renorm_cfg: float,
         discrete_flow_shift: float,
         system_prompt_on_negative: bool,
+        image_guidance_scale: float = 1.0,
     ) -> tuple[RecipeOptions]:
         if not isinstance(system_prompt_on_negative, bool):
             raise InputError(f"system_prompt_on_negative is {system_prompt_on_negative!r}: choose true or false.")
         return (
             RecipeOptions(
-                float(cfg_trunc_ratio), float(renorm_cfg), float(discrete_flow_shift), system_prompt_on_negative
+                float(cfg_trunc_ratio),
+                float(renorm_cfg),
+                float(discrete_flow_shift),
+                system_prompt_on_negative,
+                float(image_guidance_scale),
             ),
         )

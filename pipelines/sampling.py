@@ -119,6 +119,8 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     engine.check_weights(handle)
     memory = engine.plan_memory(handle, size, plan)
     runtime = engine.runtime(model)
+    if request.latent is not None:
+        _check_latent(request.latent, runtime.noise_shape(size, recipe), model)
     prompt, flags = insert_trigger(request.prompt, request.trigger_word), ""
     if recipe.prompt_flags:
         prompt, flags = cut_flags(prompt)
@@ -126,7 +128,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     texts = runtime.texts(recipe, handle, typed, request.guidance_scale)
     references = [from_image(image) for image in request.control.images] if request.control is not None else []
     if references:
-        runtime.check_control([(image.shape[1], image.shape[0]) for image in references])
+        runtime.check_control([(image.shape[1], image.shape[0]) for image in references], recipe)
     before = replace(engine.counters)
     clock = _Clock()
     device = engine.device
@@ -227,6 +229,15 @@ def check_request(model: ModelFacts, handle: PipelineHandle, request: SampleRequ
     recipe = model.recipes[request.recipe]
     _check_control(model, recipe, len(request.control.images) if request.control is not None else 0)
     return recipe if request.recipe_options is None else recipe.configured(request.recipe_options)
+
+
+def _check_latent(latent: torch.Tensor, wanted: tuple[int, ...], model: ModelFacts) -> None:
+    """A model may render another size than it saves."""
+    if tuple(latent.shape[1:]) != wanted[1:]:
+        raise InputError(
+            f"The latent has shape {list(latent.shape)}, and {model.title} renders pictures of its size with "
+            f"{list(wanted[1:])}. Use a size that is a multiple of 16 and not above one megapixel."
+        )
 
 
 def _check_control(model: ModelFacts, recipe: Recipe, given: int) -> None:

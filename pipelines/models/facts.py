@@ -38,12 +38,14 @@ class RecipeOptions:
         renorm_cfg: the guided prediction's norm is limited to this many times the prompt's; 0 leaves it.
         discrete_flow_shift: of the schedule.
         system_prompt_on_negative: whether the negative prompt gets the system prompt too.
+        image_guidance_scale: how far reference images are followed; 1 takes no model call of its own.
     """
 
     cfg_trunc_ratio: float = 0.25
     renorm_cfg: float = 1.0
     discrete_flow_shift: float = 6.0
     system_prompt_on_negative: bool = False
+    image_guidance_scale: float = 1.0
 
 
 R = TypeVar("R", bound="Recipe")
@@ -94,6 +96,7 @@ class Recipe:
             ("cfg_trunc_ratio", 0, 100),
             ("renorm_cfg", 0, 100),
             ("discrete_flow_shift", 0.01, 100),
+            ("image_guidance_scale", 1, 100),
         ):
             if not low <= getattr(options, name) <= high:
                 raise InputError(f"{name} is {getattr(options, name)}: choose {low} to {high}.")

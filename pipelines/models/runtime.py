@@ -66,22 +66,22 @@ class DenoiseJob:
         latents: [1, C, h, w], the start, in the run's dtype, on the compute device.
         sigmas: [steps + 1], float32, on the compute device, falling to 0.
         conditioning: the embeddings of the recipe's texts, in order, on the compute device.
-        control: what the model made of the reference images, on the compute device; empty without any.
         guidance_scale: as the user gave it.
         attention: the kernel of the transformer's attention.
         on_step: called after each step with the number of steps done and the estimated clean latent [1, C, h, w].
         check: called before each model call; raises to interrupt.
+        control: what the model made of the reference images, on the compute device; empty without any.
     """
 
     recipe: Recipe
     latents: torch.Tensor
     sigmas: torch.Tensor
     conditioning: Sequence[Embedding]
-    control: tuple[torch.Tensor, ...]
     guidance_scale: float
     attention: str
     on_step: Callable[[int, torch.Tensor], None]
     check: Callable[[], None]
+    control: tuple[torch.Tensor, ...] = ()
 
 
 class ModelRuntime(Protocol):
@@ -129,7 +129,7 @@ class ModelRuntime(Protocol):
         """About how many bytes a part needs on the device beside its weights, for one picture of ``size``."""
         ...
 
-    def check_control(self, sizes: Sequence[tuple[int, int]]) -> None:
+    def check_control(self, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> None:
         """Raises InputError where a reference image cannot be used; sizes are width and height in pixels, in order."""
         ...
 

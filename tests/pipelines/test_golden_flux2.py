@@ -140,7 +140,7 @@ def test_every_stage_agrees(model, case, engine):
         guided = facts.guidance == "classifier-free" and case["guidance"] > 1
         conditioning = [Embedding(text, torch.ones(1, 512), 0) for text in texts[: 1 + guided]]
         job = DenoiseJob(
-            recipe, noise, sigmas, conditioning, tokens, case["guidance"], "default", lambda *_: None, lambda: None
+            recipe, noise, sigmas, conditioning, case["guidance"], "default", lambda *_: None, lambda: None, tokens
         )
         with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
             prediction = loop.Predictor(transformer, job)(tokens_of(noise), float(sigmas[0]))

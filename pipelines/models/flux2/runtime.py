@@ -135,7 +135,7 @@ class Flux2Runtime:
     def encode(self, text_encoder: nn.Module, text: Text, device: str) -> Embedding:
         return text_encoder(text, device)
 
-    def check_control(self, sizes: Sequence[tuple[int, int]]) -> None:
+    def check_control(self, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> None:
         for index, (width, height) in enumerate(sizes):
             control.check_size(width, height, index + 1)
 

@@ -103,7 +103,7 @@ class Lumina2Runtime:
         text_encoder.configure(text.settings)
         return text_encoder(text, device)
 
-    def check_control(self, sizes: Sequence[tuple[int, int]]) -> None:
+    def check_control(self, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> None:
         raise AssertionError("no recipe of this model takes references")
 
     def encode_control(

@@ -27,34 +27,31 @@ def rendered(size: Size) -> tuple[int, int]:
     return _floored(size.width, ratio), _floored(size.height, ratio)
 
 
-def prepare(image: torch.Tensor, recipe: OmniGen2Recipe, size: Size, number: int) -> torch.Tensor:
+def check_size(width: int, height: int, number: int) -> None:
+    """Raises InputError where nothing is left of a reference image's side; ``number`` counts from 1."""
+    seen = _seen(width, height)
+    if min(seen) == 0:
+        raise InputError(
+            f"Control image {number} is {width} x {height}; OmniGen2 sees it at {seen[0]} x {seen[1]}, in steps of "
+            f"{MULTIPLE} and at most {_MAX_REFERENCE_SIDE} a side. Crop or enlarge it."
+        )
+
+
+def prepare(image: torch.Tensor, recipe: OmniGen2Recipe, size: Size) -> torch.Tensor:
     """A reference image as the autoencoder gets it.
 
     Args:
         image: uint8 [H, W, 3].
         recipe: whether it is first squashed to the picture's size.
         size: the picture's, as it is saved.
-        number: names it in errors, from 1.
 
     Returns:
         [1, 3, h, w], float32, -1 to 1; h and w are multiples of 16.
-
-    Raises:
-        InputError: nothing is left of a side.
     """
     picture = Image.fromarray(image.numpy())
     if recipe.squash_references and picture.size != (size.width, size.height):
         picture = picture.resize((size.width, size.height), Image.Resampling.BILINEAR)
-    width, height = picture.size
-    side_ratio = _MAX_REFERENCE_SIDE / height if height > width else _MAX_REFERENCE_SIDE / width
-    ratio = min((_MAX_PIXELS / (height * width)) ** 0.5, side_ratio, 1.0)
-    target = _floored(width, ratio), _floored(height, ratio)
-    if min(target) == 0:
-        raise InputError(
-            f"Control image {number} is {width} x {height}; OmniGen2 sees it at {target[0]} x {target[1]}, in steps of "
-            f"{MULTIPLE} and at most {_MAX_REFERENCE_SIDE} a side. Crop or enlarge it."
-        )
-    picture = picture.resize(target, Image.Resampling.LANCZOS)
+    picture = picture.resize(_seen(*picture.size), Image.Resampling.LANCZOS)
     values = np.asarray(picture, dtype=np.float32)[None] / 255.0
     # the channels stay last in memory: convolutions round otherwise where they come first
     return 2.0 * torch.from_numpy(values.transpose(0, 3, 1, 2)) - 1.0
@@ -82,14 +79,11 @@ def encode(
 
     Returns:
         [C, h, w] each.
-
-    Raises:
-        InputError: an image is too narrow.
     """
     config = vae.config
     latents = []
-    for number, image in enumerate(images, start=1):
-        pixels = prepare(image, recipe, size, number).to(device).to(dtype)
+    for image in images:
+        pixels = prepare(image, recipe, size).to(device).to(dtype)
         posterior = vae.encode(pixels, return_dict=False)[0]
         drawn = posterior.mode() if recipe.posterior == "mean" else posterior.sample(generator)
         latents.append(((drawn - config["shift_factor"]) * config["scaling_factor"]).to(dtype)[0])
@@ -102,6 +96,13 @@ def decode(vae: AutoencoderKL, latents: torch.Tensor, size: Size) -> torch.Tenso
     image = vae.decode(latents / config["scaling_factor"] + config["shift_factor"], return_dict=False)[0]
     # in the run's dtype; where nothing is resized the values stay as they are
     return torch.nn.functional.interpolate(image, size=(size.height, size.width), mode="bilinear")
+
+
+def _seen(width: int, height: int) -> tuple[int, int]:
+    """The size at which the model sees a reference image."""
+    side_ratio = _MAX_REFERENCE_SIDE / height if height > width else _MAX_REFERENCE_SIDE / width
+    ratio = min((_MAX_PIXELS / (height * width)) ** 0.5, side_ratio, 1.0)
+    return _floored(width, ratio), _floored(height, ratio)
 
 
 def _floored(side: int, ratio: float) -> int:

@@ -71,13 +71,13 @@ def check_files(source: Source) -> None:
         _refuse(source.name, f"is a {found!r} model, not {_MODEL_TYPE}")
     if source.tokenizer() is None:
         _refuse(source.name, f"has no tokenizer: {source.tokenizer_name} is missing")
-    check_complete(source, parameter_shapes(_empty(source)), _UNUSED)
+    check_complete(source, parameter_shapes(empty(source)), _UNUSED)
 
 
 def load(source: Source, dtype: torch.dtype, quantization: Quantization, check: Callable[[], None]) -> QwenTextEncoder:
     """Loads tokenizer and language model to the CPU; ``check`` raises to interrupt."""
     tokenize = load_tokenizer(source)
-    model = _empty(source)
+    model = empty(source)
     tensors = source.read(parameter_shapes(model))
     where = f"{source.name} text_encoder"
     return QwenTextEncoder(tokenize, fill(model, tensors, dtype, where, check, quantization=quantization), dtype)
@@ -115,7 +115,8 @@ def language_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return own | {"rope_theta": theta, "use_sliding_window": False, "sliding_window": None}
 
 
-def _empty(source: Source) -> Qwen2Model:
+def empty(source: Source) -> Qwen2Model:
+    """The language model with shapes but without storage; raises FileError."""
     return build_empty(
         lambda: Qwen2Model(Qwen2Config.from_dict(language_config(source.config()))),
         f"{source.config_name} of {source.name!r}",

@@ -111,9 +111,11 @@ class OmniGen2Runtime:
         _, _, height, width = self.noise_shape(size, recipe)
         return schedule.sigmas(steps, height * width)
 
-    def check_control(self, sizes: Sequence[tuple[int, int]]) -> None:
-        for index, (width, height) in enumerate(sizes):
-            pixels.check_size(width, height, index + 1)
+    def check_control(self, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> None:
+        assert isinstance(recipe, OmniGen2Recipe)
+        if not recipe.squash_references:
+            for index, (width, height) in enumerate(sizes):
+                pixels.check_size(width, height, index + 1)
 
     def encode_control(
         self,
@@ -153,6 +155,7 @@ class OmniGen2Runtime:
             guidance = {
                 "method": "classifier-free",
                 "image_guidance_scale": recipe.image_guidance_scale,
+                "as_the_preview": recipe.image_guidance_scale == 1,
                 "reference_images": "in every pass" if recipe.image_guidance_scale <= 1 else "in two of three passes",
             }
         return {
