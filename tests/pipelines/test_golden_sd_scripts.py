@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lumina2_sd_scripts"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
-# largest absolute differences. The recording's own page allows more; measured with AVX-512, as recorded: 0 for embeddings
-# and predictions, 2.4e-7 for latents; with AVX2 alone: 7e-6
+# largest absolute differences. The recording's own page allows more; measured with AVX-512, as there: 0 for the first
+# two, 2.4e-7 for latents; with AVX2 alone: 7e-6
 EMBEDS, PREDICTION, LATENTS, SIGMAS = 2e-5, 2e-5, 2e-5, 1e-6
 PIXEL_LEVELS, PIXEL_SHARE = 1, 0.01
 

@@ -100,7 +100,7 @@ def test_every_stage_agrees_with_ai_toolkit(name, golden, parts):
     if reference or "own_generator" in case["kind"]:
         posterior = torch.Generator().manual_seed(case["seed"])
     for index, image in enumerate(images):
-        recorded.near(f"ref_pixels_{index}", pixels.prepare(image, recipe, size, index + 1), TIMES)
+        recorded.near(f"ref_pixels_{index}", pixels.prepare(image, recipe, size), TIMES)
     control = RUNTIME.encode_control(parts["vae"], images, recipe, size, torch.float32, posterior, "cpu")
     for index, latents in enumerate(control):
         recorded.near(f"ref_latents_{index}", latents, PREDICTION)
@@ -136,7 +136,7 @@ def test_the_reference_of_a_large_picture_is_capped(parts):
     """The autoencoder's norms sum so many float32 values here that builds of torch differ by 3e-3."""
     recorded = Recorded(load_file(GOLDEN / CASES[LARGE]["tensors"]))
     images, size, generator = _images(CASES[LARGE]), Size(1040, 1040), torch.Generator().manual_seed(42)
-    recorded.near("ref_pixels_0", pixels.prepare(images[0], TRAINER, size, 1), TIMES)
+    recorded.near("ref_pixels_0", pixels.prepare(images[0], TRAINER, size), TIMES)
     (latents,) = RUNTIME.encode_control(parts["vae"], images, TRAINER, size, torch.float32, generator, "cpu")
     recorded.near("ref_latents_0", latents, 1e-2)
     # the posterior was drawn first, from the same generator
@@ -234,11 +234,11 @@ def test_sizes_that_are_rendered(asked, rendered):
 def test_references_keep_their_own_size_and_their_order():
     tall, wide = torch.zeros(1300, 700, 3, dtype=torch.uint8), torch.full((70, 2000, 3), 255, dtype=torch.uint8)
     size = Size(64, 64)
-    assert pixels.prepare(tall, REFERENCE, size, 1).shape == (1, 3, 1024, 544)
-    assert pixels.prepare(wide, REFERENCE, size, 1).shape == (1, 3, 32, 1024)
-    assert pixels.prepare(wide, TRAINER, size, 1).shape == (1, 3, 64, 64)
+    assert pixels.prepare(tall, REFERENCE, size).shape == (1, 3, 1024, 544)
+    assert pixels.prepare(wide, REFERENCE, size).shape == (1, 3, 32, 1024)
+    assert pixels.prepare(wide, TRAINER, size).shape == (1, 3, 64, 64)
     with pytest.raises(InputError, match="Control image 2 is 15 x 900"):
-        pixels.prepare(torch.zeros(900, 15, 3, dtype=torch.uint8), REFERENCE, size, 2)
+        pixels.check_size(15, 900, 2)
 
 
 @torch.no_grad()
