@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,11 +25,7 @@ from .text_files import TextEncoderFacts
 from .tokens import DOWNSCALE
 from .transformer import Flux2Transformer
 
-_CLASSES: dict[str, type[Flux2Transformer] | type[Flux2AutoEncoder]] = {
-    "transformer": Flux2Transformer,
-    "vae": Flux2AutoEncoder,
-}
-_COUNTER = "num_batches_tracked"  # of the latents' statistics; some tools leave it out, and nothing reads it
+_CLASSES = {"transformer": Flux2Transformer, "vae": Flux2AutoEncoder}
 _IMAGE_TOKEN = "[IMG]"
 
 
@@ -93,7 +89,7 @@ class Flux2Runtime:
             raise FileError(
                 f"{source.name!r} has a {config.get('_class_name')} as {source.component}, which is not FLUX.2's."
             )
-        return build_empty(lambda: cls.from_config(config), f"{source.config_name} of {source.name!r}")
+        return build_empty(lambda: cast(nn.Module, cls.from_config(config)), f"{source.config_name} of {source.name!r}")
 
     def lora_root(self, module: nn.Module) -> nn.Module:
         return module.model if isinstance(module, Flux2TextEncoder) else module

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
@@ -58,7 +58,7 @@ class Flux2TextEncoder(nn.Module):
             value = exact.to(self.run_dtype).to(exact.dtype) if settings.cast_rope else exact
             self.model.get_buffer(name).copy_(value)
         tokens = self.tokenizer(text.text, settings.system_message)
-        known = self.model.get_submodule("embed_tokens").num_embeddings
+        known = cast(nn.Embedding, self.model.get_submodule("embed_tokens")).num_embeddings
         if max(tokens) >= known:
             raise FileError(
                 f"The tokenizer does not belong to the text encoder of {self._name!r}: it gives token {max(tokens)}, "
