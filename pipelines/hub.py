@@ -84,9 +84,9 @@ def fetch_tokenizer(part: str, model: ModelFacts) -> Path:
     repository = model.parts[part].tokenizer
     assert repository is not None
     folder = _cached_folder(repository.id, repository.patterns)
-    if folder is None or not has_tokenizer(folder):
+    if folder is None or not has_tokenizer(folder / repository.folder):
         folder = _download(repository.id, repository.patterns)
-    return folder
+    return folder / repository.folder
 
 
 def _folders(part: str, facts: PartFacts) -> list[str]:

@@ -114,15 +114,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Repository:
-    """A Hugging Face repository that holds one part alone, in its root.
+    """A Hugging Face repository, or a folder of one, that holds a part or a tokenizer alone.
 
     Attributes:
         id: ``owner/name``.
         patterns: of the files that are needed.
+        folder: where in it they are; empty is its root.
     """
 
     id: str
     patterns: tuple[str, ...]
+    folder: str = ""
 
 
 def _as_it_is(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def _fails(changed: dict, message: str) -> None:
         ({"sample": {"height": 63}}, "height is 63: the smallest side is 64 pixels"),
         ({"sample": {"width": 10**6}}, "width is 1,000,000: this model renders at most 8,192"),
         ({"sample": {"width": 0, "recipe": "trainer preview"}}, "width is 0: a picture needs at least 64 pixels"),
-        ({"sample": {"height": 10**6, "recipe": "trainer preview"}}, "height is 1,000,000: this model's position"),
+        ({"sample": {"height": 10**6, "recipe": "trainer preview"}}, "height is 1,000,000: this model renders at most"),
         ({"sample": {"width": 200, "recipe": "trainer preview"}}, "The nearest valid values are 192 and 208"),
         ({"sample": {"recipe": "best"}}, "'best'"),
         ({"load": {"model": "lumina3"}}, "'lumina3'"),

@@ -1,4 +1,4 @@
-"""AI Toolkit's own previews of FLUX.2-dev and klein, recorded on tiny checkpoints, against ``trainer preview``."""
+"""AI Toolkit's own previews of FLUX.2-dev and klein, recorded on tiny checkpoints, by stages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfyui_aitk.headless.core_nodes import LoadImage
-from comfyui_aitk.headless.execute import run_prompt
-from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
-from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.checkpoint import Checkpoint
 from comfyui_aitk.pipelines.handle import PipelineHandle, RuntimeOptions
 from comfyui_aitk.pipelines.models import find_model
@@ -24,86 +20,23 @@ from PIL import Image
 from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-# Largest absolute differences on another CPU, from the recordings' own page. FLUX.2-dev's guidance of 4 is embedded by
-# cosines of angles up to 4000, which differ by 2e-4 between CPUs: where AI Toolkit's own module gives the bits of ours,
-# its predictions are 4e-5 from the recorded ones and the latents of a whole LoKr 6e-5.
+# Largest absolute differences on another CPU, from the recordings' own page; dev's embedded guidance differs more
+# (see ``test_golden_nodes.py``).
 PREDICTION = {"flux2": 1e-4, "flux2_klein_4b": 5e-5}
-LATENTS = {"flux2": 1e-4, "flux2_klein_4b": 5e-5}
-CONTROL_LATENTS, EMBEDS, PIXEL_LEVELS, PIXEL_SHARE = 2e-4, 1e-4, 1, 0.01
+EMBEDS = 1e-4
 FULL = ("txt2img", "lora", "control")  # kinds of which every stage is recorded
 
 
-def _cases(*kinds: str) -> list:
+def _cases() -> list:
     return [
         pytest.param(model, case, id=f"{model}/{case['name']}")
-        for model in LATENTS
+        for model in PREDICTION
         for case in json.loads((GOLDEN / model / "index.json").read_text())["cases"]
-        if case["kind"] != "control_prep_only" and (not kinds or case["kind"] in kinds)
+        if case["kind"] in FULL
     ]
 
 
-def _node(class_type: str, **inputs: object) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def _graph(model: str, case: dict) -> dict:
-    """The case as a graph of the pack's nodes, in the API's format."""
-    quantized = case.get("model_config") or {}
-    graph = {
-        "options": _node(
-            "AITKRuntimeOptions",
-            transformer_quantization="qfloat8" if quantized.get("quantize") else "none",
-            text_encoder_quantization="qfloat8" if quantized.get("quantize_te") else "none",
-            text_encoder_attention="auto",
-        ),
-        "load": _node("LoadAITKModel", model=model, weights="base", dtype="float32", options=["options", 0]),
-        "sample": _node(
-            "AITKSampler", pipeline=["load", 0], prompt=case["prompt"], negative_prompt=case["negative_prompt"],
-            width=case["width"], height=case["height"], steps=case["steps"], guidance_scale=case["guidance"],
-            seed=case["seed"], recipe="trainer preview", trigger_word="", system_prompt="", batch_size=1,
-        ),
-        "save": _node(
-            "AITKSaveImage", images=["sample", 0], report=["sample", 6], filename_prefix="case", format="png"
-        ),
-    }  # fmt: skip
-    if case["lora"]:
-        application = "live" if case.get("application") == "live" else "auto"
-        name = Path(case["lora"]).name
-        graph["lora"] = _node(
-            "ApplyAITKLoRA",
-            pipeline=["load", 0], lora_name=name, strength=case["lora_multiplier"], application=application,
-        )  # fmt: skip
-        graph["sample"]["inputs"]["pipeline"] = ["lora", 0]
-    if case["control_images"]:
-        images = {f"image_{index + 1}": [f"image{index}", 0] for index in range(len(case["control_images"]))}
-        graph["control"] = _node("AITKControlImages", **images)
-        graph["sample"]["inputs"]["control"] = ["control", 0]
-        for index, path in enumerate(case["control_images"]):
-            graph[f"image{index}"] = _node("LoadImage", image=Path(path).name)
-    return graph
-
-
 @pytest.mark.parametrize(("model", "case"), _cases())
-def test_nodes_give_the_recorded_picture(model, case, host, tmp_path):
-    folder = GOLDEN / model
-    extra = {"diffusers": folder / "base", "loras": folder / (case["lora"] or "lora/lora_f32.safetensors")}
-    use_host(PlainHost(tmp_path, folder / "control", tmp_path / "output", "cpu", extra))
-    recorded = load_file(folder / case["tensors"])
-    result = run_prompt(_graph(model, case), {**NODE_CLASS_MAPPINGS, "LoadImage": LoadImage})
-
-    latents, limit = result.results["sample"][4]["samples"], LATENTS[model]
-    assert _distance(latents, recorded["final_latents"]) < (CONTROL_LATENTS if case["control_images"] else limit)
-    (picture,) = (tmp_path / "output").glob("case_*.png")
-    difference = np.abs(np.asarray(Image.open(picture)).astype(int) - recorded["image_uint8"].numpy().astype(int))
-    assert difference.max() <= PIXEL_LEVELS
-    assert (difference > 0).mean() < PIXEL_SHARE
-    report = json.loads(result.results["sample"][6])
-    unused = any("the negative prompt is not used" in note for note in report["notes"])
-    # klein runs it, dev never does
-    assert unused == (bool(case["negative_prompt"]) and (model == "flux2" or case["guidance"] <= 1))
-
-
-@pytest.mark.parametrize(("model", "case"), _cases(*FULL))
 def test_every_stage_agrees(model, case, engine):
     folder, facts = GOLDEN / model, find_model(model)
     recipe = facts.recipes["trainer preview"]

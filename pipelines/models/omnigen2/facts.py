@@ -9,7 +9,7 @@ from ...checkpoint import Checkpoint
 from ...errors import FileError
 from ...parts.flux_vae import FLUX_VAE
 from ...sizes import SizeRule
-from ..facts import Defaults, LoraNames, ModelFacts, PartFacts, Recipe, Spelling
+from ..facts import Defaults, LoraNames, ModelFacts, PartFacts, Recipe, Repository, Spelling
 from .files import TEXT_ENCODER, TRANSFORMER
 
 if TYPE_CHECKING:
@@ -129,7 +129,13 @@ MODEL = ModelFacts(
     repo_id="OmniGen2/OmniGen2",
     parts={
         "transformer": PartFacts(TRANSFORMER),
-        "text_encoder": PartFacts(TEXT_ENCODER, folder="mllm", companions=("processor",)),
+        "text_encoder": PartFacts(
+            TEXT_ENCODER,
+            folder="mllm",
+            companions=("processor",),
+            # ComfyUI's file has none inside
+            tokenizer=Repository("OmniGen2/OmniGen2", ("processor/tokenizer*.json",), "processor"),
+        ),
         "vae": PartFacts(FLUX_VAE),
     },
     transformer_class="OmniGen2Transformer2DModel",
