@@ -31,7 +31,9 @@ INPUTS = {
         "recipe_options",
     ],
     "AITKSaveImage": ["images", "report", "filename_prefix", "format"],
-    "AITKRecipeOptions": ["cfg_trunc_ratio", "renorm_cfg", "discrete_flow_shift", "system_prompt_on_negative"],
+    "AITKRecipeOptions": [
+        "cfg_trunc_ratio", "renorm_cfg", "discrete_flow_shift", "system_prompt_on_negative", "image_guidance_scale",
+    ],
 }  # fmt: skip
 OUTPUTS = {
     "LoadAITKModel": [("pipeline", "AITK_PIPELINE")],
