@@ -30,9 +30,10 @@ class AITKControlImages:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Reference images for models that edit or combine pictures, in order: up to three for FLUX.2, with the recipe "
-        "trainer preview. Lumina Image 2.0 takes none."
+        "trainer preview; for OmniGen2 up to three with reference pipeline, one with trainer preview. Lumina Image 2.0 "
+        "takes none."
     )
-    SEARCH_ALIASES = ["reference image", "ctrl_img", "edit", "control image", "flux2", "flux.2", "klein"]
+    SEARCH_ALIASES = ["reference image", "ctrl_img", "edit", "control image", "flux2", "flux.2", "klein", "omnigen2"]
 
     def collect(
         self,

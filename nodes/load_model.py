@@ -90,8 +90,8 @@ class LoadAITKModel:
                     {
                         "default": DEFAULT,
                         "tooltip": "default: the one that weights holds. Others: a file in 'vae' (ae.safetensors for "
-                        "Lumina Image 2.0, flux2-vae.safetensors for FLUX.2); needed where weights is a transformer "
-                        "alone.",
+                        "Lumina Image 2.0 and OmniGen2, flux2-vae.safetensors for FLUX.2); needed where weights is a "
+                        "transformer alone.",
                     },
                 ),
             },
@@ -104,7 +104,8 @@ class LoadAITKModel:
     CATEGORY = CATEGORY
     DESCRIPTION = "Chooses a model that AI Toolkit trains and where its weights come from."
     SEARCH_ALIASES = [
-        "ai toolkit", "ostris", "lumina", "flux2", "flux.2", "klein", "load diffusers model", "model loader",
+        "ai toolkit", "ostris", "lumina", "flux2", "flux.2", "klein", "omnigen2", "load diffusers model",
+        "model loader",
     ]  # fmt: skip
 
     @classmethod

@@ -78,6 +78,7 @@ class ApplyAITKLoRA:
         "flux2",
         "flux.2",
         "klein",
+        "omnigen2",
     ]
 
     @classmethod

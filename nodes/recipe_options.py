@@ -84,8 +84,13 @@ class AITKRecipeOptions:
     OUTPUT_TOOLTIPS = ("For AITK Sampler. An option that was changed and that the recipe does not read is an error.",)
     FUNCTION = "make"
     CATEGORY = CATEGORY
-    DESCRIPTION = "Settings that only some recipes have, such as sd-scripts' guidance truncation."
-    SEARCH_ALIASES = ["cfg_trunc_ratio", "renorm cfg", "discrete_flow_shift", "kohya", "sd-scripts", "cfg truncation"]
+    DESCRIPTION = (
+        "Settings that only some recipes have, such as sd-scripts' guidance truncation and OmniGen2's image guidance."
+    )
+    SEARCH_ALIASES = [
+        "cfg_trunc_ratio", "renorm cfg", "discrete_flow_shift", "kohya", "sd-scripts", "cfg truncation", "omnigen2",
+        "image guidance",
+    ]  # fmt: skip
 
     def make(
         self,

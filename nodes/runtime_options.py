@@ -74,7 +74,7 @@ class AITKRuntimeOptions:
                         "tooltip": "How many of the transformer's main blocks stay in CPU memory and come to the GPU "
                         "for their turn alone (kohya's blocks_to_swap), at the least: the run takes more by itself "
                         "where the GPU's memory asks for it, and the report says how many. Slower, the same picture. "
-                        "Lumina Image 2.0 has 26, FLUX.2-dev 56, klein 4B 25 and 9B 32; more means all.",
+                        "Lumina Image 2.0 has 26, FLUX.2-dev 56, klein 4B 25 and 9B 32, OmniGen2 32; more means all.",
                     },
                 ),
             },

@@ -146,7 +146,7 @@ class AITKSampler:
                 ),
             },
             "optional": {
-                "control": ("AITK_CONTROL", {"tooltip": "From AITK Control Images: for FLUX.2, trainer preview."}),
+                "control": ("AITK_CONTROL", {"tooltip": "From AITK Control Images: for FLUX.2 and OmniGen2."}),
                 "latent": (
                     "LATENT",
                     {"tooltip": "A start other than noise, where denoise is below 1. Its size replaces width, height."},
@@ -185,7 +185,7 @@ class AITKSampler:
     DESCRIPTION = "Renders as the chosen reference does: schedule, templates, snapping, guidance, seeding and LoRA."
     SEARCH_ALIASES = [
         "ai toolkit sampler", "ksampler", "preview", "ostris", "kohya", "sd-scripts", "lumina", "flux2", "flux.2",
-        "klein",
+        "klein", "omnigen2",
     ]  # fmt: skip
 
     def sample(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comfyui_aitk.headless.cli import run_command
-from comfyui_aitk.headless.tiny import containers, flux2
+from comfyui_aitk.headless.tiny import containers, flux2, omnigen2
 from comfyui_aitk.headless.tiny.loras import write_kohya
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from PIL import Image
@@ -49,6 +49,7 @@ def own_models(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "lumina2": _lumina2(folder / "lumina2", models),
         "flux2": _flux2(folder / "flux2"),
         "flux2_klein_4b": flux2.make_checkpoint(folder / "klein" / "diffusers" / TINY, "flux2_klein_4b").parents[1],
+        "omnigen2": omnigen2.make_checkpoint(folder / "omnigen2" / "diffusers" / TINY).parents[1],
     }
 
 
