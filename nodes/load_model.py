@@ -82,7 +82,7 @@ class LoadAITKModel:
                     {
                         "default": DEFAULT,
                         "tooltip": "default: the one that weights holds. Others: a file in 'text_encoders', with its "
-                        "tokenizer inside (Qwen3's comes from the hub); needed where weights is a transformer alone.",
+                        "tokenizer inside (Qwen's comes from the hub); needed where weights is a transformer alone.",
                     },
                 ),
                 "vae": (

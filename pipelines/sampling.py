@@ -127,8 +127,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     typed = Typed(prompt, request.negative_prompt, request.system_prompt)
     texts = runtime.texts(recipe, handle, typed, request.guidance_scale)
     references = [from_image(image) for image in request.control.images] if request.control is not None else []
-    if references:
-        runtime.check_control([(image.shape[1], image.shape[0]) for image in references], recipe)
+    runtime.check_control([(image.shape[1], image.shape[0]) for image in references], recipe)
     before = replace(engine.counters)
     clock = _Clock()
     device = engine.device

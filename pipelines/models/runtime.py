@@ -130,7 +130,8 @@ class ModelRuntime(Protocol):
         ...
 
     def check_control(self, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> None:
-        """Raises InputError where a reference image cannot be used; sizes are width and height in pixels, in order."""
+        """Raises InputError where the reference images cannot be used; sizes are width and height in pixels, in order,
+        and none where there are no images."""
         ...
 
     def encode_control(

@@ -147,6 +147,11 @@ ERRORS = [
         {"options": {"image_guidance_scale": 2.0}, "recipe": "trainer preview"},
         "image_guidance_scale of AITK Recipe Options would do nothing",
     ),
+    ({"options": {"image_guidance_scale": 2.0}}, "would do nothing: no control image is connected"),
+    (
+        {"options": {"image_guidance_scale": 2.0}, "control": [_noise(64, 64)], "guidance_scale": 1.0},
+        "would do nothing at guidance_scale 1",
+    ),
     ({"width": 63}, "width is 63: the smallest side is 64"),
 ]
 

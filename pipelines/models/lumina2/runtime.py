@@ -104,7 +104,7 @@ class Lumina2Runtime:
         return text_encoder(text, device)
 
     def check_control(self, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> None:
-        raise AssertionError("no recipe of this model takes references")
+        """No recipe of this model takes references; the sampler has refused them."""
 
     def encode_control(
         self,

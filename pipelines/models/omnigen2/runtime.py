@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from ...checkpoint import Checkpoint
-from ...errors import FileError
+from ...errors import FileError, InputError
 from ...handle import PipelineHandle, Quantization
 from ...loading import build_empty, fill, parameter_shapes
 from ...pixels import to_pixels
@@ -81,6 +81,11 @@ class OmniGen2Runtime:
     def texts(self, recipe: Recipe, handle: PipelineHandle, typed: Typed, guidance_scale: float) -> list[Text]:
         assert isinstance(recipe, OmniGen2Recipe)
         system_prompt = typed.system_prompt or recipe.system_prompt
+        if recipe.image_guidance_scale > 1 and guidance_scale <= 1:
+            raise InputError(
+                f"image_guidance_scale of AITK Recipe Options would do nothing at guidance_scale {guidance_scale}: raise "
+                "that above 1, or put the scale back to 1."
+            )
 
         def chat(text: str) -> str:
             return f"<|im_start|>system\n{system_prompt}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n"
@@ -113,6 +118,11 @@ class OmniGen2Runtime:
 
     def check_control(self, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> None:
         assert isinstance(recipe, OmniGen2Recipe)
+        if recipe.image_guidance_scale > 1 and not sizes:
+            raise InputError(
+                "image_guidance_scale of AITK Recipe Options would do nothing: no control image is connected. Connect "
+                "one, or put the scale back to 1."
+            )
         if not recipe.squash_references:
             for index, (width, height) in enumerate(sizes):
                 pixels.check_size(width, height, index + 1)
