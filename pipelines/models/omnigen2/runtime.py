@@ -83,8 +83,8 @@ class OmniGen2Runtime:
         system_prompt = typed.system_prompt or recipe.system_prompt
         if recipe.image_guidance_scale > 1 and guidance_scale <= 1:
             raise InputError(
-                f"image_guidance_scale of AITK Recipe Options would do nothing at guidance_scale {guidance_scale}: raise "
-                "that above 1, or put the scale back to 1."
+                f"image_guidance_scale of AITK Recipe Options would do nothing at guidance_scale {guidance_scale}. "
+                "Raise that above 1, or put the former back to 1."
             )
 
         def chat(text: str) -> str:
