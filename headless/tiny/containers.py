@@ -83,11 +83,16 @@ def write_gguf(path: Path, folder: Path, quant: Quant, names: Literal["original"
         names: of the tensors.
     """
     tensors = read_part(folder, "transformer")
+    return write_gguf_tensors(path, original_dit(tensors) if names == "original" else tensors, quant, "lumina2")
+
+
+def write_gguf_tensors(path: Path, tensors: Tensors, quant: Quant, architecture: str) -> Path:
+    """Tensors as GGUF, likewise; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(path, "lumina2")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(_FILE_TYPES[quant])
-    for name, value in (original_dit(tensors) if names == "original" else tensors).items():
+    for name, value in tensors.items():
         kind = _kind(name, value, quant)
         writer.add_tensor(name, _quantized(value.float().numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfyui_aitk.headless.execute import run_prompt
 from comfyui_aitk.headless.tiny import flux2 as tiny
-from comfyui_aitk.headless.tiny.containers import write_scaled_float8
+from comfyui_aitk.headless.tiny.containers import write_gguf_tensors, write_scaled_float8
 from comfyui_aitk.headless.tiny.files import write_tensors
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
@@ -26,6 +26,7 @@ LAYOUTS = {
     "ComfyUI's files": {"weights": "dit.safetensors", **PARTS},
     "prefixed, ComfyUI's norm names": {"weights": "prefixed.safetensors", **PARTS},
     "other parts than the folder's": {"weights": "diffusers", **PARTS},
+    "GGUF BF16": {"weights": "BF16.gguf", **PARTS},
 }
 
 
@@ -51,6 +52,8 @@ def flux2_models(tmp_path_factory) -> Path:
         for name, value in read_tensors(dit / "fp8.safetensors", list(read_header(dit / "fp8.safetensors").tensors))
     }
     write_tensors(dit / "fp8_values.safetensors", values, {})
+    for quant in ("BF16", "Q8_0"):
+        write_gguf_tensors(dit / f"{quant}.gguf", load_file(dit / "dit.safetensors"), quant, "flux")
     shutil.copy(dev / "ae.safetensors", folder / "vae" / "flux2-vae.safetensors")
     tiny.write_text_encoder(folder / "text_encoders" / "mistral.safetensors", dev)
     tiny.write_text_encoder(folder / "text_encoders" / "qwen.safetensors", klein)
@@ -135,6 +138,15 @@ def test_scaled_float8_gives_the_picture_of_its_values_with_a_live_lora(flux2):
     plain = _run({"weights": "fp8_values.safetensors", **PARTS}, lora=lora | {"application": "live"})
     assert torch.equal(packed[0], plain[0])
     assert json.loads(packed[6])["model"]["quantization"]["transformer"] == "scaled float8"
+
+
+def test_gguf_blocks_of_8_bits_are_near_and_take_a_live_lora(flux2):
+    lora = {"lora_name": "split.safetensors"}
+    exact = _run({"weights": "tiny"}, lora=lora | {"application": "live"})[4]["samples"]
+    packed = _run({"weights": "Q8_0.gguf", **PARTS}, lora=lora)
+    assert json.loads(packed[6])["model"]["quantization"]["transformer"].startswith("GGUF")
+    assert json.loads(packed[6])["loras"][0]["application"] == "live"
+    assert 0 < (packed[4]["samples"] - exact).norm() / exact.norm() < 0.03
 
 
 @pytest.mark.parametrize("application", ["merged", "live"])
