@@ -260,7 +260,10 @@ def _tensor_edit(folder: Path, part: str, edit) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "model_index.json").unlink(), "'bad' is no model folder of Lumina Image 2.0: it has no model_index.json"),
+        (
+            lambda f: (f / "model_index.json").unlink(),
+            "'bad' is no model folder of Lumina Image 2.0: it has no model_index.json",
+        ),
         (lambda f: (f / "vae").rename(f / "vae2"), "'bad' is incomplete: it has no folder vae"),
         (lambda f: (f / "transformer" / "config.json").write_text("{"), "transformer/config.json is not valid JSON"),
         (
