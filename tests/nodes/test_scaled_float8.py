@@ -148,7 +148,7 @@ def test_it_stays_float8_in_memory_and_is_not_quantised_again(everywhere, folder
 
 def test_the_default_quantisation_of_a_model_is_not_for_files_that_have_one(everywhere, monkeypatch):
     default = replace(find_model("lumina2"), quantization={"transformer": "qfloat8", "text_encoder": "qfloat8"})
-    monkeypatch.setattr("comfyui_aitk.pipelines.engine.find_model", lambda name: default)
+    monkeypatch.setattr("comfyui_aitk.pipelines.memory.find_model", lambda name: default)
     (pipeline,) = NODE_CLASS_MAPPINGS["LoadAITKModel"]().load("lumina2", "new.safetensors", "float32", **PARTS)
     engine = Engine(lambda: "cpu", lambda size: None)
     assert engine.held_as(pipeline, "transformer") == "scaled float8"
