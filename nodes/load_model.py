@@ -15,7 +15,7 @@ from ..pipelines.handle import DTYPES, DType, PipelineHandle, RuntimeOptions
 from ..pipelines.hub import fetch_part, fetch_tokenizer, open_repo
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
 from ..pipelines.models.facts import ModelFacts
-from ..pipelines.sources.single_file import SingleFileSource, open_single_file
+from ..pipelines.sources.single_file import SingleFileSource, open_part, open_single_file
 from ..pipelines.sources.source import Source
 from .host import current_host
 
@@ -128,13 +128,11 @@ class LoadAITKModel:
     ) -> str:
         """A file that was replaced is another model."""
         facts = find_model(model or DEFAULT_MODEL)
-        stamps = []
         # None: linked, and not known yet
+        found = _given(facts, text_encoder or DEFAULT, vae or DEFAULT)
         if weights not in (None, DEFAULT):
-            stamps += [stamp for source in _weights(facts, weights).values() for stamp in source.files]
-        for part, name, kinds in (("text_encoder", text_encoder, _TEXT_ENCODERS), ("vae", vae, _VAES)):
-            if name not in (None, DEFAULT):
-                stamps += _single(facts, part, name, kinds).files
+            found = _weights(facts, weights, found) | found
+        stamps = [stamp for source in found.values() for stamp in source.files]
         return str(hash(tuple(stamps))) if stamps else ""
 
     def load(
@@ -151,8 +149,7 @@ class LoadAITKModel:
         if dtype != "auto" and dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is unknown. Choose auto, {', '.join(DTYPES)}.")
         repo_id = repo_id.strip()
-        chosen = {"text_encoder": (text_encoder, _TEXT_ENCODERS), "vae": (vae, _VAES)}
-        given = {part: _single(facts, part, file, kinds) for part, (file, kinds) in chosen.items() if file != DEFAULT}
+        given = {part: _with_tokenizer(source, facts) for part, source in _given(facts, text_encoder, vae).items()}
         if weights == DEFAULT:
             found = open_repo(repo_id or facts.repo_id, facts, given)
             name = found["transformer"].name
@@ -207,13 +204,15 @@ def _weights(facts: ModelFacts, weights: str, given: Collection[str] = ()) -> di
     return dict(found)
 
 
+def _given(facts: ModelFacts, text_encoder: str, vae: str) -> dict[str, Source]:
+    """Part -> source, for those that have a file of their own."""
+    chosen = {"text_encoder": (text_encoder, _TEXT_ENCODERS), "vae": (vae, _VAES)}
+    return {part: _single(facts, part, file, kinds) for part, (file, kinds) in chosen.items() if file != DEFAULT}
+
+
 def _single(facts: ModelFacts, part: str, name: str, kinds: Sequence[str]) -> Source:
     """One part from a single file of its own."""
-    shown = check_name(name, part).as_posix()
-    found = open_single_file(resolve_name(name, _roots(kinds), part), shown, facts)
-    if part not in found:
-        raise FileError(f"{shown!r} holds the {' and the '.join(found)} of {facts.title}, no {part}. Choose another.")
-    return found[part]
+    return open_part(resolve_name(name, _roots(kinds), part), check_name(name, part).as_posix(), part, facts)
 
 
 def _with_tokenizer(source: Source, facts: ModelFacts) -> Source:

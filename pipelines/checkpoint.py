@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import FileError
 from .files.header import FileStamp
 from .sources.folder import FolderSource
-from .sources.single_file import open_single_file
+from .sources.single_file import open_part
 from .sources.source import Source, fingerprint
 
 if TYPE_CHECKING:
@@ -106,10 +106,7 @@ def parts_in(folder: Path, name: str, model: ModelFacts, given: Collection[str] 
         if part in given:
             continue
         if facts.file and (folder / facts.file).is_file():
-            opened = open_single_file(folder / facts.file, f"{name}/{facts.file}", model)
-            if part not in opened:
-                raise FileError(f"{name}/{facts.file} holds the {' and the '.join(opened)}, no {part}.")
-            found[part] = opened[part]
+            found[part] = open_part(folder / facts.file, f"{name}/{facts.file}", part, model)
             continue
         absent = [sub for sub in (facts.folder or part, *facts.companions) if not (folder / sub).is_dir()]
         if not absent:

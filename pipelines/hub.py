@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .checkpoint import MODEL_INDEX, parts_in
 from .errors import FileError, HubError, InputError
 from .sources.folder import FolderSource, has_tokenizer
-from .sources.single_file import open_single_file
+from .sources.single_file import open_part
 
 if TYPE_CHECKING:
     from .models.facts import ModelFacts, PartFacts
@@ -73,7 +73,7 @@ def fetch_part(part: str, model: ModelFacts) -> Source:
     def opened(folder: Path) -> dict[str, Source]:
         name = _name(repository.id, folder)
         if facts.file:
-            return {part: open_single_file(folder / facts.file, f"{name}/{facts.file}", model)[part]}
+            return {part: open_part(folder / facts.file, f"{name}/{facts.file}", part, model)}
         return {part: FolderSource.open(folder, name, part, facts, alone=True)}
 
     return _snapshot(repository.id, [repository.patterns], opened)[part]
@@ -100,7 +100,7 @@ def _snapshot(repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened) -
         repo_id: of the repository.
         choices: patterns of the files that are needed, the preferred ones first; the next are tried where a repository
             has none of them.
-        opened: raises FileError or KeyError where something is missing.
+        opened: raises FileError where something is missing.
     """
     for patterns in choices:
         cached = _cached(repo_id, patterns, opened)
@@ -135,7 +135,7 @@ def _cached(repo_id: str, patterns: Sequence[str], opened: _Opened) -> dict[str,
             if source.component == "text_encoder" and source.tokenizer() is None:
                 return None
         return found
-    except (FileError, KeyError):
+    except FileError:
         # an interrupted download leaves a part of the files: fetch the rest
         return None
 

@@ -311,9 +311,9 @@ def _size(model: ModelFacts, handle: PipelineHandle, recipe: Recipe, request: Sa
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """Where one picture begins: ``noise`` [1, C, h, w], and ``control``, what the loop gets of the references; CPU."""
+    """Where one picture begins: what draws its noise next, and what the loop gets of the references, on the CPU."""
 
-    noise: torch.Tensor
+    generator: torch.Generator
     control: tuple[torch.Tensor, ...]
 
 
@@ -323,7 +323,6 @@ def _starts(
 ) -> list[_Start]:  # fmt: skip
     """The start of each picture of the batch. References are encoded before noise is drawn, as the trainer does."""
     runtime, device = engine.runtime(find_model(handle.model)), engine.device
-    dtype, shape = torch_dtype(handle.dtype), runtime.noise_shape(size, recipe)
     noise_device = "cpu" if recipe.noise == "cpu" else device
     seeds = range(request.seed, request.seed + request.batch_size)
     generators = [seeded(noise_device, seed) for seed in seeds]
@@ -339,12 +338,11 @@ def _starts(
                     continue
                 shared = recipe.posterior == "trainer" and device == noise_device
                 generator = noise if shared else seeded(device, seed)
-                found = runtime.encode_control(vae, references, recipe, size, dtype, generator, device)
+                found = runtime.encode_control(
+                    vae, references, recipe, size, torch_dtype(handle.dtype), generator, device
+                )
                 controls[index] = tuple(value.cpu() for value in found)
-    return [
-        _Start(initial_noise(generator, shape, dtype), control)
-        for generator, control in zip(generators, controls, strict=True)
-    ]
+    return [_Start(generator, control) for generator, control in zip(generators, controls, strict=True)]
 
 
 def _denoise_batch(
@@ -365,9 +363,10 @@ def _denoise_batch(
             def on_step(step: int, x0: torch.Tensor, done: int = done) -> None:
                 observer.step(done + step, total, x0)
 
+            noise = initial_noise(start.generator, runtime.noise_shape(size, recipe), torch_dtype(handle.dtype))
             job = DenoiseJob(
                 recipe=recipe,
-                latents=start_latents(runtime, handle, request, start.noise, sigmas, index).to(device),
+                latents=start_latents(runtime, handle, request, noise, sigmas, index).to(device),
                 sigmas=sigmas.to(device),
                 conditioning=conditioning,
                 control=tuple(value.to(device) for value in start.control),

@@ -33,7 +33,7 @@ class Text:
 
     Attributes:
         text: template and prompt.
-        length: tokens; longer texts are cut, shorter ones padded.
+        length: tokens at most; longer texts are cut. Shorter ones are padded where the model's encoder does so.
         settings: what else the model's encoder can be told; hashable, made and read by the model alone.
     """
 

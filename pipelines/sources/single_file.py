@@ -142,3 +142,11 @@ def open_single_file(path: Path, name: str, model: ModelFacts) -> dict[str, Sing
             "another file, or set model to what the file was made for."
         )
     return found
+
+
+def open_part(path: Path, name: str, part: str, model: ModelFacts) -> SingleFileSource:
+    """One part in a file that may hold others too; errors as :func:`open_single_file`, and where it is not in there."""
+    found = open_single_file(path, name, model)
+    if part not in found:
+        raise FileError(f"{name!r} holds the {' and the '.join(found)} of {model.title}, no {part}. Choose another.")
+    return found[part]

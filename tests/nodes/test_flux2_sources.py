@@ -161,6 +161,80 @@ def test_a_lora_split_as_diffusers_splits_it_is_the_same(flux2, application):
     assert (fused[4]["samples"] - split[4]["samples"]).abs().max() < 1e-5
 
 
+def _cache(folder: Path, repository: str, files: dict[str, Path]) -> None:
+    """A repository as huggingface_hub keeps it once it was downloaded."""
+    home = folder / f"models--{repository.replace('/', '--')}"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    for name, source in files.items():
+        target = home / "snapshots" / commit / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.hardlink_to(source)
+
+
+def _language_model(checkpoint: Path) -> dict[str, Path]:
+    return {file.name: file for part in ("text_encoder", "tokenizer") for file in (checkpoint / part).iterdir()}
+
+
+def test_default_takes_each_part_from_where_ai_toolkit_takes_it(flux2, flux2_models, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    dev, klein = (flux2_models / "diffusers" / name for name in ("tiny", "klein"))
+    with pytest.raises(AITKError, match=r"'black-forest-labs/FLUX.2-dev' is not \(wholly\) in the cache"):
+        _run({"weights": "default"})
+    # another text encoder lies in the model's own repository, and is not the trainer's
+    other = {f"text_encoder/{file.name}": file for file in (klein / "text_encoder").iterdir()}
+    own = {name: dev / name for name in ("flux2-dev.safetensors", "ae.safetensors")}
+    _cache(tmp_path, "black-forest-labs/FLUX.2-dev", own | other)
+    with pytest.raises(AITKError, match=r"'mistralai/Mistral-Small-3\.1-24B-Instruct-2503' is not"):
+        _run({"weights": "default"})
+    _cache(tmp_path, "mistralai/Mistral-Small-3.1-24B-Instruct-2503", _language_model(dev))
+    expected = _run({"weights": "tiny"})
+    found = _run({"weights": "default"})
+    assert torch.equal(found[0], expected[0])
+    named = json.loads(found[6])["model"]["weights"]
+    assert named["transformer"] == "black-forest-labs/FLUX.2-dev@0123456789ab/flux2-dev.safetensors"
+    assert named["text_encoder"] == "mistralai/Mistral-Small-3.1-24B-Instruct-2503@0123456789ab"
+
+    # klein's autoencoder has a repository of its own, and a file given for a part is not looked for on the hub
+    _cache(
+        tmp_path,
+        "black-forest-labs/FLUX.2-klein-base-4B",
+        {"flux-2-klein-base-4b.safetensors": klein / "flux-2-klein-base-4b.safetensors"},
+    )
+    _cache(tmp_path, "ai-toolkit/flux2_vae", {"ae.safetensors": klein / "ae.safetensors"})
+    _cache(tmp_path, "Qwen/Qwen3-4B", _language_model(klein))
+    expected = _run({"model": "flux2_klein_4b", "weights": "klein"})
+    for load in ({}, {"text_encoder": "qwen.safetensors"}):
+        assert torch.equal(_run({"model": "flux2_klein_4b", "weights": "default", **load})[0], expected[0])
+
+
+def test_a_folder_of_ai_toolkits_two_files_takes_its_text_encoder_from_the_hub(
+    flux2, flux2_models, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    dev, bare = flux2_models / "diffusers" / "tiny", tmp_path / "models" / "diffusers" / "bare"
+    bare.mkdir(parents=True)
+    for name in ("flux2-dev.safetensors", "ae.safetensors"):
+        (bare / name).hardlink_to(dev / name)
+    expected = _run({"weights": "tiny"})
+    use_host(PlainHost(tmp_path / "models", flux2.input, flux2.output, "cpu"))
+    with pytest.raises(AITKError, match=r"'mistralai/Mistral-Small-3\.1-24B-Instruct-2503' is not"):
+        _run({"weights": "bare"})
+    _cache(tmp_path / "cache", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", _language_model(dev))
+    assert torch.equal(_run({"weights": "bare"})[0], expected[0])
+
+
+def test_a_qwen3_file_takes_its_tokenizer_from_the_hub(flux2, flux2_models, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    load = {"model": "flux2_klein_4b", "weights": "klein", "text_encoder": "qwen.safetensors"}
+    with pytest.raises(AITKError, match="'Qwen/Qwen3-4B' is not"):
+        _run(load)
+    klein = flux2_models / "diffusers" / "klein"
+    _cache(tmp_path, "Qwen/Qwen3-4B", {file.name: file for file in (klein / "tokenizer").iterdir()})
+    assert torch.equal(_run(load)[0], _run({"model": "flux2_klein_4b", "weights": "klein"})[0])
+
+
 def test_strength_changes_and_new_control_images_reload_nothing(flux2):
     from comfyui_aitk.nodes.sampler import engine
 
