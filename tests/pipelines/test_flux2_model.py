@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from comfyui_aitk.pipelines.models.flux2.attention import JointAttention, kernel
@@ -75,3 +80,14 @@ def test_groups_of_blocks_can_be_offloaded(transformer):
         transformer, onload_device=cpu, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1
     )
     assert torch.equal(transformer(**_inputs()), expected)
+
+
+def test_two_processes_share_the_tokens():
+    script = Path(__file__).with_name("flux2_context_parallel.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = re.search(r"tokens (\d+) of 20, difference (\S+)", result.stdout)
+    assert found is not None
+    assert int(found[1]) == 10
+    assert 0 <= float(found[2]) < 1e-5
