@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ def _module(name: str, path: Path):
 
 _module("tasks", ROOT / "tasks.py").load_pack()
 sd_scripts_files = _module("sd_scripts", Path(__file__).parent / "sd_scripts.py")
+# under a name of its own, so that tests can import it
+sys.modules["rendering"] = _module("rendering", Path(__file__).parent / "rendering.py")
 
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint, make_lora  # noqa: E402
 from comfyui_aitk.nodes.host import PlainHost, use_host  # noqa: E402
@@ -65,6 +68,14 @@ def host(models: Path, tmp_path: Path):
     yield plain
     use_host(None)
     node_engine.cache_clear()
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch) -> Path:
+    """An empty Hugging Face cache, in use for a test."""
+    folder = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

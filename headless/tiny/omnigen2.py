@@ -19,6 +19,7 @@ from ...pipelines.models.omnigen2.facts import SYSTEM_PROMPT
 from ...pipelines.models.omnigen2.transformer import OmniGen2Transformer2DModel
 from .files import Tensors, read_part, write_tensors
 from .names import original_ae
+from .spread import spread
 
 # Widths are tiny, and everything that tensors do not tell is as in the real model, so that single files of this one can
 # be understood by the real one's constants: among them three rotary axes of equal, even size, 128 channels for each of
@@ -56,8 +57,8 @@ def make_checkpoint(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bflo
     rng_state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
-        transformer, vae = _spread(_transformer()), _spread(_vae())
-        language = _spread(_language_model(tokenizer.get_vocab_size()))
+        transformer, vae = spread(_transformer()), spread(_vae())
+        language = spread(_language_model(tokenizer.get_vocab_size()))
         vision = {name: torch.randn(shape) / shape[-1] ** 0.5 for name, shape in _vision_shapes().items()}
     finally:
         torch.set_rng_state(rng_state)
@@ -328,17 +329,6 @@ def _vae() -> nn.Module:
         mid_block_add_attention=True,
         force_upcast=True,
     )
-
-
-def _spread(model: nn.Module) -> nn.Module:
-    """Random weights that carry a signal through: what starts as zero would hide every LoRA and every text."""
-    for parameter in model.parameters():
-        with torch.no_grad():
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, 1.0 / parameter[0].numel() ** 0.5)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_aitk.headless.execute import run_prompt
 from comfyui_aitk.headless.tiny import flux2 as tiny
 from comfyui_aitk.headless.tiny.containers import write_gguf_tensors, write_scaled_float8
 from comfyui_aitk.headless.tiny.files import write_tensors
-from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.packed import dense
 from comfyui_aitk.pipelines.sources.scaled_float8 import read_header, read_tensors
+from rendering import noise_image, put_into_cache, render
 from safetensors.torch import load_file
 
 PARTS = {"text_encoder": "mistral.safetensors", "vae": "flux2-vae.safetensors"}
@@ -70,58 +69,8 @@ def flux2(host, flux2_models: Path) -> PlainHost:
     return plain
 
 
-def _run(
-    load: dict, *, dtype: str = "float32", lora: dict | None = None, control: list | None = None, **sample: object
-):
-    graph = {
-        "load": {"class_type": "LoadAITKModel", "inputs": {"model": "flux2", "dtype": dtype, **load}},
-        "sample": {
-            "class_type": "AITKSampler",
-            "inputs": {
-                "pipeline": ["load", 0], "prompt": "a red fox", "negative_prompt": "", "width": 64, "height": 96,
-                "steps": 2, "guidance_scale": 4.0, "seed": 1, "recipe": "trainer preview", "trigger_word": "",
-                "system_prompt": "", "batch_size": 1,
-            } | sample,
-        },
-    }  # fmt: skip
-    graph["save"] = {
-        "class_type": "AITKSaveImage",
-        "inputs": {"images": ["sample", 0], "report": ["sample", 6], "filename_prefix": "x", "format": "png"},
-    }
-    if lora is not None:
-        inputs = {"pipeline": ["load", 0], "strength": 0.8, "application": "auto"} | lora
-        graph["lora"] = {"class_type": "ApplyAITKLoRA", "inputs": inputs}
-        graph["sample"]["inputs"]["pipeline"] = ["lora", 0]
-    if control is not None:
-        graph["control"] = {
-            "class_type": "AITKControlImages",
-            "inputs": {f"image_{i + 1}": [f"picture{i}", 0] for i in range(len(control))},
-        }
-        graph["sample"]["inputs"]["control"] = ["control", 0]
-        for index in range(len(control)):
-            graph[f"picture{index}"] = {"class_type": f"Picture{index}", "inputs": {}}
-    pictures = {f"Picture{index}": _picture(image) for index, image in enumerate(control or ())}
-    return run_prompt(graph, {**NODE_CLASS_MAPPINGS, **pictures}).results["sample"]
-
-
-def _picture(image: torch.Tensor) -> type:
-    """A node that gives this IMAGE."""
-
-    class Picture:
-        INPUT_TYPES = classmethod(lambda cls: {"required": {}})
-        RETURN_TYPES = ("IMAGE",)
-        FUNCTION = "give"
-        CATEGORY = "test"
-
-        def give(self) -> tuple[torch.Tensor]:
-            return (image,)
-
-    return Picture
-
-
-def _noise(width: int, height: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (1, height, width, 3), generator=generator).float() / 255
+def _run(load: dict, **change) -> tuple:
+    return render({"model": "flux2", **load}, **change)
 
 
 def test_the_same_weights_give_the_same_picture_from_every_layout(flux2):
@@ -161,34 +110,21 @@ def test_a_lora_split_as_diffusers_splits_it_is_the_same(flux2, application):
     assert (fused[4]["samples"] - split[4]["samples"]).abs().max() < 1e-5
 
 
-def _cache(folder: Path, repository: str, files: dict[str, Path]) -> None:
-    """A repository as huggingface_hub keeps it once it was downloaded."""
-    home = folder / f"models--{repository.replace('/', '--')}"
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text(commit)
-    for name, source in files.items():
-        target = home / "snapshots" / commit / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.hardlink_to(source)
-
-
 def _language_model(checkpoint: Path) -> dict[str, Path]:
     return {file.name: file for part in ("text_encoder", "tokenizer") for file in (checkpoint / part).iterdir()}
 
 
-def test_default_takes_each_part_from_where_ai_toolkit_takes_it(flux2, flux2_models, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+def test_default_takes_each_part_from_where_ai_toolkit_takes_it(flux2, flux2_models, hub_cache):
     dev, klein = (flux2_models / "diffusers" / name for name in ("tiny", "klein"))
     with pytest.raises(AITKError, match=r"'black-forest-labs/FLUX.2-dev' is not \(wholly\) in the cache"):
         _run({"weights": "default"})
     # another text encoder lies in the model's own repository, and is not the trainer's
     other = {f"text_encoder/{file.name}": file for file in (klein / "text_encoder").iterdir()}
     own = {name: dev / name for name in ("flux2-dev.safetensors", "ae.safetensors")}
-    _cache(tmp_path, "black-forest-labs/FLUX.2-dev", own | other)
+    put_into_cache(hub_cache, "black-forest-labs/FLUX.2-dev", own | other)
     with pytest.raises(AITKError, match=r"'mistralai/Mistral-Small-3\.1-24B-Instruct-2503' is not"):
         _run({"weights": "default"})
-    _cache(tmp_path, "mistralai/Mistral-Small-3.1-24B-Instruct-2503", _language_model(dev))
+    put_into_cache(hub_cache, "mistralai/Mistral-Small-3.1-24B-Instruct-2503", _language_model(dev))
     expected = _run({"weights": "tiny"})
     found = _run({"weights": "default"})
     assert torch.equal(found[0], expected[0])
@@ -197,22 +133,21 @@ def test_default_takes_each_part_from_where_ai_toolkit_takes_it(flux2, flux2_mod
     assert named["text_encoder"] == "mistralai/Mistral-Small-3.1-24B-Instruct-2503@0123456789ab"
 
     # klein's autoencoder has a repository of its own, and a file given for a part is not looked for on the hub
-    _cache(
-        tmp_path,
+    put_into_cache(
+        hub_cache,
         "black-forest-labs/FLUX.2-klein-base-4B",
         {"flux-2-klein-base-4b.safetensors": klein / "flux-2-klein-base-4b.safetensors"},
     )
-    _cache(tmp_path, "ai-toolkit/flux2_vae", {"ae.safetensors": klein / "ae.safetensors"})
-    _cache(tmp_path, "Qwen/Qwen3-4B", _language_model(klein))
+    put_into_cache(hub_cache, "ai-toolkit/flux2_vae", {"ae.safetensors": klein / "ae.safetensors"})
+    put_into_cache(hub_cache, "Qwen/Qwen3-4B", _language_model(klein))
     expected = _run({"model": "flux2_klein_4b", "weights": "klein"})
     for load in ({}, {"text_encoder": "qwen.safetensors"}):
         assert torch.equal(_run({"model": "flux2_klein_4b", "weights": "default", **load})[0], expected[0])
 
 
 def test_a_folder_of_ai_toolkits_two_files_takes_its_text_encoder_from_the_hub(
-    flux2, flux2_models, tmp_path, monkeypatch
+    flux2, flux2_models, hub_cache, tmp_path
 ):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     dev, bare = flux2_models / "diffusers" / "tiny", tmp_path / "models" / "diffusers" / "bare"
     bare.mkdir(parents=True)
     for name in ("flux2-dev.safetensors", "ae.safetensors"):
@@ -221,17 +156,16 @@ def test_a_folder_of_ai_toolkits_two_files_takes_its_text_encoder_from_the_hub(
     use_host(PlainHost(tmp_path / "models", flux2.input, flux2.output, "cpu"))
     with pytest.raises(AITKError, match=r"'mistralai/Mistral-Small-3\.1-24B-Instruct-2503' is not"):
         _run({"weights": "bare"})
-    _cache(tmp_path / "cache", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", _language_model(dev))
+    put_into_cache(hub_cache, "mistralai/Mistral-Small-3.1-24B-Instruct-2503", _language_model(dev))
     assert torch.equal(_run({"weights": "bare"})[0], expected[0])
 
 
-def test_a_qwen3_file_takes_its_tokenizer_from_the_hub(flux2, flux2_models, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+def test_a_qwen3_file_takes_its_tokenizer_from_the_hub(flux2, flux2_models, hub_cache):
     load = {"model": "flux2_klein_4b", "weights": "klein", "text_encoder": "qwen.safetensors"}
     with pytest.raises(AITKError, match="'Qwen/Qwen3-4B' is not"):
         _run(load)
     klein = flux2_models / "diffusers" / "klein"
-    _cache(tmp_path, "Qwen/Qwen3-4B", {file.name: file for file in (klein / "tokenizer").iterdir()})
+    put_into_cache(hub_cache, "Qwen/Qwen3-4B", {file.name: file for file in (klein / "tokenizer").iterdir()})
     assert torch.equal(_run(load)[0], _run({"model": "flux2_klein_4b", "weights": "klein"})[0])
 
 
@@ -241,7 +175,7 @@ def test_strength_changes_and_new_control_images_reload_nothing(flux2):
     _run({"weights": "tiny"}, lora={"lora_name": "dev.safetensors"})
     loaded, encoded = engine().counters.parts_loaded, engine().counters.texts_encoded
     restored = engine().counters.tensors_restored
-    _run({"weights": "tiny"}, lora={"lora_name": "dev.safetensors", "strength": -0.3}, control=[_noise(80, 64)])
+    _run({"weights": "tiny"}, lora={"lora_name": "dev.safetensors", "strength": -0.3}, control=[noise_image(80, 64)])
     _run({"weights": "tiny"}, lora={"lora_name": "dev.safetensors", "strength": 0.0})
     assert (engine().counters.parts_loaded, engine().counters.texts_encoded) == (loaded, encoded)
     # each merge was undone once, from the touched tensors alone
@@ -251,7 +185,7 @@ def test_strength_changes_and_new_control_images_reload_nothing(flux2):
 
 
 def test_control_images_count_in_their_order_and_for_every_picture_of_a_batch(flux2):
-    first, second = _noise(80, 64), _noise(64, 112, seed=1)
+    first, second = noise_image(80, 64), noise_image(64, 112, seed=1)
     one = _run({"weights": "tiny"}, control=[first])
     both, swapped = (_run({"weights": "tiny"}, control=images) for images in ([first, second], [second, first]))
     assert not torch.equal(one[0], both[0])
@@ -293,15 +227,19 @@ ERRORS = [
         {"lora": {"lora_name": "dev.safetensors"}},
         "was trained on FLUX.2-dev",
     ),
-    ({"weights": "tiny"}, {"control": [_noise(80, 63)]}, "Control image 1 is 80 x 63: FLUX.2 needs 64 pixels a side"),
     (
         {"weights": "tiny"},
-        {"control": [_noise(64, 64), _noise(64, 528)]},
+        {"control": [noise_image(80, 63)]},
+        "Control image 1 is 80 x 63: FLUX.2 needs 64 pixels a side",
+    ),
+    (
+        {"weights": "tiny"},
+        {"control": [noise_image(64, 64), noise_image(64, 528)]},
         "Control image 2 is 64 x 528: .* up to 8 to 1",
     ),
     (
         {"weights": "tiny"},
-        {"control": [_noise(64, 64)], "recipe": "reference pipeline"},
+        {"control": [noise_image(64, 64)], "recipe": "reference pipeline"},
         "'reference pipeline' of FLUX.2-dev takes no control images.*choose the recipe 'trainer preview'",
     ),
     ({"weights": "tiny"}, {"recipe": "sd-scripts"}, "FLUX.2-dev has no recipe 'sd-scripts'"),

@@ -1,0 +1,90 @@
+"""Short graphs of the pack's nodes, and repositories in the Hugging Face cache, for the tests of several models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from comfyui_aitk.headless.execute import run_prompt
+from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def render(
+    load: dict, *, lora: dict | None = None, control: list | None = None, options: dict | None = None, **sample: object
+) -> tuple:
+    """The sampler's outputs for a loader, in float32 by default; at most one LoRA, pictures and recipe options.
+
+    Args:
+        load: inputs of the loader.
+        lora: inputs of Apply AITK LoRA.
+        control: IMAGE tensors.
+        options: inputs of AITK Recipe Options that are not its defaults.
+        sample: inputs of the sampler that are not these.
+    """
+    inputs = {
+        "pipeline": ["load", 0], "prompt": "a red fox", "negative_prompt": "", "width": 64, "height": 80, "steps": 2,
+        "guidance_scale": 4.0, "seed": 1, "recipe": "trainer preview", "trigger_word": "", "system_prompt": "",
+        "batch_size": 1,
+    } | sample  # fmt: skip
+    graph = {
+        "load": _node("LoadAITKModel", **{"dtype": "float32"} | load),
+        "sample": _node("AITKSampler", **inputs),
+        "save": _node("AITKSaveImage", images=["sample", 0], report=["sample", 6], filename_prefix="x", format="png"),
+    }
+    if lora is not None:
+        own = {"pipeline": ["load", 0], "strength": 0.8, "application": "auto"}
+        graph["lora"] = _node("ApplyAITKLoRA", **own | lora)
+        graph["sample"]["inputs"]["pipeline"] = ["lora", 0]
+    if options is not None:
+        own = {
+            "cfg_trunc_ratio": 0.25, "renorm_cfg": 1.0, "discrete_flow_shift": 6.0, "system_prompt_on_negative": False,
+        }  # fmt: skip
+        graph["options"] = _node("AITKRecipeOptions", **own | options)
+        graph["sample"]["inputs"]["recipe_options"] = ["options", 0]
+    classes = dict(NODE_CLASS_MAPPINGS)
+    if control is not None:
+        images = {f"image_{index + 1}": [f"picture{index}", 0] for index in range(len(control))}
+        graph["control"] = _node("AITKControlImages", **images)
+        graph["sample"]["inputs"]["control"] = ["control", 0]
+        for index, image in enumerate(control):
+            graph[f"picture{index}"] = _node(f"Picture{index}")
+            classes[f"Picture{index}"] = _picture(image)
+    return run_prompt(graph, classes).results["sample"]
+
+
+def _node(class_type: str, **inputs: object) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def _picture(image: torch.Tensor) -> type:
+    """A node that gives this IMAGE."""
+
+    class Picture:
+        INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+        RETURN_TYPES = ("IMAGE",)
+        FUNCTION = "give"
+        CATEGORY = "test"
+
+        def give(self) -> tuple[torch.Tensor]:
+            return (image,)
+
+    return Picture
+
+
+def noise_image(width: int, height: int, seed: int = 0) -> torch.Tensor:
+    """An IMAGE of whole 255ths."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (1, height, width, 3), generator=generator).float() / 255
+
+
+def put_into_cache(folder: Path, repository: str, files: dict[str, Path]) -> None:
+    """A repository as huggingface_hub keeps it once it was downloaded."""
+    home = folder / f"models--{repository.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(COMMIT)
+    for name, source in files.items():
+        target = home / "snapshots" / COMMIT / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.hardlink_to(source)
