@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..nodes.host import PlainHost, current_host
 from ..pipelines.errors import FileError, WorkflowError
-from ..pipelines.folders import resolve_name
+from ..pipelines.weights.untrusted_names import resolve_name
 
 if TYPE_CHECKING:
     import numpy

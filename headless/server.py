@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from ..nodes.save_image import REPORT_KEY
 from ..pipelines.errors import FileError, WorkflowError
-from ..pipelines.folders import check_name, resolve_name
+from ..pipelines.weights.untrusted_names import check_name, resolve_name
 from .connection import Connection
 from .core_nodes import input_name
 from .inputs import declared_inputs

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipelines.errors import InputError
 from ..pipelines.handle import ControlImages
-from .load_model import CATEGORY
+from .shared import CATEGORY, search_words, takes_control_images
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +28,8 @@ class AITKControlImages:
     OUTPUT_TOOLTIPS = ("For the sampler's control input.",)
     FUNCTION = "collect"
     CATEGORY = CATEGORY
-    DESCRIPTION = (
-        "Reference images for models that edit or combine pictures, in order: up to three for FLUX.2, with the recipe "
-        "trainer preview; for OmniGen2 up to three with reference pipeline, one with trainer preview. Lumina Image 2.0 "
-        "takes none."
-    )
-    SEARCH_ALIASES = ["reference image", "ctrl_img", "edit", "control image", "flux2", "flux.2", "klein", "omnigen2"]
+    DESCRIPTION = "Reference images for models that edit or combine pictures, in order. " + takes_control_images()
+    SEARCH_ALIASES = search_words("reference image", "ctrl_img", "edit", "control image")
 
     def collect(
         self,

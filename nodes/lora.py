@@ -8,14 +8,15 @@ from typing import Any, cast
 
 from ..pipelines.errors import InputError
 from ..pipelines.files.header import FileStamp
-from ..pipelines.folders import resolve_name
-from ..pipelines.handle import APPLICATIONS, Application, LoraSpec, PipelineHandle
+from ..pipelines.handle import LoraSpec, PipelineHandle
 from ..pipelines.lora.file import open_lora
 from ..pipelines.lora.info import summary, trigger_word
 from ..pipelines.lora.peft_config import companion_of
 from ..pipelines.models import find_model
+from ..pipelines.options import APPLICATIONS, Application
+from ..pipelines.weights.untrusted_names import resolve_name
 from .host import current_host
-from .load_model import CATEGORY, check_pipeline, why_refused
+from .shared import CATEGORY, check_pipeline, roots, search_words, why_refused
 
 _SUFFIXES = (".safetensors", ".sft")
 
@@ -65,21 +66,9 @@ class ApplyAITKLoRA:
     FUNCTION = "apply"
     CATEGORY = CATEGORY
     DESCRIPTION = "Adds a LoRA of AI Toolkit, kohya's sd-scripts or LyCORIS. Chain several: they apply in order."
-    SEARCH_ALIASES = [
-        "ai toolkit lora",
-        "lora loader",
-        "load lora",
-        "ostris",
-        "kohya",
-        "lycoris",
-        "lokr",
-        "loha",
-        "dora",
-        "flux2",
-        "flux.2",
-        "klein",
-        "omnigen2",
-    ]
+    SEARCH_ALIASES = search_words(
+        "ai toolkit lora", "lora loader", "load lora", "ostris", "kohya", "lycoris", "lokr", "loha", "dora"
+    )
 
     @classmethod
     def VALIDATE_INPUTS(cls, lora_name: str | None = None) -> bool | str:
@@ -119,4 +108,4 @@ class ApplyAITKLoRA:
 
 
 def _path(lora_name: str) -> Path:
-    return resolve_name(lora_name, current_host().model_roots("loras"), "LoRA")
+    return resolve_name(lora_name, roots("loras"), "LoRA")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any, cast
 
 from ..pipelines.errors import InputError
-from ..pipelines.handle import (
+from ..pipelines.models import catalogue, runtime_options
+from ..pipelines.options import (
     ATTENTIONS,
     QUANTIZATION_CHOICES,
-    TEXT_ENCODER_ATTENTIONS,
     Attention,
+    Chosen,
     QuantizationChoice,
     RuntimeOptions,
-    TextEncoderAttention,
 )
-from .load_model import CATEGORY
+from .shared import CATEGORY, changed, search_words, widgets
 
 
 class AITKRuntimeOptions:
@@ -23,12 +23,12 @@ class AITKRuntimeOptions:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         quantization = (
-            "{} model default: what the model's page says (none; qfloat8 for the text encoder of FLUX.2); where the "
-            "computer's memory cannot hold that, the type that some models state for it, which the sampler then says. "
-            "qfloat8 and qint8: "
+            f"{{}} model default: what the model's page says ({_defaults()}); where the computer's memory cannot hold "
+            "that, the type that some models state for it, which the sampler then says. qfloat8 and qint8: "
             "optimum-quanto, as AI Toolkit's {} does. fp8_e4m3fn: stored in float8, computed in dtype. All save memory "
             "and change the picture. Any choice but model default is kept."
         )
+        own = runtime_options()
         return {
             "required": {
                 "transformer_quantization": (
@@ -46,15 +46,7 @@ class AITKRuntimeOptions:
                         + " AI Toolkit's own interface sets it to qfloat8: choose that to match its previews.",
                     },
                 ),
-                "text_encoder_attention": (
-                    list(TEXT_ENCODER_ATTENTIONS),
-                    {
-                        "default": "auto",
-                        "tooltip": "Soft-capping of the attention logits of Gemma2, Lumina Image 2.0's text encoder. "
-                        "auto: off, as under the versions that AI Toolkit pins. softcap: on, as the newest "
-                        "transformers does by itself.",
-                    },
-                ),
+                **widgets(own, required=True),
             },
             "optional": {
                 "transformer_attention": (
@@ -74,9 +66,10 @@ class AITKRuntimeOptions:
                         "tooltip": "How many of the transformer's main blocks stay in CPU memory and come to the GPU "
                         "for their turn alone (kohya's blocks_to_swap), at the least: the run takes more by itself "
                         "where the GPU's memory asks for it, and the report says how many. Slower, the same picture. "
-                        "Lumina Image 2.0 has 26, FLUX.2-dev 56, klein 4B 25 and 9B 32, OmniGen2 32; more means all.",
+                        f"There are: {_blocks()}; more means all.",
                     },
                 ),
+                **widgets(own, required=False),
             },
         }
 
@@ -86,23 +79,22 @@ class AITKRuntimeOptions:
     FUNCTION = "make"
     CATEGORY = CATEGORY
     DESCRIPTION = "How weights are held and run: quantisation, attention kernels, blocks kept off the GPU."
-    SEARCH_ALIASES = [
-        "quantize", "quanto", "qfloat8", "qint8", "fp8", "low vram", "softcap", "gemma", "flash attention",
-        "sage attention", "block swap", "offload", "vram", "memory",
-    ]  # fmt: skip
+    SEARCH_ALIASES = search_words(
+        "quantize", "quanto", "qfloat8", "qint8", "fp8", "low vram", "flash attention", "sage attention", "block swap",
+        "offload", "vram", "memory",
+    )  # fmt: skip
 
     def make(
         self,
         transformer_quantization: str,
         text_encoder_quantization: str,
-        text_encoder_attention: str,
         transformer_attention: str = "default",
         blocks_on_cpu: int = 0,
+        **own: Any,
     ) -> tuple[RuntimeOptions]:
         for name, value, choices in (
             ("transformer_quantization", transformer_quantization, QUANTIZATION_CHOICES),
             ("text_encoder_quantization", text_encoder_quantization, QUANTIZATION_CHOICES),
-            ("text_encoder_attention", text_encoder_attention, TEXT_ENCODER_ATTENTIONS),
             ("transformer_attention", transformer_attention, ATTENTIONS),
         ):
             if value not in choices:
@@ -113,8 +105,22 @@ class AITKRuntimeOptions:
             RuntimeOptions(
                 cast(QuantizationChoice, transformer_quantization),
                 cast(QuantizationChoice, text_encoder_quantization),
-                cast(TextEncoderAttention, text_encoder_attention),
                 cast(Attention, transformer_attention),
                 blocks_on_cpu,
+                Chosen.of(changed(runtime_options(), own)),
             ),
         )
+
+
+def _defaults() -> str:
+    """What `model default` means where it is not none, by model."""
+    found = [
+        f"{quantization} for the {part.replace('_', ' ')} of {facts.title}"
+        for facts in catalogue().values()
+        for part, quantization in facts.quantization.items()
+    ]
+    return "; ".join(["none", *found])
+
+
+def _blocks() -> str:
+    return ", ".join(f"{facts.title} {facts.main_blocks}" for facts in catalogue().values())

@@ -1,4 +1,4 @@
-"""The sampler node: one run of ``pipelines.sampling`` with the host's progress, previews and interruption."""
+"""The sampler node: one run (``pipelines/run``) with the host's progress, previews and interruption."""
 
 from __future__ import annotations
 
@@ -6,30 +6,49 @@ import json
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ..pipelines.engine import Engine
 from ..pipelines.errors import InputError
 from ..pipelines.handle import ControlImages, PipelineHandle
+from ..pipelines.machine.ram import total_ram
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
-from ..pipelines.models.facts import RecipeOptions
-from ..pipelines.sampling import MAX_BATCH, MAX_SEED, MAX_STEPS, MIN_DENOISE, SampleRequest, sample
+from ..pipelines.models.recipe import SUMMARIES
+from ..pipelines.options import Chosen
+from ..pipelines.run.request import MAX_BATCH, MAX_SEED, MAX_STEPS, MIN_DENOISE, SampleRequest
 from .host import Host, ProgressBar, current_host
-from .load_model import CATEGORY, check_pipeline
 from .save_image import REPORT_KEY
+from .shared import CATEGORY, check_pipeline, search_words, takes_control_images, tooltip
 
 if TYPE_CHECKING:
     import torch
 
+    from ..pipelines.engine.engine import Engine
+    from ..pipelines.machine.plan import DeviceMemory
+
 _MAX_SIDE = 16384  # ComfyUI's own limit of a side; the model's, which the run checks, is lower
+
+
+class _HostMachine:
+    """The machine that the host in use is on; see :class:`..pipelines.machine.machine.Machine`."""
+
+    def device(self) -> str:
+        return current_host().device()
+
+    def make_room(self, size: int) -> None:
+        current_host().make_room(size)
+
+    def device_memory(self) -> DeviceMemory | None:
+        return current_host().device_memory()
+
+    def ram(self) -> int:
+        return total_ram()
 
 
 @cache
 def engine() -> Engine:
     """The one engine of this process: every sampler node shares its weights."""
-    return Engine(
-        lambda: current_host().device(),
-        lambda size: current_host().make_room(size),
-        lambda: current_host().device_memory(),
-    )
+    # here and below: torch and diffusers are imported by the first run, not by the pack
+    from ..pipelines.engine.engine import Engine
+
+    return Engine(_HostMachine())
 
 
 class _NodeObserver:
@@ -74,12 +93,11 @@ class AITKSampler:
                 ),
                 "negative_prompt": (
                     "STRING",
-                    {
-                        "default": "",
-                        "multiline": True,
-                        "tooltip": "What to steer away from; used where guidance_scale is above 1. FLUX.2-dev has its "
-                        "guidance built in and does not use it.",
-                    },
+                    {"default": "", "multiline": True}
+                    | tooltip(
+                        "AITKSampler.negative_prompt",
+                        "What to steer away from; used where guidance_scale is above 1.",
+                    ),
                 ),
                 "width": _side("Width", defaults.width),
                 "height": _side("Height", defaults.height),
@@ -95,9 +113,11 @@ class AITKSampler:
                         "max": 1000.0,
                         "step": 0.1,
                         "round": 0.001,
-                        "tooltip": "How strongly the prompt is followed. Above 1 the model is called twice in each "
-                        "guided step; FLUX.2-dev has it as an input and is called once.",
-                    },
+                    }
+                    | tooltip(
+                        "AITKSampler.guidance_scale",
+                        "How strongly the prompt is followed. Above 1 the model is called twice in each guided step.",
+                    ),
                 ),
                 "seed": (
                     "INT",
@@ -106,17 +126,18 @@ class AITKSampler:
                         "min": 0,
                         "max": MAX_SEED,
                         "control_after_generate": "fixed",
-                        "tooltip": "One seed, one noise on every device: it is drawn on the CPU, as in AI Toolkit. "
-                        "Only sd-scripts draws it on the compute device. Picture i of a batch uses seed + i.",
-                    },
+                    }
+                    | tooltip(
+                        "AITKSampler.seed",
+                        "One seed, one noise on every device: it is drawn on the CPU, as in AI Toolkit. Picture i of a "
+                        "batch uses seed + i.",
+                    ),
                 ),
                 "recipe": (
                     recipes,
                     {
                         "default": recipes[0],
-                        "tooltip": "reference pipeline: as the model's page documents (diffusers). trainer preview: "
-                        "what AI Toolkit itself renders while it trains. sd-scripts: what kohya's "
-                        "lumina_minimal_inference.py renders, for Lumina Image 2.0 alone. They are different pictures.",
+                        "tooltip": f"{_recipes()} They are different pictures.",
                     },
                 ),
                 "trigger_word": (
@@ -128,12 +149,11 @@ class AITKSampler:
                 ),
                 "system_prompt": (
                     "STRING",
-                    {
-                        "default": "",
-                        "multiline": True,
-                        "tooltip": "The instruction in front of the prompt; empty is the recipe's own. For a LoRA of "
-                        "sd-scripts: the one of its training. FLUX.2-klein takes none.",
-                    },
+                    {"default": "", "multiline": True}
+                    | tooltip(
+                        "AITKSampler.system_prompt",
+                        "The instruction in front of the prompt; empty is the recipe's own.",
+                    ),
                 ),
                 "batch_size": (
                     "INT",
@@ -146,7 +166,10 @@ class AITKSampler:
                 ),
             },
             "optional": {
-                "control": ("AITK_CONTROL", {"tooltip": "From AITK Control Images: for FLUX.2 and OmniGen2."}),
+                "control": (
+                    "AITK_CONTROL",
+                    {"tooltip": f"From AITK Control Images. {takes_control_images()}"},
+                ),
                 "latent": (
                     "LATENT",
                     {"tooltip": "A start other than noise, where denoise is below 1. Its size replaces width, height."},
@@ -183,10 +206,7 @@ class AITKSampler:
     FUNCTION = "sample"
     CATEGORY = CATEGORY
     DESCRIPTION = "Renders as the chosen reference does: schedule, templates, snapping, guidance, seeding and LoRA."
-    SEARCH_ALIASES = [
-        "ai toolkit sampler", "ksampler", "preview", "ostris", "kohya", "sd-scripts", "lumina", "flux2", "flux.2",
-        "klein", "omnigen2",
-    ]  # fmt: skip
+    SEARCH_ALIASES = search_words("ai toolkit sampler", "ksampler", "preview", "ostris")
 
     def sample(
         self,
@@ -205,13 +225,15 @@ class AITKSampler:
         control: ControlImages | None = None,
         latent: dict[str, Any] | None = None,
         denoise: float = 1.0,
-        recipe_options: RecipeOptions | None = None,
+        recipe_options: Chosen | None = None,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
+        from ..pipelines.run.sample import sample
+
         check_pipeline(pipeline)
         if control is not None and not isinstance(control, ControlImages):
             raise InputError("control is no AITK_CONTROL. Connect AITK Control Images.")
-        if recipe_options is not None and not isinstance(recipe_options, RecipeOptions):
+        if recipe_options is not None and not isinstance(recipe_options, Chosen):
             raise InputError("recipe_options is no AITK_RECIPE_OPTIONS. Connect AITK Recipe Options.")
         request = SampleRequest(
             recipe=recipe,
@@ -228,10 +250,10 @@ class AITKSampler:
             denoise=denoise,
             latent=None if latent is None else latent_samples(latent),
             control=control,
-            recipe_options=recipe_options,
+            recipe_options=recipe_options or Chosen(),
         )
         host = current_host()
-        observer = _NodeObserver(host, unique_id, find_model(pipeline.model).latent_format)
+        observer = _NodeObserver(host, unique_id, find_model(pipeline.model).latent.format)
         result = sample(engine(), pipeline, request, observer)
         host.show_text(unique_id, "\n".join(result.notes) or f"{result.size.width} x {result.size.height}, {recipe}")
         report = json.dumps(result.report, ensure_ascii=False, indent=1)
@@ -268,3 +290,9 @@ def _side(name: str, default: int) -> tuple[str, dict[str, Any]]:
             "tooltip": f"{name} in pixels. The recipe snaps it; the size that was rendered is on the outputs.",
         },
     )
+
+
+def _recipes() -> str:
+    """What each recipe is, in a sentence."""
+    found = {recipe.name: recipe.summary for model in catalogue().values() for recipe in model.recipes.values()}
+    return " ".join(f"{name}: {SUMMARIES.get(name, summary)}" for name, summary in found.items())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipelines.errors import InputError
 from .host import current_host
-from .load_model import CATEGORY
+from .shared import CATEGORY
 
 if TYPE_CHECKING:
     from pathlib import Path

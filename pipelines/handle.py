@@ -1,53 +1,21 @@
 """What flows along the wires: small frozen values that say what is wanted. They hold no weights.
 
-Two handles that compare equal mean the same pictures, so the engine (``engine.py``) and ComfyUI's cache can both rely
-on comparing them.
+Two handles that compare equal mean the same pictures: the engine and ComfyUI's cache both rely on comparing them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from .checkpoint import Checkpoint
-from .files.header import FileStamp
+from .options import RuntimeOptions
 
 if TYPE_CHECKING:
     import torch
 
-DType = Literal["bfloat16", "float16", "float32"]
-Quantization = Literal["none", "qfloat8", "qint8", "fp8_e4m3fn"]
-QuantizationChoice = Literal["model default", "none", "qfloat8", "qint8", "fp8_e4m3fn"]
-TextEncoderAttention = Literal["auto", "softcap", "no softcap"]
-Attention = Literal["default", "flash", "sage"]
-Application = Literal["auto", "merged", "live"]
-
-DTYPES: tuple[DType, ...] = ("bfloat16", "float16", "float32")
-QUANTIZATION_CHOICES: tuple[QuantizationChoice, ...] = ("model default", "none", "qfloat8", "qint8", "fp8_e4m3fn")
-TEXT_ENCODER_ATTENTIONS: tuple[TextEncoderAttention, ...] = ("auto", "softcap", "no softcap")
-ATTENTIONS: tuple[Attention, ...] = ("default", "flash", "sage")
-APPLICATIONS: tuple[Application, ...] = ("auto", "merged", "live")
-
-
-@dataclass(frozen=True)
-class RuntimeOptions:
-    """How weights are held and run.
-
-    Attributes:
-        transformer_quantization: ``model default`` is the model page's choice, or what the model states where this
-            machine's memory cannot hold that (``plan.py``). Any other choice is kept.
-        text_encoder_quantization: likewise. AI Toolkit's own interface quantises the text encoder to qfloat8.
-        text_encoder_attention: soft-capping of Gemma2's attention logits; ``auto`` is the recipe's choice.
-        transformer_attention: the kernel; ``default`` is torch's SDPA, as in every reference.
-        blocks_on_cpu: how many of the transformer's main blocks, from the last, come to the device for their own call
-            alone, at the least: the plan takes more where the device asks for it. More than there are means all.
-    """
-
-    transformer_quantization: QuantizationChoice = "model default"
-    text_encoder_quantization: QuantizationChoice = "model default"
-    text_encoder_attention: TextEncoderAttention = "auto"
-    transformer_attention: Attention = "default"
-    blocks_on_cpu: int = 0
+    from .files.header import FileStamp
+    from .options import Application, DType
+    from .weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ sys.modules["rendering"] = _module("rendering", Path(__file__).parent / "renderi
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint, make_lora  # noqa: E402
 from comfyui_aitk.nodes.host import PlainHost, use_host  # noqa: E402
 from comfyui_aitk.nodes.sampler import engine as node_engine  # noqa: E402
-from comfyui_aitk.pipelines.checkpoint import Checkpoint  # noqa: E402
-from comfyui_aitk.pipelines.engine import Engine  # noqa: E402
+from comfyui_aitk.pipelines.engine.engine import Engine  # noqa: E402
+from comfyui_aitk.pipelines.machine.machine import PlainMachine  # noqa: E402
 from comfyui_aitk.pipelines.models import find_model  # noqa: E402
+from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -49,13 +50,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(models: Path) -> Checkpoint:
-    return Checkpoint.open(models / "diffusers" / "tiny", "tiny", find_model("lumina2"))
+    return Checkpoint.open(models / "diffusers" / "tiny", "tiny", find_model("lumina2").files)
 
 
 @pytest.fixture
 def engine() -> Engine:
     """An engine of its own, on the CPU: nothing is loaded."""
-    return Engine(lambda: "cpu", lambda size: None)
+    return Engine(PlainMachine())
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Short graphs of the pack's nodes, and repositories in the Hugging Face cache, for the tests of several models."""
+"""What the tests of several models share: short graphs of the nodes, jobs of recorded cases, the hub's cache."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from pathlib import Path
 import torch
 from comfyui_aitk.headless.execute import run_prompt
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
+from comfyui_aitk.pipelines.engine.engine import Engine
+from comfyui_aitk.pipelines.engine.wanted import Wanted
+from comfyui_aitk.pipelines.handle import PipelineHandle
+from comfyui_aitk.pipelines.machine.machine import PlainMachine
+from comfyui_aitk.pipelines.machine.plan import DeviceMemory
+from comfyui_aitk.pipelines.models import find_model
+from comfyui_aitk.pipelines.models.model import Denoising, Job, Typed
+from comfyui_aitk.pipelines.models.schedule import Schedule
+from comfyui_aitk.pipelines.pictures.sizes import Size
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -88,3 +97,40 @@ def put_into_cache(folder: Path, repository: str, files: dict[str, Path]) -> Non
         target = home / "snapshots" / COMMIT / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.hardlink_to(source)
+
+
+class AskedMachine(PlainMachine):
+    """Notes the bytes that it is asked to make room for. ``cpu:0`` takes every path of a device that is not the CPU."""
+
+    def __init__(self, name: str = "cpu", memory: DeviceMemory | None = None, total: int = 1 << 40) -> None:
+        super().__init__(name, memory, total)
+        self.asked: list[int] = []
+
+    def make_room(self, size: int) -> None:
+        self.asked.append(size)
+
+
+def wanted(engine: Engine, handle: PipelineHandle, recipe: str = "trainer preview", size: Size | None = None) -> Wanted:
+    """What a run of a handle means by its parts."""
+    return engine.resolve(handle, find_model(handle.model).recipes[recipe], size)
+
+
+def job_of(handle: PipelineHandle, case: dict, size: Size, recipe: str = "trainer preview", **change: object) -> Job:
+    """What a model is asked for by a recorded case, whose fields are those of the recordings' index."""
+    facts = find_model(handle.model)
+    fields = {
+        "recipe": facts.recipes[recipe],
+        "checkpoint": handle.checkpoint,
+        "dtype": handle.dtype,
+        "options": handle.options,
+        "quantization": dict.fromkeys(facts.files.parts, "none"),
+        "size": size,
+        "guidance_scale": case["guidance"],
+        "typed": Typed(case["prompt"], case["negative_prompt"]),
+    }
+    return Job(**fields | change)  # pyright: ignore[reportArgumentType]
+
+
+def denoising(job: Job, latents: torch.Tensor, schedule: Schedule, conditioning: list, **change: object) -> Denoising:
+    """One picture's way, that nobody watches."""
+    return Denoising(job, latents, schedule, conditioning, lambda *_: None, lambda: None, **change)  # pyright: ignore

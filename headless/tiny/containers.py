@@ -79,7 +79,8 @@ def write_gguf(path: Path, folder: Path, quant: Quant, names: Literal["original"
     Args:
         path: the file.
         folder: the diffusers folder whose weights it gets.
-        quant: of the weights inside the blocks of layers; those whose rows do not fill Q4_K's blocks get Q8_0.
+        quant: of the weights inside the blocks of layers; those whose rows do not fill Q4_K's blocks get Q8_0, and
+            those whose rows do not fill blocks of 32 stay F16.
         names: of the tensors.
     """
     tensors = read_part(folder, "transformer")
@@ -143,7 +144,7 @@ def _kind(name: str, value: torch.Tensor, quant: Quant) -> GGMLQuantizationType:
         return GGMLQuantizationType.F32
     if quant == "BF16":
         return GGMLQuantizationType.BF16
-    if not name.startswith(_BLOCKS):
+    if not name.startswith(_BLOCKS) or value.shape[-1] % 32:
         return GGMLQuantizationType.F16
     if quant == "Q4_K" and value.shape[-1] % BLOCK:
         return GGMLQuantizationType.Q8_0

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Unpack, cast
 
 import torch
 from torch import nn
 from transformers import MistralConfig, MistralModel, Qwen3Config, Qwen3Model
 
-from ...pipelines.models.flux2.autoencoder import Flux2AutoEncoder
+from ...pipelines.models.flux2.facts import MISTRAL, QWEN3
 from ...pipelines.models.flux2.names import diffusers_modules
-from ...pipelines.models.flux2.transformer import Flux2Transformer
-from ...pipelines.models.flux2.vae_files import diffusers_names
+from ...pipelines.models.flux2.network import Flux2Transformer
+from ...pipelines.parts.flux2_vae.files import diffusers_names
+from ...pipelines.parts.flux2_vae.network import Flux2AutoEncoder
 from .files import Tensors, read_part, write_tensors
 from .qwen3_tokenizer import write_qwen3_tokenizer
 from .spread import spread
 from .tekken import make_tekken, write_tokenizer
+from .toolkit_loras import LoRAOptions, write_lora
 
 FluxModel = Literal["flux2", "flux2_klein_4b"]
 FILES: dict[FluxModel, str] = {"flux2": "flux2-dev.safetensors", "flux2_klein_4b": "flux-2-klein-base-4b.safetensors"}
@@ -61,35 +63,16 @@ def make_checkpoint(folder: Path, model: FluxModel = "flux2", seed: int = 0) -> 
     return folder
 
 
-def make_lora(
-    path: Path,
-    folder: Path,
-    *,
-    rank: int = 4,
-    seed: int = 1,
-    size: float = 0.5,
-    dtype: torch.dtype = torch.bfloat16,
-    trigger_word: str = "",
-) -> Path:
-    """Writes a LoRA with AI Toolkit's keys and metadata: every Linear of the blocks; returns the path."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors: Tensors = {}
-    for module, (rows, columns) in trained_layers(folder).items():
-        key = f"diffusion_model.{module}"
-        tensors[f"{key}.lora_A.weight"] = (torch.randn(rank, columns, generator=generator) / rank).to(dtype)
-        tensors[f"{key}.lora_B.weight"] = (torch.randn(rows, rank, generator=generator) * size / 4).to(dtype)
-    software = {"name": "ai-toolkit", "repo": "https://github.com/ostris/ai-toolkit", "version": "0.12.26"}
-    metadata = {
-        "format": "pt",
-        "name": path.stem,
-        "ss_output_name": path.stem,
-        "ss_base_model_version": model_of(folder),
-        "training_info": json.dumps({"step": 250, "epoch": 3}),
-        "software": json.dumps(software),
-    }
-    if trigger_word:
-        metadata["ss_tag_frequency"] = json.dumps({f"1_{trigger_word}": {trigger_word: 1}})
-    return write_tensors(path, tensors, metadata)
+def make_lora(path: Path, folder: Path, **options: Unpack[LoRAOptions]) -> Path:
+    """Writes a LoRA as AI Toolkit saves it, for every Linear of the blocks; returns the path.
+
+    Args:
+        path: the file.
+        folder: the checkpoint that it fits.
+        options: see :class:`LoRAOptions`; ``size`` is divided by 4.
+    """
+    options["size"] = options.get("size", 0.5) / 4
+    return write_lora(path, trained_layers(folder), model_of(folder), "diffusion_model", **options)
 
 
 def trained_layers(folder: Path) -> dict[str, tuple[int, int]]:
@@ -192,14 +175,12 @@ def write_split_lora(path: Path, lora: Path, checkpoint: Path) -> Path:
 
 
 def _text_encoder(model: FluxModel) -> nn.Module:
-    from ...pipelines.models.flux2.text_files import MISTRAL, QWEN3
-
     facts = MISTRAL if model == "flux2" else QWEN3
     sizes = {
         "vocab_size": 512,
         "hidden_size": _TEXT_HIDDEN,
         "intermediate_size": 48,
-        "num_hidden_layers": facts.layers + 1,
+        "num_hidden_layers": (facts.layers or 0) + 1,
         "num_attention_heads": 1,
         "num_key_value_heads": 1,
         "head_dim": _HEAD,

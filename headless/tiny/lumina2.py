@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, Lumina2Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Transformer2DModel
 from safetensors import safe_open
 from torch import nn
 from transformers import Gemma2Config, Gemma2Model
 
-from .files import write_tensors
+from .flux1_vae import flux1_vae
 from .spread import spread
 from .tokenizer import make_tokenizer
+from .toolkit_loras import LoRAOptions, write_lora
 
 # Widths are tiny, and everything that tensors do not tell is as in the real model, so that single files of this one can
 # be understood by the real one's constants: among them three rotary axes of equal, even size, 256 channels for each of
@@ -42,7 +42,7 @@ def make_checkpoint(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bflo
         parts: dict[str, Any] = {
             "transformer": _transformer(),
             "text_encoder": _text_encoder(len(tokenizer)),
-            "vae": _vae(),
+            "vae": spread(flux1_vae()),
         }
     finally:
         torch.set_rng_state(rng_state)
@@ -65,53 +65,15 @@ def make_checkpoint(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bflo
     return folder
 
 
-def make_lora(
-    path: Path,
-    checkpoint: Path,
-    *,
-    rank: int = 4,
-    seed: int = 1,
-    size: float = 0.5,
-    dtype: torch.dtype = torch.bfloat16,
-    only: Iterable[str] = (),
-    alpha: float | None = None,
-    trigger_word: str = "",
-) -> Path:
-    """Writes a LoRA with AI Toolkit's keys and metadata; returns the path.
+def make_lora(path: Path, checkpoint: Path, **options: Unpack[LoRAOptions]) -> Path:
+    """Writes a LoRA as AI Toolkit saves it, for all layers that it trains by default; returns the path.
 
     Args:
         path: the file.
         checkpoint: the folder that it fits.
-        rank: of every layer.
-        seed: decides the values.
-        size: standard deviation of B; A has 1 / rank.
-        dtype: AI Toolkit's ``save.dtype``.
-        only: layers whose name contains one of these; by default all that AI Toolkit trains.
-        alpha: written beside each pair; AI Toolkit writes none.
-        trigger_word: AI Toolkit stores it as the only tag.
+        options: see :class:`LoRAOptions`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    tensors: dict[str, torch.Tensor] = {}
-    for module, (rows, columns) in trained_layers(checkpoint).items():
-        if only and not any(part in module for part in only):
-            continue
-        key = f"transformer.{module}"
-        tensors[f"{key}.lora_A.weight"] = (torch.randn(rank, columns, generator=generator) / rank).to(dtype)
-        tensors[f"{key}.lora_B.weight"] = (torch.randn(rows, rank, generator=generator) * size).to(dtype)
-        if alpha is not None:
-            tensors[f"{key}.alpha"] = torch.tensor(alpha, dtype=dtype)
-    software = {"name": "ai-toolkit", "repo": "https://github.com/ostris/ai-toolkit", "version": "0.12.26"}
-    metadata = {
-        "format": "pt",
-        "name": path.stem,
-        "ss_output_name": path.stem,
-        "ss_base_model_version": "lumina2",
-        "training_info": json.dumps({"step": 250, "epoch": 3}),
-        "software": json.dumps(software),
-    }
-    if trigger_word:
-        metadata["ss_tag_frequency"] = json.dumps({f"1_{trigger_word}": {trigger_word: 1}})
-    return write_tensors(path, tensors, metadata)
+    return write_lora(path, trained_layers(checkpoint), "lumina2", "transformer", **options)
 
 
 def trained_layers(checkpoint: Path) -> dict[str, tuple[int, int]]:
@@ -167,26 +129,3 @@ def _text_encoder(vocabulary: int) -> nn.Module:
         bos_token_id=2,
     )
     return spread(Gemma2Model(config))
-
-
-def _vae() -> nn.Module:
-    # diffusers annotates these tuples as having one element
-    make: Any = AutoencoderKL
-    model = make(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        # one level of another width: the shortcuts of the real one are there on both ways
-        block_out_channels=(32, 64, 32, 32),
-        layers_per_block=1,
-        latent_channels=16,
-        norm_num_groups=32,
-        act_fn="silu",
-        sample_size=1024,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=True,
-        force_upcast=True,
-    )
-    return spread(model)

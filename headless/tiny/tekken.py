@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from ...pipelines.parts.tekken_tokenizer import LETTERS
+from ...pipelines.parts.tokenizers.tekken import LETTERS
 
 _LEARNED = 200
 # what tekken.json says of words: letters with the mark before them and capitals first, single digits, signs, line ends

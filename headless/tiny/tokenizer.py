@@ -10,7 +10,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from ...pipelines.models.lumina2.facts import PROMPT_MARKER, SYSTEM_PROMPT
+from ...pipelines.models.lumina2.recipes import PROMPT_MARKER, SYSTEM_PROMPT
 
 _VOCABULARY = 480
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")  # Gemma's ids 0 to 3

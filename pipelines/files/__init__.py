@@ -18,7 +18,7 @@ from .header import FileStamp, Header
 if TYPE_CHECKING:
     import torch
 
-    from ..packed import PackedTensor
+    from .packed import PackedTensor
 
 # ending, in lower case -> the module that reads it
 SUFFIXES = MappingProxyType({

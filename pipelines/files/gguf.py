@@ -13,7 +13,7 @@ from .header import Header
 if TYPE_CHECKING:
     import torch
 
-    from ..packed import PackedTensor
+    from .packed import PackedTensor
 
 
 def read_header(path: Path) -> Header:
@@ -40,7 +40,7 @@ def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[s
     """
     import torch
 
-    from ..packed import BlockTensor
+    from .packed import BlockTensor
 
     layout = read_layout(path)
     changed = f"{path.name!r} was changed while it was read. Run again."

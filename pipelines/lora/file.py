@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from ..checkpoint import Checkpoint
 from ..errors import LoraError
 from ..files.header import FileStamp, Header
 from ..files.safetensors import read_header, read_tensors
 from ..models.facts import ModelFacts
+from ..weights.checkpoint import Checkpoint
 from .formats import LoraLayer, recognise
 from .kinds import Adapter, Kind
 from .kinds.decomposed import Decomposed
@@ -28,7 +28,7 @@ class LoraFile:
         stamp: the file as it was when it was read.
         companion: PEFT's configuration beside it, where there is one.
         header: tensors' names and shapes, metadata.
-        layers: what it changes, in the file's order.
+        layers: what it changes, in the file's order; the model's main part first.
     """
 
     name: str
@@ -72,9 +72,12 @@ def open_lora(path: Path, name: str, model: ModelFacts, checkpoint: Checkpoint) 
 def _open(stamp: FileStamp, companion: FileStamp | None, name: str, model_id: str, checkpoint: Checkpoint) -> LoraFile:
     from ..models import find_model
 
+    model = find_model(model_id)
     header = read_header(stamp.path)
-    layers = recognise(header, name, find_model(model_id).title, names_of(model_id, checkpoint))
-    configs = read_configs(companion, header.metadata, name)
+    layers = recognise(header, name, model.title, names_of(model_id, checkpoint))
+    configs = read_configs(companion, header.metadata, name, model.files.main)
+    # the main part's first, whatever the file's order
+    layers.sort(key=lambda layer: layer.part != model.files.main)
     return LoraFile(name, stamp, companion, header, tuple(_with_alpha(layer, configs) for layer in layers))
 
 

@@ -44,7 +44,7 @@ class LoraLayer:
     """One change of a file to one parameter; told from others by identity.
 
     Attributes:
-        part: ``transformer`` or ``text_encoder``.
+        part: of the model.
         name: of the layer in the file, without prefix and suffix.
         module: in the model.
         leaf: ``weight`` or ``bias``.

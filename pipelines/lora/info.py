@@ -47,7 +47,7 @@ def summary(lora: LoraFile) -> str:
     dtypes = sorted({info.dtype for info in lora.header.tensors.values()})
     alphas = _alphas(lora)
     lines = [f"{lora.name}: {lora.title}, {_layers(len(_files_layers(lora.layers)))}, dtype {', '.join(dtypes)}"]
-    for part in sorted(lora.parts, key=lambda part: part != "transformer"):
+    for part in lora.parts:
         own = _files_layers([layer for layer in lora.layers if layer.part == part])
         differences = [layer for layer in own if layer.kind.accompanies and layer.kind is not lora.kind]
         trained = [layer for layer in own if layer not in differences]

@@ -7,8 +7,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..options import Arithmetic
 from .kinds.branches import RowsBranch
-from .kinds.kind import Adapter, Arithmetic
+from .kinds.kind import Adapter
 
 _CHILD = "aitk_lora"  # the branches are a child of their layer, so that they move between devices with it
 

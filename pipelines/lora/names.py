@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..pieces import Piece
-from ..sources.source import Source
+from ..weights.pieces import Piece
+from ..weights.source import Source
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Target:
     """What a name in a file stands for.
 
     Attributes:
-        part: ``transformer`` or ``text_encoder``.
+        part: of the model.
         name: by the file's naming, without the prefix, dots between its steps.
         pieces: of the model's modules; their rows lie below each other in the file's one.
         spellings: indices of the spellings that write it so.

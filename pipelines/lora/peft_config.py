@@ -48,15 +48,19 @@ def companion_of(path: Path) -> FileStamp | None:
     return FileStamp.of(beside) if path.stem == _ADAPTER and beside.is_file() else None
 
 
-def read_configs(companion: FileStamp | None, metadata: Mapping[str, str], name: str) -> dict[str, PeftConfig]:
-    """Part -> configuration, from the file beside or from the metadata; empty where there is neither.
+def read_configs(
+    companion: FileStamp | None, metadata: Mapping[str, str], name: str, main: str
+) -> dict[str, PeftConfig]:
+    """Part -> configuration, from the file beside, which is of the ``main`` part, or from the metadata.
+
+    Empty where there is neither.
 
     Raises:
         LoraError: it is there and cannot be understood: without it every strength would be wrong.
     """
     try:
         if companion is not None:
-            return {"transformer": _config(json.loads(companion.path.read_text("utf-8")))}
+            return {main: _config(json.loads(companion.path.read_text("utf-8")))}
         if _METADATA in metadata:
             values = json.loads(metadata[_METADATA])
             parts = {key.partition(".")[0] for key in values}

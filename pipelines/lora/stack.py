@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from ..checkpoint import Checkpoint
 from ..errors import FileError, LoraError
 from ..files.header import FileStamp
 from ..handle import LoraSpec
-from ..models.facts import Recipe
-from ..sources.source import Source
+from ..models.recipe import Recipe
+from ..weights.checkpoint import Checkpoint
+from ..weights.source import Source
 from .file import open_lora, read_lora
 from .formats import LoraLayer
 from .kinds import Adapter
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..models.facts import ModelFacts
-    from .kinds.kind import Arithmetic
+    from ..options import Arithmetic
     from .live import LiveLayer
 
 Weights = dict[LoraLayer, Adapter]
@@ -36,7 +36,7 @@ class AppliedLora:
         part: which part.
         mode: how it is applied.
         arithmetic: of live branches.
-        merge_dtype: what merged weights are rounded to, see :class:`..models.facts.Recipe`.
+        merge_dtype: what merged weights are rounded to, see :class:`..models.recipe.Recipe`.
     """
 
     spec: LoraSpec
@@ -157,7 +157,7 @@ class LoraStack:
         return self._weights[key]
 
     def _restore(self) -> None:
-        from ..packed import dense
+        from ..files.packed import dense
 
         # emptied last: a restore that is cut off can be run again. Files that nothing was merged from may be gone
         for name, value in self._source.read(self._merged) if self._merged else ():
@@ -167,7 +167,7 @@ class LoraStack:
         self._merged_of = []
 
     def _merge(self, loras: Sequence[tuple[AppliedLora, Weights]], check: Callable[[], None]) -> None:
-        from ..packed import dense
+        from ..files.packed import dense
 
         # parameter -> what is added to it, in list order
         changes: dict[str, list[tuple[LoraLayer, Adapter, AppliedLora]]] = {}

@@ -1,1 +1,1 @@
-"""Parts that several models share: their single files, and how they are built."""
+"""The networks that models are made of, and what several models share of them."""

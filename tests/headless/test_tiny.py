@@ -16,7 +16,7 @@ from comfyui_aitk.headless.tiny.files import read_part
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint, make_lora, trained_layers
 from comfyui_aitk.headless.tiny.q4_k import quantize_q4_k
 from comfyui_aitk.headless.tiny.tokenizer import SPECIAL_TOKENS, make_sentencepiece, make_tokenizer
-from comfyui_aitk.pipelines.models.lumina2.facts import PROMPT_MARKER, SYSTEM_PROMPT
+from comfyui_aitk.pipelines.models.lumina2.recipes import PROMPT_MARKER, SYSTEM_PROMPT
 from diffusers import AutoencoderKL
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st

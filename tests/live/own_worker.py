@@ -24,13 +24,16 @@ def main(job_path: str, out_path: str) -> None:
 
     import numpy as np
     import torch
-    from comfyui_aitk.pipelines.checkpoint import Checkpoint
-    from comfyui_aitk.pipelines.engine import Engine
-    from comfyui_aitk.pipelines.handle import ControlImages, LoraSpec, PipelineHandle, RuntimeOptions
+    from comfyui_aitk.pipelines.engine.engine import Engine
+    from comfyui_aitk.pipelines.handle import ControlImages, LoraSpec, PipelineHandle
     from comfyui_aitk.pipelines.lora.file import open_lora
+    from comfyui_aitk.pipelines.machine.machine import PlainMachine
     from comfyui_aitk.pipelines.models import find_model
     from comfyui_aitk.pipelines.observer import SilentObserver
-    from comfyui_aitk.pipelines.sampling import SampleRequest, sample
+    from comfyui_aitk.pipelines.options import Chosen, RuntimeOptions
+    from comfyui_aitk.pipelines.run.request import SampleRequest
+    from comfyui_aitk.pipelines.run.sample import sample
+    from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
     from PIL import Image
     from safetensors.torch import save_file
     from transformers import Gemma2Model
@@ -48,11 +51,15 @@ def main(job_path: str, out_path: str) -> None:
     folder = Path(job["checkpoint"])
     handle = PipelineHandle(
         model.id,
-        Checkpoint.open(folder, folder.name, model),
+        Checkpoint.open(folder, folder.name, model.files),
         {"bf16": "bfloat16", "float32": "float32"}[job["dtype"]],
-        RuntimeOptions(job["quantize_transformer"] or "none", job["quantize_te"] or "none", attention),
+        RuntimeOptions(
+            job["quantize_transformer"] or "none",
+            job["quantize_te"] or "none",
+            own=Chosen.of({} if attention == "auto" else {"text_encoder_attention": attention}),
+        ),
     )
-    engine = Engine(lambda: "cpu", lambda size: None)
+    engine = Engine(PlainMachine())
     # AI Toolkit merges where all pictures of a round have one multiplier
     live = len({item["network_multiplier"] for item in job["items"]}) > 1
     tensors: dict[str, torch.Tensor] = {}
@@ -83,7 +90,7 @@ def main(job_path: str, out_path: str) -> None:
             tensors[f"item{index}.vae_decode_input"] = result.latent
         else:
             # the node's LATENT is float32; rounding the model's latents back is exact
-            latents = engine.runtime(model).from_comfy(result.latent, handle.checkpoint)
+            latents = engine.model(handle).from_comfy(result.latent, handle.checkpoint)
             run_dtype = torch.float32 if current.dtype == "float32" else torch.bfloat16
             tensors[f"item{index}.final_latents"] = latents.to(run_dtype)
         tensors[f"item{index}.image_uint8"] = (result.images[0] * 255).round().to(torch.uint8)

@@ -15,7 +15,7 @@ from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint, make_lora
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import AITKError
-from comfyui_aitk.pipelines.models.facts import RecipeOptions
+from comfyui_aitk.pipelines.options import Chosen
 from safetensors.torch import load_file, save_file
 
 GOOD = {
@@ -80,15 +80,15 @@ def _fails(changed: dict, message: str) -> None:
         ({"sample": {"control": 1}}, "control is no AITK_CONTROL"),
         ({"sample": {"recipe_options": 1}}, "recipe_options is no AITK_RECIPE_OPTIONS"),
         (
-            {"sample": {"recipe_options": RecipeOptions(renorm_cfg=0.5, discrete_flow_shift=3.0)}},
+            {"sample": {"recipe_options": Chosen.of({"renorm_cfg": 0.5, "discrete_flow_shift": 3.0})}},
             "renorm_cfg, discrete_flow_shift of AITK Recipe Options would do nothing: the recipe 'reference pip",
         ),
         (
-            {"sample": {"recipe": "sd-scripts", "recipe_options": RecipeOptions(cfg_trunc_ratio=float("nan"))}},
+            {"sample": {"recipe": "sd-scripts", "recipe_options": Chosen.of({"cfg_trunc_ratio": float("nan")})}},
             "cfg_trunc_ratio is nan: choose 0 to 100",
         ),
         (
-            {"sample": {"recipe": "sd-scripts", "recipe_options": RecipeOptions(discrete_flow_shift=0.0)}},
+            {"sample": {"recipe": "sd-scripts", "recipe_options": Chosen.of({"discrete_flow_shift": 0.0})}},
             "discrete_flow_shift is 0.0: choose 0.01 to 100",
         ),
         ({"lora": {"lora_name": "x" * 5000}}, "is not there"),
@@ -261,7 +261,8 @@ def _tensor_edit(folder: Path, part: str, edit) -> None:
     ("damage", "message"),
     [
         (
-            lambda f: (f / "model_index.json").unlink(),
+            # some repositories have no index; a transformer's folder alone tells them
+            lambda f: [(f / name).unlink() for name in ("model_index.json", "transformer/config.json")],
             "'bad' is no model folder of Lumina Image 2.0: it has no model_index.json",
         ),
         (lambda f: (f / "vae").rename(f / "vae2"), "'bad' is incomplete: it has no folder vae"),
@@ -277,18 +278,21 @@ def _tensor_edit(folder: Path, part: str, edit) -> None:
         (lambda f: (f / "tokenizer" / "tokenizer.json").unlink(), "has no tokenizer"),
         (
             lambda f: (f / "tokenizer" / "tokenizer.json").write_text(_with_a_foreign_token(f)),
-            "The tokenizer does not belong to the text encoder: it gives token 999999",
+            "The tokenizer does not belong to the text encoder of 'bad': it gives token 999999",
         ),
         (lambda f: (f / "tokenizer" / "tokenizer.json").write_text("{}"), "The tokenizer of 'bad' cannot be used"),
         (
             lambda f: _json_edit(f / "tokenizer" / "tokenizer_config.json", pad_token=None),
-            "has a tokenizer without a padding token",
+            "The tokenizer of 'bad' has no padding token",
         ),
         (
             lambda f: _json_edit(f / "transformer" / "config.json", axes_lens=None),
             "has axes_lens None and patch",
         ),
-        (lambda f: _json_edit(f / "transformer" / "config.json", axes_lens=[10, 512, 512]), "holds texts of 9 tokens"),
+        (
+            lambda f: _json_edit(f / "transformer" / "config.json", axes_lens=[10, 512, 512]),
+            "10 positions on its first axis, and 257 are needed",
+        ),
         (
             lambda f: _json_edit(f / "transformer" / "config.json", hidden_size="96"),
             "transformer/config.json of 'bad' cannot be used (",

@@ -13,8 +13,8 @@ from comfyui_aitk.headless.tiny.containers import write_gguf_tensors, write_scal
 from comfyui_aitk.headless.tiny.files import write_tensors
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import AITKError
-from comfyui_aitk.pipelines.packed import dense
-from comfyui_aitk.pipelines.sources.scaled_float8 import read_header, read_tensors
+from comfyui_aitk.pipelines.files.packed import dense
+from comfyui_aitk.pipelines.files.scaled_float8 import read_header, read_tensors
 from rendering import noise_image, put_into_cache, render
 from safetensors.torch import load_file
 

@@ -10,9 +10,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
-from comfyui_aitk.nodes.host import ComfyHost, PlainHost, use_host
+from comfyui_aitk.nodes.host import PlainHost, use_host
+from comfyui_aitk.nodes.host.comfyui import ComfyHost
 from comfyui_aitk.pipelines.errors import FileError
-from comfyui_aitk.pipelines.plan import DeviceMemory
+from comfyui_aitk.pipelines.machine.plan import DeviceMemory
 
 FILES = (
     "diffusion_models/dit.safetensors", "diffusion_models/lumina/q8.GGUF", "diffusion_models/notes.txt",

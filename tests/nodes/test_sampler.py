@@ -103,16 +103,12 @@ def test_a_latent_of_one_serves_the_whole_batch(run):
 
 
 def test_the_start_is_mixed_in_model_scale(host, checkpoint):
-    from comfyui_aitk.pipelines.handle import PipelineHandle
-    from comfyui_aitk.pipelines.models import find_model
-    from comfyui_aitk.pipelines.sampling import SampleRequest, initial_noise, seeded, start_latents
+    from comfyui_aitk.pipelines.models import find_model, load_model
+    from comfyui_aitk.pipelines.models.schedule import Schedule
 
-    given = torch.randn(1, 16, 8, 8)
-    request = SampleRequest("reference pipeline", "", latent=given, denoise=0.5, seed=5)
-    handle = PipelineHandle("lumina2", checkpoint, "float32")
-    runtime = find_model("lumina2").load_runtime()
-    noise = initial_noise(seeded("cpu", 5), (1, 16, 8, 8), torch.float32)
-    start = start_latents(runtime, handle, request, noise, torch.tensor([0.25, 0.0]), 0)
+    given, noise = torch.randn(1, 16, 8, 8), torch.randn(1, 16, 8, 8)
+    model = load_model(find_model("lumina2"))
+    start = Schedule(torch.tensor([0.25, 0.0])).start(noise, model.from_comfy(given, checkpoint))
     # ComfyUI's latents of this autoencoder are x / 0.3611 + 0.1159
     expected = 0.75 * (given - 0.1159) * 0.3611 + 0.25 * noise
     assert torch.allclose(start, expected, atol=1e-6)

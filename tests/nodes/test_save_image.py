@@ -49,7 +49,7 @@ def test_pixels_are_encoded_as_the_trainer_does_and_texts_are_inside(host, forma
 
 def test_the_core_node_which_truncates_saves_the_sampler_s_pixels(host):
     from comfyui_aitk.headless.core_nodes import CORE_CLASSES
-    from comfyui_aitk.pipelines.sampling import to_images
+    from comfyui_aitk.pipelines.run.sample import to_images
 
     every_level = torch.arange(256, dtype=torch.uint8).reshape(16, 16, 1).repeat(1, 1, 3)
     images = to_images([every_level])

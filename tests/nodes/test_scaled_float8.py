@@ -16,11 +16,13 @@ from comfyui_aitk.headless.tiny.files import write_tensors
 from comfyui_aitk.headless.tiny.loras import write_kohya
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
-from comfyui_aitk.pipelines.engine import Engine
+from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.handle import PipelineHandle
+from comfyui_aitk.pipelines.layers.packed_linear import PackedLinear
+from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.models import find_model
-from comfyui_aitk.pipelines.packed import PackedLinear
+from rendering import wanted
 from safetensors.torch import load_file
 
 ENCODER, VAE = "gemma.safetensors", "ae.safetensors"
@@ -124,7 +126,7 @@ def test_a_lora_runs_live_on_both_parts(everywhere):
     with_lora = _run(scaled, lora="auto")
     assert torch.equal(with_lora[0], _run(plain, lora="live")[0])
     assert not torch.equal(with_lora[0], _run(scaled)[0])
-    with pytest.raises(AITKError, match=r"cannot be merged: the text_encoder is quantised \(scaled float8\)"):
+    with pytest.raises(AITKError, match=r"cannot be merged: the transformer is quantised \(scaled float8\)"):
         _run(scaled, lora="merged")
 
 
@@ -133,14 +135,14 @@ def test_it_stays_float8_in_memory_and_is_not_quantised_again(everywhere, folder
     load = {"weights": "new.safetensors", **PARTS}
     (pipeline,) = nodes["LoadAITKModel"]().load("lumina2", dtype="float32", **load)
     assert isinstance(pipeline, PipelineHandle)
-    engine = Engine(lambda: "cpu", lambda size: None)
-    with engine.on_device(pipeline, "transformer", _Observer()) as module:
+    engine = Engine(PlainMachine())
+    with engine.on_device(wanted(engine, pipeline), "transformer", _Observer()) as module:
         held = [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
         stored = load_file(folder / "diffusion_models" / "new.safetensors")
         bytes_stored = sum(value.numel() for value in stored.values() if value.dtype == torch.float8_e4m3fn)
         assert sum(layer.packed.numel() for layer in held) == bytes_stored > 0
         assert all(layer.packed.dtype == torch.uint8 for layer in held)
-    (options,) = nodes["AITKRuntimeOptions"]().make("qint8", "none", "auto")
+    (options,) = nodes["AITKRuntimeOptions"]().make("qint8", "none")
     (pipeline,) = nodes["LoadAITKModel"]().load("lumina2", dtype="float32", options=options, **load)
     with pytest.raises(AITKError, match=r"'new.safetensors' is quantised already, and qint8 would quantise"):
         nodes["AITKSampler"]().sample(pipeline, "a", "", 64, 64, 1, 4.0, 1, "reference pipeline")
@@ -148,14 +150,14 @@ def test_it_stays_float8_in_memory_and_is_not_quantised_again(everywhere, folder
 
 def test_the_default_quantisation_of_a_model_is_not_for_files_that_have_one(everywhere, monkeypatch):
     default = replace(find_model("lumina2"), quantization={"transformer": "qfloat8", "text_encoder": "qfloat8"})
-    monkeypatch.setattr("comfyui_aitk.pipelines.memory.find_model", lambda name: default)
+    monkeypatch.setattr("comfyui_aitk.pipelines.engine.engine.find_model", lambda name: default)
     (pipeline,) = NODE_CLASS_MAPPINGS["LoadAITKModel"]().load("lumina2", "new.safetensors", "float32", **PARTS)
-    engine = Engine(lambda: "cpu", lambda size: None)
-    assert engine.held_as(pipeline, "transformer") == "scaled float8"
-    assert engine.held_as(pipeline, "text_encoder") == "qfloat8"
-    engine.check_weights(pipeline)
+    engine = Engine(PlainMachine())
+    keys = wanted(engine, pipeline).keys
+    assert keys["transformer"].held_as == "scaled float8"
+    assert keys["text_encoder"].held_as == "qfloat8"
     with pytest.raises(AITKError, match="scaled float8 is not to be had on Apple's MPS"):
-        Engine(lambda: "mps", lambda size: None).check_weights(_unquantised(pipeline))
+        wanted(Engine(PlainMachine("mps")), _unquantised(pipeline))
 
 
 def _unquantised(pipeline: PipelineHandle) -> PipelineHandle:

@@ -17,9 +17,9 @@ from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.files import read_tensors
-from comfyui_aitk.pipelines.models.lumina2.gemma2 import load_tokenizer
-from comfyui_aitk.pipelines.packed import dense
-from comfyui_aitk.pipelines.sources.single_file import open_single_file
+from comfyui_aitk.pipelines.files.packed import dense
+from comfyui_aitk.pipelines.parts.language_model.gemma2 import load_tokenizer
+from comfyui_aitk.pipelines.weights.single_file import open_single_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -143,14 +143,14 @@ def test_a_lora_with_a_text_encoder_half_on_gguf_and_on_a_folder(everywhere, rec
     st.text(max_size=60) | st.sampled_from(["a <bos> b", "<pad><eos>", "  two  spaces ", "\n\n", "<2mass>", "🦊 fox"])
 )
 def test_the_embedded_tokenizer_is_the_folder_s(containers_folder, text):
-    from comfyui_aitk.pipelines.checkpoint import Checkpoint
     from comfyui_aitk.pipelines.models import find_model
+    from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 
     model = find_model("lumina2")
-    folder = Checkpoint.open(containers_folder / "diffusers" / "tiny", "tiny", model).source("text_encoder")
+    folder = Checkpoint.open(containers_folder / "diffusers" / "tiny", "tiny", model.files).source("text_encoder")
     path = containers_folder / "text_encoders" / PARTS["text_encoder"]
-    embedded = open_single_file(path, path.name, model)["text_encoder"]
-    assert load_tokenizer(embedded)(text) == load_tokenizer(folder)(text)
+    embedded = open_single_file(path, path.name, model.files)["text_encoder"]
+    assert load_tokenizer(embedded)(text, None) == load_tokenizer(folder)(text, None)
 
 
 def _edit(source: str, target: str, change) -> object:
@@ -329,7 +329,7 @@ def test_bad_files(host, containers_folder, tmp_path, damage, load, message):
 
 def test_quantised_files_are_not_quantised_again_and_not_merged_into(everywhere):
     nodes = NODE_CLASS_MAPPINGS
-    (options,) = nodes["AITKRuntimeOptions"]().make("qint8", "none", "auto")
+    (options,) = nodes["AITKRuntimeOptions"]().make("qint8", "none")
     load = {"weights": "lumina2-Q8_0.gguf", **PARTS}
     (pipeline,) = nodes["LoadAITKModel"]().load("lumina2", dtype="auto", options=options, **load)
     with pytest.raises(AITKError, match=r"'lumina2-Q8_0.gguf' is quantised already, and qint8 would quantise it a sec"):

@@ -22,8 +22,8 @@ def main() -> None:
     tasks.load_pack()
 
     import torch
+    from comfyui_aitk.pipelines.models.flux2.network import Flux2Transformer
     from comfyui_aitk.pipelines.models.flux2.tokens import image_ids, text_ids
-    from comfyui_aitk.pipelines.models.flux2.transformer import Flux2Transformer
     from diffusers import ContextParallelConfig
 
     torch.manual_seed(0)

@@ -7,13 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint
-from comfyui_aitk.pipelines.engine import Engine
+from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import AITKError, FileError
 from comfyui_aitk.pipelines.files.header import FileStamp
-from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.sampling import SampleRequest, sample
+from comfyui_aitk.pipelines.options import Chosen, RuntimeOptions
+from comfyui_aitk.pipelines.run.request import SampleRequest
+from comfyui_aitk.pipelines.run.sample import sample
+from rendering import AskedMachine, wanted
 from safetensors.torch import load_file, save_file
 
 REQUEST = SampleRequest("trainer preview", "a cat", width=64, height=64, steps=2, batch_size=2)
@@ -51,7 +54,7 @@ def handle(checkpoint, models) -> PipelineHandle:
 
 
 def _transformer_state(engine, handle) -> dict[str, torch.Tensor]:
-    with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+    with engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
         return {name: value.clone() for name, value in transformer.state_dict().items()}
 
 
@@ -104,7 +107,7 @@ def test_a_batch_item_equals_its_single_run(engine, handle):
         {"dtype": "float32"},
         {"options": RuntimeOptions(text_encoder_quantization="qfloat8")},
         {"options": RuntimeOptions(text_encoder_quantization="qint8")},
-        {"options": RuntimeOptions(text_encoder_attention="softcap")},
+        {"options": RuntimeOptions(own=Chosen.of({"text_encoder_attention": "softcap"}))},
         {"options": RuntimeOptions(transformer_quantization="qint8")},
     ],
     ids=str,
@@ -133,12 +136,12 @@ def test_a_text_is_encoded_once_per_way_of_encoding_it(engine, checkpoint):
     assert encoded(system_prompt="Draw.") == 2
     # bfloat16: the recipes round Gemma2's rotary frequencies differently
     assert encoded(recipe="reference pipeline") == 2
-    assert encoded(replace(handle, options=RuntimeOptions(text_encoder_attention="softcap"))) == 2
+    assert encoded(replace(handle, options=RuntimeOptions(own=Chosen.of({"text_encoder_attention": "softcap"})))) == 2
     assert encoded() == 0
 
 
 def test_a_damaged_checkpoint_leaves_the_loaded_one(engine, checkpoint, tmp_path):
-    from comfyui_aitk.pipelines.checkpoint import Checkpoint
+    from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 
     good = PipelineHandle("lumina2", checkpoint)
     request = replace(REQUEST, batch_size=1)
@@ -146,7 +149,7 @@ def test_a_damaged_checkpoint_leaves_the_loaded_one(engine, checkpoint, tmp_path
     folder = make_checkpoint(tmp_path / "bad", seed=3)
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    bad = PipelineHandle("lumina2", Checkpoint.open(folder, "bad", find_model("lumina2")))
+    bad = PipelineHandle("lumina2", Checkpoint.open(folder, "bad", find_model("lumina2").files))
     with pytest.raises(FileError, match=r"'diffusion_pytorch_model.safetensors' is cut off"):
         sample(engine, bad, request, SilentObserver())
     again = sample(engine, good, request, SilentObserver())
@@ -191,13 +194,13 @@ def test_running_out_of_memory_is_said_clearly(engine, handle, monkeypatch):
 
 def test_a_text_encoder_saved_as_a_causal_model_is_the_same(engine, checkpoint, tmp_path):
     """``Gemma2ForCausalLM`` checkpoints have a prefix and a head that is not needed."""
-    from comfyui_aitk.pipelines.checkpoint import Checkpoint
+    from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 
     folder = make_checkpoint(tmp_path / "causal")
     path = folder / "text_encoder" / "model.safetensors"
     tensors = {f"model.{name}": value for name, value in load_file(path).items()}
     save_file(tensors | {"lm_head.weight": torch.zeros(2, 2)}, path)
-    causal = Checkpoint.open(folder, "causal", find_model("lumina2"))
+    causal = Checkpoint.open(folder, "causal", find_model("lumina2").files)
     images = [
         sample(engine, PipelineHandle("lumina2", source), replace(REQUEST, batch_size=1), SilentObserver()).images
         for source in (checkpoint, causal)
@@ -206,10 +209,10 @@ def test_a_text_encoder_saved_as_a_causal_model_is_the_same(engine, checkpoint, 
 
 
 def test_a_restore_that_fails_is_made_up_for_by_the_next_run(engine, models, tmp_path):
-    from comfyui_aitk.pipelines.checkpoint import Checkpoint
+    from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 
     folder = make_checkpoint(tmp_path / "moving")
-    base = PipelineHandle("lumina2", Checkpoint.open(folder, "moving", find_model("lumina2")))
+    base = PipelineHandle("lumina2", Checkpoint.open(folder, "moving", find_model("lumina2").files))
     path = models / "loras" / "tiny.safetensors"
     merged = base.with_lora(LoraSpec(path.name, FileStamp.of(path), 1.0))
     request = replace(REQUEST, batch_size=1)
@@ -228,8 +231,9 @@ class ElsewhereRecorder(Engine):
     """``cpu:0`` takes every path of a device that is not the CPU: room is asked for, and parts move."""
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
-        super().__init__(lambda: "cpu:0", self.asked.append)
+        machine = AskedMachine("cpu:0")
+        super().__init__(machine)
+        self.asked = machine.asked
 
 
 @pytest.mark.parametrize("quantization", ["none", "qfloat8", "qint8"])
@@ -266,10 +270,10 @@ def test_running_out_of_memory_on_the_device_asks_everything_else_to_leave(handl
 
 
 def test_weights_that_were_replaced_after_the_loader_ran_are_refused(engine, tmp_path):
-    from comfyui_aitk.pipelines.checkpoint import Checkpoint
+    from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 
     folder = make_checkpoint(tmp_path / "one")
-    handle = PipelineHandle("lumina2", Checkpoint.open(folder, "one", find_model("lumina2")))
+    handle = PipelineHandle("lumina2", Checkpoint.open(folder, "one", find_model("lumina2").files))
     other = make_checkpoint(tmp_path / "two", seed=9)
     (other / "vae" / "diffusion_pytorch_model.safetensors").replace(
         folder / "vae" / "diffusion_pytorch_model.safetensors"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_aitk.pipelines.models.flux2.attention import JointAttention, kernel
+from comfyui_aitk.pipelines.layers.attention import kernel
+from comfyui_aitk.pipelines.models.flux2.attention import JointAttention
+from comfyui_aitk.pipelines.models.flux2.network import DoubleStreamBlock, Flux2Transformer, SingleStreamBlock
 from comfyui_aitk.pipelines.models.flux2.tokens import image_ids, text_ids
-from comfyui_aitk.pipelines.models.flux2.transformer import DoubleStreamBlock, Flux2Transformer, SingleStreamBlock
 
 
 @pytest.fixture

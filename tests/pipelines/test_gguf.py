@@ -17,7 +17,7 @@ from comfyui_aitk.pipelines.files import read_header as read_any_header
 from comfyui_aitk.pipelines.files import read_tensors as read_any_tensors
 from comfyui_aitk.pipelines.files.block_types import BLOCK_TYPES
 from comfyui_aitk.pipelines.files.gguf import read_header, read_tensors
-from comfyui_aitk.pipelines.packed import BlockTensor
+from comfyui_aitk.pipelines.files.packed import BlockTensor
 from gguf import GGMLQuantizationType as Type
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

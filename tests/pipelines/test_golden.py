@@ -15,14 +15,16 @@ import torch
 from comfyui_aitk.headless.execute import run_prompt
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
-from comfyui_aitk.pipelines.checkpoint import Checkpoint
-from comfyui_aitk.pipelines.handle import PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.handle import PipelineHandle
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.models.lumina2 import loop
-from comfyui_aitk.pipelines.models.runtime import DenoiseJob, Typed
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.sampling import initial_noise, seeded
+from comfyui_aitk.pipelines.options import Chosen, RuntimeOptions
+from comfyui_aitk.pipelines.pictures.sizes import Size
+from comfyui_aitk.pipelines.run.start import seeded
+from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from PIL import Image
+from rendering import denoising, job_of, wanted
 from safetensors.torch import load_file
 
 # largest absolute differences on another CPU, from the recordings' own page; an order above the measured spread
@@ -111,16 +113,14 @@ def test_nodes_give_the_recorded_picture(folder, case, golden_host):
 @pytest.mark.parametrize(("folder", "case"), [c for c in _cases() if c.values[1]["kind"] == "txt2img"])
 def test_every_stage_agrees(folder, case, engine):
     model = find_model("lumina2")
-    recipe = model.recipes["trainer preview"]
     recorded = load_file(GOLDEN / folder / case["tensors"])
     embeds = load_file(GOLDEN / folder / "embeds.safetensors")
-    options = RuntimeOptions(text_encoder_attention=ATTENTION[folder])
-    handle = PipelineHandle("lumina2", Checkpoint.open(GOLDEN / "base", "base", model), "float32", options)
-    runtime = engine.runtime(model)
-    typed = Typed(case["prompt"], case["negative_prompt"], "")
-    texts = runtime.texts(recipe, handle, typed, case["guidance"])
+    options = RuntimeOptions(own=Chosen.of({"text_encoder_attention": ATTENTION[folder]}))
+    handle = PipelineHandle("lumina2", Checkpoint.open(GOLDEN / "base", "base", model.files), "float32", options)
+    asked, size = wanted(engine, handle), Size(case["width"], case["height"])
+    job = job_of(handle, case, size)
     with torch.no_grad():
-        conditioning = engine.embeddings(handle, texts, (), SilentObserver())
+        conditioning = engine.embeddings(asked, asked.model.texts(job), SilentObserver())
         for embedding, name in zip(conditioning, ("prompt", "negative"), strict=False):
             mask = embeds[case["embeds"][f"{name}_mask"]]
             assert torch.equal(embedding.mask, mask)
@@ -128,18 +128,17 @@ def test_every_stage_agrees(folder, case, engine):
             tokens = mask.bool()
             assert _distance(embedding.embeds[tokens], embeds[case["embeds"][f"{name}_embeds"]][tokens]) < EMBEDS
 
-        noise = initial_noise(seeded("cpu", case["seed"]), tuple(recorded["initial_noise"].shape), torch.float32)
+        noise = asked.model.noise(seeded("cpu", case["seed"]), job)
         assert torch.equal(noise, recorded["initial_noise"])
-        sigmas = loop.sigmas(recipe, case["steps"])
+        schedule = asked.model.schedule(job, case["steps"])
+        sigmas = schedule.sigmas
         assert _distance(sigmas, recorded["sigmas"]) < SIGMAS
         time = loop.model_time(sigmas[0])
         assert _distance(time, recorded["model_timestep_step0"]) < SIGMAS
 
-        job = DenoiseJob(
-            recipe, noise, sigmas, conditioning, case["guidance"], "default", lambda *_: None, lambda: None
-        )
-        with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
-            prediction = loop.predict(transformer, noise, time, job)
+        picture = denoising(job, noise, schedule, conditioning)
+        with engine.on_device(asked, "transformer", SilentObserver()) as transformer:
+            prediction = loop.predict(transformer, noise, time, picture)
     assert _distance(prediction.cond, recorded["pred_cond_step0"]) < PREDICTION
     assert (prediction.uncond is None) == ("pred_uncond_step0" not in recorded)
     if prediction.uncond is not None:
@@ -147,11 +146,14 @@ def test_every_stage_agrees(folder, case, engine):
     assert _distance(-prediction.guided, recorded["pred_step0"]) < PREDICTION
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("size", ["64x64", "96x64"])
-def test_noise_is_drawn_in_the_dtype_of_the_run(dtype, size):
-    recorded = load_file(GOLDEN / "noise.safetensors")[f"noise_{size}_{str(dtype).removeprefix('torch.')}"]
-    assert torch.equal(initial_noise(seeded("cpu", 42), tuple(recorded.shape), dtype), recorded)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("size", [Size(64, 64), Size(96, 64)], ids=lambda size: f"{size.width}x{size.height}")
+def test_noise_is_drawn_in_the_dtype_of_the_run(engine, dtype, size):
+    recorded = load_file(GOLDEN / "noise.safetensors")[f"noise_{size.width}x{size.height}_{dtype}"]
+    base = Checkpoint.open(GOLDEN / "base", "base", find_model("lumina2").files)
+    handle = PipelineHandle("lumina2", base, dtype)
+    job = job_of(handle, {"guidance": 1.0, "prompt": "", "negative_prompt": ""}, size)
+    assert torch.equal(engine.model(handle).noise(seeded("cpu", 42), job), recorded)
 
 
 def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:

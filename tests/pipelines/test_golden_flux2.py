@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfyui_aitk.pipelines.checkpoint import Checkpoint
-from comfyui_aitk.pipelines.handle import PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.handle import PipelineHandle
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.models.flux2 import control, loop
 from comfyui_aitk.pipelines.models.flux2.tokens import image_ids, text_ids, tokens_of
-from comfyui_aitk.pipelines.models.runtime import DenoiseJob, Embedding, Typed
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.sizes import Size
+from comfyui_aitk.pipelines.options import RuntimeOptions
+from comfyui_aitk.pipelines.parts.encoder import Embedding
+from comfyui_aitk.pipelines.pictures.sizes import Size
+from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from PIL import Image
+from rendering import denoising, job_of, wanted
 from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -39,25 +41,23 @@ def _cases() -> list:
 @pytest.mark.parametrize(("model", "case"), _cases())
 def test_every_stage_agrees(model, case, engine):
     folder, facts = GOLDEN / model, find_model(model)
-    recipe = facts.recipes["trainer preview"]
     recorded, embeds = load_file(folder / case["tensors"]), load_file(folder / "embeds.safetensors")
     options = RuntimeOptions(text_encoder_quantization="none")
-    handle = PipelineHandle(model, Checkpoint.open(folder / "base", "base", facts), "float32", options)
-    runtime, size = engine.runtime(facts), Size(case["width"], case["height"])
-    noise, sigmas = recorded["initial_noise"], loop.sigmas(case["steps"], size)
+    handle = PipelineHandle(model, Checkpoint.open(folder / "base", "base", facts.files), "float32", options)
+    asked, size = wanted(engine, handle), Size(case["width"], case["height"])
+    job = job_of(handle, case, size)
+    noise, schedule = recorded["initial_noise"], asked.model.schedule(job, case["steps"])
+    sigmas = schedule.sigmas
     assert (sigmas.double() - recorded["sigmas"].double()).abs().max() < 1e-6
     with torch.no_grad():
         if case["kind"] == "txt2img":
-            typed = Typed(case["prompt"], case["negative_prompt"], "")
-            texts = runtime.texts(recipe, handle, typed, case["guidance"])
-            for found, name in zip(
-                engine.embeddings(handle, texts, (), SilentObserver()), ("prompt", "negative"), strict=False
-            ):
+            found_all = engine.embeddings(asked, asked.model.texts(job), SilentObserver())
+            for found, name in zip(found_all, ("prompt", "negative"), strict=False):
                 assert _distance(found.embeds, embeds[case["embeds"][f"{name}_embeds"]]) < EMBEDS
         images = [_uint8(folder / path) for path in case["control_images"]]
         tokens = ()
         if images:
-            with engine.on_device(handle, "vae", SilentObserver()) as vae:
+            with engine.on_device(asked, "vae", SilentObserver()) as vae:
                 tokens = control.encode(vae, images, torch.float32, "cpu")
             assert torch.equal(tokens.ids, recorded["control_ids"])
             near = (tokens.tokens.float() - recorded["control_tokens"].float()).abs()
@@ -70,11 +70,9 @@ def test_every_stage_agrees(model, case, engine):
         texts = [embeds[case["embeds"][f"{name}_embeds"]] for name in ("prompt", "negative")]
         guided = facts.guidance == "classifier-free" and case["guidance"] > 1
         conditioning = [Embedding(text, torch.ones(1, 512), 0) for text in texts[: 1 + guided]]
-        job = DenoiseJob(
-            recipe, noise, sigmas, conditioning, case["guidance"], "default", lambda *_: None, lambda: None, tokens
-        )
-        with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
-            prediction = loop.Predictor(transformer, job)(tokens_of(noise), float(sigmas[0]))
+        picture = denoising(job, noise, schedule, conditioning, references=tokens)
+        with engine.on_device(asked, "transformer", SilentObserver()) as transformer:
+            prediction = loop.Predictor(transformer, picture)(tokens_of(noise), float(sigmas[0]))
     assert _distance(prediction.guided, recorded["pred_step0"]) < PREDICTION[model]
     if guided:
         assert _distance(prediction.cond, recorded["pred_cond_step0"]) < PREDICTION[model]
@@ -99,6 +97,6 @@ def _uint8(path: Path) -> torch.Tensor:
     return torch.from_numpy(np.array(Image.open(path).convert("RGB")))
 
 
-def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    assert found.shape == wanted.shape
-    return float((found.float() - wanted.float()).abs().max())
+def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found.float() - expected.float()).abs().max())

@@ -16,7 +16,7 @@ from comfyui_aitk.headless.execute import run_prompt
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.sampler import engine as node_engine
 from comfyui_aitk.pipelines.files.header import sha256
-from comfyui_aitk.pipelines.models.runtime import Text
+from comfyui_aitk.pipelines.parts.encoder import Text
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -100,20 +100,20 @@ class _Record:
 def _record(monkeypatch) -> _Record:
     """Looks over the shoulder of the encoder and of the loop; both do what they do."""
     from comfyui_aitk.pipelines.models.lumina2 import loop
-    from comfyui_aitk.pipelines.models.lumina2.runtime import Lumina2Runtime
+    from comfyui_aitk.pipelines.parts.language_model.gemma2 import Gemma2
 
     record = _Record()
-    encode, predict = Lumina2Runtime.encode, loop.predict
+    encode, predict = Gemma2.encode, loop.predict
 
-    def encode_and_keep(self, encoder, text, device):
-        record.embeddings[text] = embedding = encode(self, encoder, text, device)
+    def encode_and_keep(self, module, text, device):
+        record.embeddings[text] = embedding = encode(self, module, text, device)
         return embedding
 
     def predict_and_keep(*arguments):
         record.predictions.append(predict(*arguments))
         return record.predictions[-1]
 
-    monkeypatch.setattr(Lumina2Runtime, "encode", encode_and_keep)
+    monkeypatch.setattr(Gemma2, "encode", encode_and_keep)
     monkeypatch.setattr(loop, "predict", predict_and_keep)
     assert node_engine().counters.parts_loaded == 0
     return record

@@ -18,8 +18,8 @@ from urllib.parse import urlparse
 
 import pytest
 from comfyui_aitk.pipelines.errors import HubError, InputError
-from comfyui_aitk.pipelines.hub import open_repo
 from comfyui_aitk.pipelines.models import find_model
+from comfyui_aitk.pipelines.weights.hub import open_repo
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -31,10 +31,10 @@ import importlib.util, sys
 spec = importlib.util.spec_from_file_location("tasks", {str(ROOT / "tasks.py")!r})
 tasks = importlib.util.module_from_spec(spec); spec.loader.exec_module(tasks); tasks.load_pack()
 from comfyui_aitk.pipelines.errors import AITKError
-from comfyui_aitk.pipelines.hub import open_repo
+from comfyui_aitk.pipelines.weights.hub import open_repo
 from comfyui_aitk.pipelines.models import find_model
 try:
-    print(open_repo(sys.argv[1], find_model("lumina2"))["transformer"].name)
+    print(open_repo(sys.argv[1], find_model("lumina2").files)["transformer"].name)
 except AITKError as error:
     print(type(error).__name__ + ": " + str(error))
 """
@@ -164,7 +164,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path):
 def test_offline_and_not_cached(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(HubError, match=r"'owner/tiny' is not \(wholly\) in the cache, and HF_HUB_OFFLINE forbids"):
-        open_repo(REPO, MODEL)
+        open_repo(REPO, MODEL.files)
 
 
 @pytest.mark.parametrize(
@@ -172,4 +172,4 @@ def test_offline_and_not_cached(tmp_path, monkeypatch):
 )
 def test_names_that_are_no_repository(repo):
     with pytest.raises(InputError, match="is no Hugging Face repository id"):
-        open_repo(repo, MODEL)
+        open_repo(repo, MODEL.files)

@@ -9,11 +9,14 @@ import torch
 from comfyui_aitk.headless.tiny.lumina2 import make_lora
 from comfyui_aitk.pipelines.errors import LoraError
 from comfyui_aitk.pipelines.files.header import FileStamp
-from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.lora.file import open_lora
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.sampling import SampleRequest, sample
+from comfyui_aitk.pipelines.options import RuntimeOptions
+from comfyui_aitk.pipelines.run.request import SampleRequest
+from comfyui_aitk.pipelines.run.sample import sample
+from rendering import wanted
 from safetensors.torch import load_file, save_file
 
 LAYER = "layers.1.attn.to_q"
@@ -26,14 +29,14 @@ def _spec(path, strength: float = 1.0, application: str = "auto") -> LoraSpec:
 
 
 def _weights(engine, handle, recipe: str = "trainer preview") -> dict[str, torch.Tensor]:
-    engine.apply_loras(handle, "transformer", engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
-    with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+    engine.apply_loras(wanted(engine, handle, recipe), "transformer", SilentObserver())
+    with engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
         return {name: value.clone() for name, value in transformer.state_dict().items()}
 
 
 def _run_layer(engine, handle, recipe: str, x: torch.Tensor) -> torch.Tensor:
-    engine.apply_loras(handle, "transformer", engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
-    with torch.no_grad(), engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+    engine.apply_loras(wanted(engine, handle, recipe), "transformer", SilentObserver())
+    with torch.no_grad(), engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
         return transformer.get_submodule(LAYER)(x)
 
 
@@ -97,7 +100,7 @@ def test_live_on_quantised_weights(engine, checkpoint, stack, quantization):
     ours = _run_layer(engine, base.with_lora(_spec(path, strength)), "trainer preview", x)
     assert torch.allclose(ours, expected, atol=1e-5)
     with pytest.raises(LoraError, match=r"'first.safetensors' cannot be merged: the transformer is quantised"):
-        engine.plan_loras(base.with_lora(_spec(path, 1.0, "merged")), MODEL.recipes["trainer preview"])
+        wanted(engine, base.with_lora(_spec(path, 1.0, "merged")), "trainer preview")
 
 
 @pytest.mark.parametrize("application", ["merged", "live"])
@@ -226,7 +229,7 @@ def test_dora_rescales_the_rows_of_the_changed_weight(engine, checkpoint, tmp_pa
     base = PipelineHandle("lumina2", checkpoint, "float32", options)
     spec = LoraSpec(path.name, FileStamp.of(path), 0.6, "auto", file.kind.title, file.kind.mergeable)
     x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
-    with engine.on_device(base, "transformer", SilentObserver()) as transformer:
+    with engine.on_device(wanted(engine, base), "transformer", SilentObserver()) as transformer:
         weight = transformer.get_submodule(LAYER).weight
         weight = weight.dequantize() if quantization != "none" else weight.clone()
     changed = weight + 0.6 * up @ down
@@ -235,4 +238,4 @@ def test_dora_rescales_the_rows_of_the_changed_weight(engine, checkpoint, tmp_pa
     assert torch.allclose(_run_layer(engine, base.with_lora(spec), "trainer preview", x), expected, atol=1e-4)
     if quantization == "none":
         with pytest.raises(LoraError, match=r"cannot be merged: it is a DoRA file, which its trainer never merges"):
-            engine.plan_loras(base.with_lora(replace(spec, application="merged")), MODEL.recipes["trainer preview"])
+            wanted(engine, base.with_lora(replace(spec, application="merged")), "trainer preview")

@@ -19,15 +19,19 @@ import torch
 from comfyui_aitk.headless.tiny.containers import write_dit, write_gguf, write_scaled_float8
 from comfyui_aitk.headless.tiny.files import read_part
 from comfyui_aitk.headless.tiny.names import QKV, original_dit, original_module
-from comfyui_aitk.pipelines.checkpoint import Checkpoint
-from comfyui_aitk.pipelines.engine import Engine
+from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.files.header import FileStamp
-from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.lora.file import open_lora
+from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.sampling import SampleRequest, sample
-from comfyui_aitk.pipelines.sources.single_file import open_single_file
+from comfyui_aitk.pipelines.options import RuntimeOptions
+from comfyui_aitk.pipelines.run.request import SampleRequest
+from comfyui_aitk.pipelines.run.sample import sample
+from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
+from comfyui_aitk.pipelines.weights.single_file import open_single_file
+from rendering import wanted
 from safetensors.torch import save_file
 
 MODEL = find_model("lumina2")
@@ -229,7 +233,7 @@ def layers(models: Path) -> dict[str, Layer]:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(lambda: "cpu", lambda size: None)
+    return Engine(PlainMachine())
 
 
 def write(path: Path, layers: Mapping[str, Layer], naming: Naming, writer: Writer) -> Path:
@@ -252,8 +256,8 @@ def with_lora(handle: PipelineHandle, path: Path, strength: float, application: 
 
 def states(engine: Engine, handle: PipelineHandle, recipe: str = "reference pipeline") -> Tensors:
     """The transformer's parameters with the handle's LoRAs."""
-    engine.apply_loras(handle, "transformer", engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
-    with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+    engine.apply_loras(wanted(engine, handle, recipe), "transformer", SilentObserver())
+    with engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
         return {name: value.clone() for name, value in transformer.state_dict().items()}
 
 
@@ -263,7 +267,7 @@ def effective(
     """What each layer multiplies by, found out by giving it the identity: also where branches hang on it."""
     states(engine, handle, recipe)
     found: Tensors = {}
-    with torch.no_grad(), engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+    with torch.no_grad(), engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
         for layer in layers.values():
             for module in layer.pieces:
                 linear = transformer.get_submodule(module)
@@ -334,7 +338,7 @@ def test_on_packed_weights_every_kind_is_added_live(engine, checkpoint, layers, 
             plain = write_dit(tmp_path / "plain.safetensors", tiny)
             file = write_scaled_float8(tmp_path / "scaled.safetensors", plain, "new")
         parts = {source.component: source for source in checkpoint.sources}
-        checkpoint = Checkpoint.assemble("tiny", parts | open_single_file(file, file.name, MODEL), MODEL)
+        checkpoint = Checkpoint.assemble("tiny", parts | open_single_file(file, file.name, MODEL.files), MODEL.files)
     base = PipelineHandle("lumina2", checkpoint, "float32", options)
     own = effective(engine, base, layers)
     for name in (*PACKED, *PACKED_DECOMPOSED):
@@ -413,7 +417,7 @@ def merged_by_hand(models: Path, layers, tmp_path_factory) -> Checkpoint:
         tensors[f"{module}.weight"] += change
     (file,) = (folder / "transformer").glob("*.safetensors")
     save_file(tensors, file)
-    return Checkpoint.open(folder, "by hand", MODEL)
+    return Checkpoint.open(folder, "by hand", MODEL.files)
 
 
 # of live pictures, whose roundings are at other places: |difference| / |picture| of the latents; measured 8e-7, 0.018

@@ -16,6 +16,7 @@ from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
+from rendering import wanted
 from safetensors.torch import load_file, save_file
 
 MODEL = find_model("lumina2")
@@ -53,10 +54,8 @@ def _ours(engine, checkpoint, path, application: str, x: torch.Tensor, names: li
         path.name, file.stamp, 0.7, application, file.title, file.mergeable, file.parts, file.companion
     )  # fmt: skip
     handle = PipelineHandle("lumina2", checkpoint, "float32").with_lora(spec)
-    engine.apply_loras(
-        handle, "transformer", engine.plan_loras(handle, MODEL.recipes["reference pipeline"]), SilentObserver()
-    )
-    with torch.no_grad(), engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+    engine.apply_loras(wanted(engine, handle, "reference pipeline"), "transformer", SilentObserver())
+    with torch.no_grad(), engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
         return [transformer.get_submodule(name)(x) for name in names]
 
 

@@ -13,19 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_aitk.headless.tiny.containers import write_gguf
-from comfyui_aitk.pipelines.checkpoint import Checkpoint
-from comfyui_aitk.pipelines.engine import Engine
+from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import LoraError
 from comfyui_aitk.pipelines.files.header import FileStamp
-from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.lora.file import open_lora
 from comfyui_aitk.pipelines.lora.kinds import Adapter, Kind, difference, dora, full_rank, loha, lokr, low_rank
 from comfyui_aitk.pipelines.lora.kinds.decomposed import Decomposed
+from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.models import catalogue, find_model
 from comfyui_aitk.pipelines.models.facts import LoraNames, Spelling
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.pieces import Piece
-from comfyui_aitk.pipelines.sources.single_file import open_single_file
+from comfyui_aitk.pipelines.options import RuntimeOptions
+from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
+from comfyui_aitk.pipelines.weights.pieces import Piece
+from comfyui_aitk.pipelines.weights.single_file import open_single_file
+from rendering import wanted
 from safetensors.torch import save_file
 from torch import nn
 
@@ -80,7 +83,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(lambda: "cpu", lambda size: None)
+    return Engine(PlainMachine())
 
 
 # ---- kinds: what a file holds of a layer of some size, and what is added to some rows of its weight by hand ---------
@@ -201,8 +204,8 @@ def _with_lora(handle: PipelineHandle, path: Path, strength: float, application:
 
 
 def _weights(engine: Engine, handle: PipelineHandle, recipe: str = "trainer preview") -> Tensors:
-    engine.apply_loras(handle, "transformer", engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
-    with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+    engine.apply_loras(wanted(engine, handle, recipe), "transformer", SilentObserver())
+    with engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
         return {name: value.clone() for name, value in transformer.state_dict().items()}
 
 
@@ -212,14 +215,14 @@ def _input(module: str, dtype: torch.dtype) -> torch.Tensor:
 
 def _outputs(engine: Engine, handle: PipelineHandle, recipe: str = "trainer preview") -> Tensors:
     """What each layer that the naming touches makes of :func:`_input`."""
-    engine.apply_loras(handle, "transformer", engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
-    with torch.no_grad(), engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+    engine.apply_loras(wanted(engine, handle, recipe), "transformer", SilentObserver())
+    with torch.no_grad(), engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
         return {module: transformer.get_submodule(module)(_input(module, DTYPES[handle.dtype])) for module in MODULES}
 
 
 def _dense_weights(engine: Engine, handle: PipelineHandle) -> Tensors:
     """The layers' weights as they are held, in float32."""
-    with engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+    with engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
         weights = {module: transformer.get_submodule(module).weight for module in MODULES}
         return {m: (w if type(w) is nn.Parameter else w.dequantize()).float() for m, w in weights.items()}
 
@@ -301,10 +304,9 @@ def test_a_merge_that_is_interrupted_leaves_the_weights_as_they_were(engine, che
                 raise KeyboardInterrupt
 
     handle = _with_lora(base, path, 1.0, "merged")
-    planned = engine.plan_loras(handle, MODEL.recipes["trainer preview"])
     engine.counters.tensors_restored = 0
     with pytest.raises(KeyboardInterrupt):
-        engine.apply_loras(handle, "transformer", planned, Interrupted())
+        engine.apply_loras(wanted(engine, handle), "transformer", Interrupted())
     assert engine.counters.tensors_restored == 3
     _assert_equal(_weights(engine, base), before)
 
@@ -316,7 +318,7 @@ def _held(held: str, checkpoint: Checkpoint, models: Path, folder: Path, dtype: 
     if held == "GGUF":
         file = write_gguf(folder / "tiny.gguf", models / "diffusers" / "tiny", "Q8_0")
         parts = {source.component: source for source in checkpoint.sources}
-        checkpoint = Checkpoint.assemble("tiny", parts | open_single_file(file, file.name, LUMINA), LUMINA)
+        checkpoint = Checkpoint.assemble("tiny", parts | open_single_file(file, file.name, LUMINA.files), LUMINA.files)
     options = RuntimeOptions(transformer_quantization="none" if held == "GGUF" else held)
     return PipelineHandle(MODEL.id, checkpoint, dtype, options)
 
@@ -383,12 +385,12 @@ def test_norms_are_those_of_the_share_alone(engine, checkpoint, models, tmp_path
         found = _outputs(engine, _with_lora(base, path, 1.0))
         assert {m for m in found if not torch.allclose(found[m], expected[m], atol=1e-4)} == set(), name
         with pytest.raises(LoraError, match="which its trainer never merges"):
-            engine.plan_loras(_with_lora(base, path, 1.0, "merged"), MODEL.recipes["trainer preview"])
+            wanted(engine, _with_lora(base, path, 1.0, "merged"), "trainer preview")
 
 
 def test_only_branches_that_need_a_weight_make_it_dense(engine, checkpoint, models, tmp_path, monkeypatch):
     """And then only its rows."""
-    from comfyui_aitk.pipelines.packed import PackedTensor
+    from comfyui_aitk.pipelines.files.packed import PackedTensor
 
     base = _held("GGUF", checkpoint, models, tmp_path, "float32")
     made: list[tuple[int, ...]] = []

@@ -8,13 +8,17 @@ import pytest
 import torch
 from comfyui_aitk.headless.tiny.files import read_part
 from comfyui_aitk.headless.tiny.loras import Pair, make_text_pairs, write_kohya
-from comfyui_aitk.pipelines.engine import Engine
+from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.files.header import FileStamp
-from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.lora.file import open_lora
+from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.sampling import SampleRequest, SampleResult, sample
+from comfyui_aitk.pipelines.options import RuntimeOptions
+from comfyui_aitk.pipelines.run.request import SampleRequest
+from comfyui_aitk.pipelines.run.sample import SampleResult, sample
+from rendering import wanted
 from safetensors.torch import save_file
 
 MODEL = find_model("lumina2")
@@ -27,7 +31,7 @@ Tensors = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(lambda: "cpu", lambda size: None)
+    return Engine(PlainMachine())
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +59,9 @@ def with_lora(handle: PipelineHandle, path: Path, strength: float, application: 
 
 def encoder(engine: Engine, handle: PipelineHandle, recipe: str = "reference pipeline") -> tuple[Tensors, Tensors]:
     """The encoder's weights with the handle's LoRAs, and what its layers multiply by."""
-    engine.apply_loras(handle, "text_encoder", engine.plan_loras(handle, MODEL.recipes[recipe]), SilentObserver())
-    with torch.no_grad(), engine.on_device(handle, "text_encoder", SilentObserver()) as module:
-        root = engine.runtime(MODEL).lora_root(module)
+    engine.apply_loras(wanted(engine, handle, recipe), "text_encoder", SilentObserver())
+    with torch.no_grad(), engine.on_device(wanted(engine, handle), "text_encoder", SilentObserver()) as module:
+        root = engine.model(handle).parts["text_encoder"].lora_root(module)
         linear = {name: layer for name, layer in root.named_modules() if hasattr(layer, "in_features")}
         dtype = DTYPES[handle.dtype]
         found = {name: layer(torch.eye(layer.in_features, dtype=dtype)).T for name, layer in linear.items()}

@@ -7,15 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from comfyui_aitk.pipelines.engine import Engine
+from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.files.header import FileStamp
-from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
+from comfyui_aitk.pipelines.machine.plan import DeviceMemory, usable_ram
 from comfyui_aitk.pipelines.models import catalogue, find_model
 from comfyui_aitk.pipelines.models.lumina2 import attention
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.plan import DeviceMemory, usable_ram
-from comfyui_aitk.pipelines.sampling import SampleRequest, sample
+from comfyui_aitk.pipelines.options import RuntimeOptions
+from comfyui_aitk.pipelines.run.request import SampleRequest
+from comfyui_aitk.pipelines.run.sample import sample
+from rendering import AskedMachine, wanted
 
 REQUEST = SampleRequest("sd-scripts", "a cat", width=64, height=64, steps=2, guidance_scale=3.5)
 MODEL = find_model("lumina2")
@@ -30,9 +33,9 @@ class Elsewhere(Engine):
     """
 
     def __init__(self, device: int | None = None, ram: int = 1 << 40) -> None:
-        self.asked: list[int] = []
-        memory = None if device is None else DeviceMemory(device, device)
-        super().__init__(lambda: "cpu:0", self.asked.append, lambda: memory, lambda: ram)
+        machine = AskedMachine("cpu:0", None if device is None else DeviceMemory(device, device), ram)
+        super().__init__(machine)
+        self.asked = machine.asked
 
 
 INPUTS = {
@@ -70,7 +73,7 @@ def test_blocks_kept_off_the_device_change_nothing(handle, quantization):
 def test_a_streamed_block_is_on_the_device_in_its_turn_and_home_after_an_error(checkpoint):
     engine = Elsewhere()
     handle = PipelineHandle("lumina2", checkpoint, options=RuntimeOptions(blocks_on_cpu=1))
-    with torch.no_grad(), engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+    with torch.no_grad(), engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
         last, home = transformer.layers[-1], transformer.layers[-1].norm2.weight
         seen = []
         # behind the placement's own hook
@@ -122,7 +125,7 @@ def test_a_small_device_gets_the_blocks_of_both_parts_one_by_one_and_gives_the_s
     assert [note for note in result.notes if "it may run out of memory" in note] == list(result.notes)
     assert expected.report["memory"]["reasons"] == []
     # no more is asked for than was planned, where live LoRAs are counted by their files' sizes
-    plan = small.plan_memory(handle, result.size, small.plan_loras(handle, MODEL.recipes[REQUEST.recipe]))
+    plan = wanted(small, handle, REQUEST.recipe, result.size).plan
     for asked, part in zip(small.asked, ("text_encoder", "transformer", "vae"), strict=True):
         assert plan.part(part).beside < asked <= plan.part(part).device
 
@@ -130,11 +133,11 @@ def test_a_small_device_gets_the_blocks_of_both_parts_one_by_one_and_gives_the_s
 def test_parts_that_do_not_fit_into_memory_together_take_turns(handle):
     large = Elsewhere()
     expected = sample(large, handle, REQUEST, SilentObserver())
-    plan = large.plan_memory(handle, expected.size, ())
+    plan = wanted(large, replace(handle, loras=()), REQUEST.recipe, expected.size).plan
     together = sum(part.weights for part in plan.parts)
     # the LoRA is counted by its file's size
     small = Elsewhere(ram=_ram_for(together) - 2)
-    with small.on_device(handle, "text_encoder", SilentObserver()) as module:
+    with small.on_device(wanted(small, handle), "text_encoder", SilentObserver()) as module:
         encoder = weakref.ref(module.model.layers[0].mlp.up_proj)
     del module
     observer = Resident(small)
@@ -160,7 +163,7 @@ def test_parts_that_do_not_fit_into_memory_together_take_turns(handle):
 def test_a_part_that_memory_cannot_hold_is_quantised_if_its_model_says_so(checkpoint, monkeypatch):
     facts = replace(MODEL, low_memory_quantization={"transformer": "qfloat8"})
     handle = PipelineHandle("lumina2", checkpoint)
-    weights = Elsewhere().plan_memory(handle, None, ()).part("transformer").weights
+    weights = wanted(Elsewhere(), handle).plan.part("transformer").weights
     enough, less = Elsewhere(ram=_ram_for(weights)), Elsewhere(ram=_ram_for(weights) - 2)
     quantised = replace(handle, options=RuntimeOptions("qfloat8"))
     expected = sample(Elsewhere(), quantised, REQUEST, SilentObserver()).images
@@ -186,8 +189,8 @@ def test_float8_storage_is_near_and_takes_half_the_memory(engine, checkpoint, pa
     def weights(quantization):
         options = RuntimeOptions(**{f"{part}_quantization": quantization})
         handle = PipelineHandle("lumina2", checkpoint, "float32", options)
-        with engine.on_device(handle, part, SilentObserver()) as module:
-            return engine.runtime(MODEL).lora_root(module)
+        with engine.on_device(wanted(engine, handle), part, SilentObserver()) as module:
+            return engine.model(handle).parts[part].lora_root(module)
 
     plain, stored = weights("none"), weights("fp8_e4m3fn")
     name = "layers.1.attn.to_q" if part == "transformer" else "layers.0.self_attn.q_proj"
@@ -212,7 +215,7 @@ def test_another_kernel_is_really_called_with_the_same_operations_around_it(engi
 
     monkeypatch.setattr(attention, "dispatch_attention_fn", dispatch_and_note)
     handle = PipelineHandle("lumina2", checkpoint, {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype])
-    with torch.no_grad(), engine.on_device(handle, "transformer", SilentObserver()) as transformer:
+    with torch.no_grad(), engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
         expected = transformer(**_inputs(dtype)).sample
         assert not calls
         with attention.kernel(transformer, "native"):
@@ -243,7 +246,7 @@ def test_a_kernel_that_is_not_there_is_refused_before_anything_is_loaded(engine,
 
 
 def test_a_kernel_that_is_too_old_or_has_no_device_is_refused(engine, checkpoint, monkeypatch):
-    from comfyui_aitk.pipelines import attention as kernels
+    from comfyui_aitk.pipelines.layers import attention as kernels
 
     handle = PipelineHandle("lumina2", checkpoint, options=RuntimeOptions(transformer_attention="flash"))
     refused = {"2.5.9.post1": r"flash-attn 2\.6\.3 or newer; installed is 2\.5\.9", "2.8.3": "runs on CUDA"}

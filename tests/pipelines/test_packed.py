@@ -9,8 +9,9 @@ import pytest
 import torch
 from comfyui_aitk.pipelines.errors import FileError
 from comfyui_aitk.pipelines.files.block_types import BLOCK_TYPES
-from comfyui_aitk.pipelines.loading import build_empty, fill
-from comfyui_aitk.pipelines.packed import BlockTensor, PackedLinear, ScaledTensor, dense, stack_rows
+from comfyui_aitk.pipelines.files.packed import BlockTensor, ScaledTensor, dense, stack_rows
+from comfyui_aitk.pipelines.layers.fill import build_empty, fill
+from comfyui_aitk.pipelines.layers.packed_linear import PackedLinear
 from diffusers.quantizers.gguf.utils import dequantize_functions
 from gguf import GGMLQuantizationType as Type
 from torch import nn

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 from comfyui_aitk.headless.tiny.containers import write_gguf
-from comfyui_aitk.pipelines.checkpoint import Checkpoint
-from comfyui_aitk.pipelines.handle import PipelineHandle, RuntimeOptions
-from comfyui_aitk.pipelines.measure import held_bytes
+from comfyui_aitk.pipelines.handle import PipelineHandle
+from comfyui_aitk.pipelines.layers.measure import held_bytes
+from comfyui_aitk.pipelines.machine.plan import DeviceMemory, PartNeeds, PartSizes, Plan, make_plan, usable_ram
+from comfyui_aitk.pipelines.machine.ram import container_limits, total_ram
 from comfyui_aitk.pipelines.models import catalogue, find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.plan import DeviceMemory, PartNeeds, PartSizes, Plan, make_plan, usable_ram
-from comfyui_aitk.pipelines.ram import container_limits, total_ram
-from comfyui_aitk.pipelines.sources.single_file import open_single_file
+from comfyui_aitk.pipelines.options import RuntimeOptions
+from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
+from comfyui_aitk.pipelines.weights.single_file import open_single_file
 from hypothesis import given
 from hypothesis import strategies as st
+from rendering import wanted
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
@@ -36,15 +38,17 @@ def ram(usable: int) -> int:
     return total + next(step for step in range(-2, 3) if usable_ram(total + step) == usable)
 
 
-ENCODER = PartNeeds("text_encoder", "none", {"none": PartSizes(50, (10, 10, 10, 10))})
+ROLES = {"encoder": "text_encoder", "denoiser": "transformer", "autoencoder": "vae"}
+ENCODER = PartNeeds("text_encoder", "encoder", "none", {"none": PartSizes(50, (10, 10, 10, 10))})
 TRANSFORMER = PartNeeds(
     "transformer",
+    "denoiser",
     "none",
     {"none": PartSizes(100, (20, 20, 10, 10, 10)), "qfloat8": PartSizes(60, (12, 12, 6, 6, 6), scratch=5)},
     fallback="qfloat8",
     activations=5,
 )
-VAE = PartNeeds("vae", "none", {"none": PartSizes(5)}, activations=30)
+VAE = PartNeeds("vae", "autoencoder", "none", {"none": PartSizes(5)}, activations=30)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +86,9 @@ def test_table(room, device_room, change, quantization, streamed, take_turns):
     transformer, encoder = plan.part("transformer"), plan.part("text_encoder")
     assert (transformer.quantization, (encoder.streamed, transformer.streamed)) == (quantization, streamed)
     assert plan.take_turns == take_turns
-    assert plan.leaves_before("transformer") == (("text_encoder",) if take_turns else ())
-    assert plan.leaves_before("text_encoder") == (("transformer",) if take_turns else ())
-    assert plan.leaves_before("vae") == ()
+    assert plan.part("transformer").leaves_before == (("text_encoder",) if take_turns else ())
+    assert plan.part("text_encoder").leaves_before == (("transformer",) if take_turns else ())
+    assert plan.part("vae").leaves_before == ()
     fits = device_room is None or all(part.device <= device_room for part in plan.parts)
     by_plan = transformer.decided_here
     assert by_plan == (quantization == "qfloat8")
@@ -118,10 +122,10 @@ sizes = st.builds(
     st.integers(0, 20),
 )
 parts = st.builds(
-    lambda part, plain, lowered, fallback, activations, loras, least: PartNeeds(
-        part, "none", {"none": plain, "qint8": lowered}, fallback, activations, loras, least
+    lambda role, plain, lowered, fallback, activations, loras, least: PartNeeds(
+        ROLES[role], role, "none", {"none": plain, "qint8": lowered}, fallback, activations, loras, least
     ),
-    st.sampled_from(["text_encoder", "transformer", "vae"]),
+    st.sampled_from(sorted(ROLES)),
     sizes,
     sizes,
     st.sampled_from([None, "qint8"]),
@@ -149,12 +153,12 @@ def test_no_plan_asks_for_more_than_there_is_and_more_memory_never_means_more_st
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_sizes_before_loading_are_those_of_the_loaded_parts(engine, checkpoint, quantization, dtype):
     handle = PipelineHandle("lumina2", checkpoint, dtype, RuntimeOptions(quantization, quantization))
-    planned = engine.plan_memory(handle, None, ())
-    runtime = engine.runtime(find_model("lumina2"))
-    for part in ("transformer", "text_encoder", "vae"):
-        with engine.on_device(handle, part, SilentObserver()) as module:
+    asked = wanted(engine, handle)
+    planned = asked.plan
+    for part, kind in asked.model.parts.items():
+        with engine.on_device(asked, part, SilentObserver()) as module:
             assert planned.part(part).weights == held_bytes(module)
-            assert planned.part(part).blocks == len(runtime.blocks(part, module))
+            assert planned.part(part).blocks == len(kind.blocks(kind.lora_root(module)))
             made_dense_for_a_use = quantization != "none" and part != "vae"
             assert (planned.part(part).beside > 1 << 30) == made_dense_for_a_use
 
@@ -165,16 +169,16 @@ def test_packed_weights_count_as_they_are_stored_and_are_never_quantised_by_a_de
     file = write_gguf(tmp_path / "tiny.gguf", models / "diffusers" / "tiny", "Q8_0")
     model = find_model("lumina2")
     parts = {source.component: source for source in checkpoint.sources}
-    packed = Checkpoint.assemble("tiny.gguf", parts | open_single_file(file, file.name, model), model)
+    packed = Checkpoint.assemble("tiny.gguf", parts | open_single_file(file, file.name, model.files), model.files)
     handle = PipelineHandle("lumina2", packed)
-    planned = engine.plan_memory(handle, None, ()).part("transformer")
-    with engine.on_device(handle, "transformer", SilentObserver()) as module:
+    planned = wanted(engine, handle).plan.part("transformer")
+    with engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as module:
         assert planned.weights == held_bytes(module)
     assert planned.beside > 1 << 30, "room for a layer that is made dense"
     defaults = {"transformer": "qfloat8", "text_encoder": "qfloat8"}
     monkeypatch.setitem(catalogue(), "lumina2", replace(model, quantization=defaults))
-    keys = [engine.part_key(handle, part).quantization for part in ("transformer", "text_encoder", "vae")]
-    assert keys == ["none", "qfloat8", "none"]
+    keys = wanted(engine, handle).keys
+    assert [keys[part].quantization for part in ("transformer", "text_encoder", "vae")] == ["none", "qfloat8", "none"]
 
 
 def test_the_limits_of_every_group_above_count(tmp_path):
@@ -220,11 +224,12 @@ def _mistral() -> PartSizes:
 
 
 FLUX2 = (
-    PartNeeds("text_encoder", "qfloat8", {"qfloat8": _mistral()}, activations=GIB),
+    PartNeeds("text_encoder", "encoder", "qfloat8", {"qfloat8": _mistral()}, activations=GIB),
     PartNeeds(
-        "transformer", "none", {"none": _flux2(False), "qfloat8": _flux2(True)}, "qfloat8", activations=2 * GIB
+        "transformer", "denoiser", "none", {"none": _flux2(False), "qfloat8": _flux2(True)}, "qfloat8",
+        activations=2 * GIB,
     ),
-    PartNeeds("vae", "none", {"none": PartSizes(336_000_000)}, activations=2178 * 64 * 128 * 128 * 2),
+    PartNeeds("vae", "autoencoder", "none", {"none": PartSizes(336_000_000)}, activations=2178 * 64 * 128 * 128 * 2),
 )  # fmt: skip
 
 
@@ -256,3 +261,16 @@ def test_the_help_page_s_table_is_what_is_planned():
     page = (ROOT / "web/docs/AITKRuntimeOptions/en.md").read_text("utf-8")
     shown = re.findall(r"^\| \d+ GB \|.*$", page, re.MULTILINE)
     assert shown == [flux2_row(card, main) for card in (24, 48, 80, 140) for main in (64, 128, 256)]
+
+
+def test_two_denoisers_stay_together_where_they_fit_and_part_where_they_do_not():
+    low = replace(TRANSFORMER, part="transformer_2")
+    needs = [ENCODER, TRANSFORMER, low, VAE]
+    together = make_plan(needs, None, ram(210))
+    assert together.alternating == ("text_encoder", "transformer", "transformer_2")
+    assert [plan.leaves_before for plan in together.parts] == [
+        ("transformer", "transformer_2"), ("text_encoder",), ("text_encoder",), (),
+    ]  # fmt: skip
+    apart = make_plan(needs, None, ram(150))
+    assert apart.part("transformer").leaves_before == ("text_encoder", "transformer_2")
+    assert not make_plan(needs, None, ram(255)).take_turns

@@ -10,9 +10,11 @@ import pytest
 import torch
 from comfyui_aitk.headless.tiny.lumina2 import make_lora
 from comfyui_aitk.pipelines.files.header import FileStamp
-from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle, RuntimeOptions
+from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.sampling import SampleRequest, sample
+from comfyui_aitk.pipelines.options import Chosen, RuntimeOptions
+from comfyui_aitk.pipelines.run.request import SampleRequest
+from comfyui_aitk.pipelines.run.sample import sample
 from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -57,7 +59,8 @@ def _ours(engine, handle, request: SampleRequest) -> np.ndarray:
     ids=["guided", "unguided", "negative and system prompt"],
 )  # fmt: skip
 def test_same_pixels_as_diffusers(engine, checkpoint, dtype, attention, call):
-    handle = PipelineHandle("lumina2", checkpoint, dtype, RuntimeOptions(text_encoder_attention=attention))
+    own = Chosen.of({"text_encoder_attention": attention})
+    handle = PipelineHandle("lumina2", checkpoint, dtype, RuntimeOptions(own=own))
     request = SampleRequest(
         "reference pipeline",
         "a red fox",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.models import find_model
-from comfyui_aitk.pipelines.sizes import snap
+from comfyui_aitk.pipelines.pictures.sizes import snap
 from hypothesis import given
 from hypothesis import strategies as st
 

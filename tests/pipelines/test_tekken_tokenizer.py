@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from comfyui_aitk.headless.tiny.tekken import RELEASED_PATTERN, SPECIAL_TOKENS, make_tekken, write_tokenizer
 from comfyui_aitk.pipelines.errors import FileError
-from comfyui_aitk.pipelines.parts.tekken_tokenizer import LETTERS, TekkenTokenizer
+from comfyui_aitk.pipelines.parts.tokenizers.tekken import LETTERS, TekkenTokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers

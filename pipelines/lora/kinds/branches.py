@@ -6,31 +6,14 @@ Their tensors are buffers, so that they move between devices with the layer that
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from ...layers.holding import Weighted, dense_weight
 from .kind import Adapter
-
-
-class Weighted(Protocol):
-    """A linear layer, or some rows of one."""
-
-    @property
-    def weight(self) -> Any: ...
-
-
-def dense_weight(layer: Weighted, rows: tuple[int, int] | None = None) -> torch.Tensor:
-    """A linear layer's weight [out, in] in float32, however the layer holds it; of ``rows`` alone where given."""
-    weight = layer.weight
-    if not isinstance(weight, torch.Tensor):
-        # GGUF's and float8's layers
-        return (weight if rows is None else weight.rows(*rows)).dequantize().to(torch.float32)
-    # quanto's; a plain tensor has a method of this name too, for another use
-    values = weight.dequantize() if hasattr(layer, "weight_qtype") else weight
-    return (values if rows is None else values[slice(*rows)]).to(torch.float32)
 
 
 class LayerRows:

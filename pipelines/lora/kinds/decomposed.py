@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .kind import Adapter, Arithmetic
+from ...options import Arithmetic
+from .kind import Adapter
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...files.header import TensorInfo
-from .kind import PAIR, Arithmetic, Kind, Shape, effective_alpha, matrix_product
+from ...options import Arithmetic
+from .kind import PAIR, Kind, Shape, effective_alpha, matrix_product
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...files.header import TensorInfo
-from .kind import Arithmetic, Kind, Shape, merged
+from ...options import Arithmetic
+from .kind import Kind, Shape, merged
 
 if TYPE_CHECKING:
     import torch

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ...files.header import TensorInfo
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from ...options import Arithmetic
 
 # AI Toolkit and PEFT, PEFT with an adapter's name, and kohya's names of the same two matrices
 PAIR = {
@@ -28,7 +30,6 @@ PAIR = {
     ".lora_down.weight": "lora_A",
     ".lora_up.weight": "lora_B",
 }
-Arithmetic = Literal["trainer", "peft", "sd-scripts"]
 
 
 class Adapter(Protocol):

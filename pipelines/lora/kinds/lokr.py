@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...files.header import TensorInfo
-from .kind import Arithmetic, Kind, Shape, effective_alpha, matrix_product, merged
+from ...options import Arithmetic
+from .kind import Kind, Shape, effective_alpha, matrix_product, merged
 
 if TYPE_CHECKING:
     import torch

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
 
@@ -40,21 +38,3 @@ class JointAttention(nn.Module, AttentionModuleMixin):
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return self.processor(self, query, key, value)
-
-
-@contextmanager
-def kernel(transformer: nn.Module, choice: str) -> Iterator[None]:
-    """Runs every attention through a kernel; ``default`` is torch's SDPA, whatever the environment says.
-
-    Set on the processors: the model's own setter would change the active backend of the whole process.
-    """
-    backend = AttentionBackendName("native" if choice == "default" else choice)
-    processors = [module.processor for module in transformer.modules() if isinstance(module, JointAttention)]
-    before = [processor._attention_backend for processor in processors]
-    try:
-        for processor in processors:
-            processor._attention_backend = backend
-        yield
-    finally:
-        for processor, own in zip(processors, before, strict=True):
-            processor._attention_backend = own

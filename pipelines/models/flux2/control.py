@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ...errors import InputError
-from .autoencoder import Flux2AutoEncoder
+from ...parts.flux2_vae.network import Flux2AutoEncoder
 from .tokens import DOWNSCALE, image_ids, tokens_of
 
 _MOST_PIXELS = 1024**2

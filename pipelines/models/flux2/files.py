@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...pieces import Piece
-from ...sources.layout import Infos, Layout, Place, SingleFiles
+from ...weights.layout import Infos, Layout, Place, SingleFiles
+from ...weights.pieces import Piece
 from .names import diffusers_modules
 
 # ComfyUI's all-in-one checkpoints, and what other tools leave in front
 _PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
-_CLASS = "Flux2Transformer"
+CLASS = "Flux2Transformer"
 
 
 def _released_places(infos: Infos) -> dict[str, list[Place]]:
@@ -63,7 +63,7 @@ def _config(infos: Infos) -> dict[str, Any]:
     hidden, channels = infos["img_in.weight"].shape
     head = infos["single_blocks.0.norm.query_norm.scale"].shape[0]
     return {
-        "_class_name": _CLASS,
+        "_class_name": CLASS,
         "in_channels": channels,
         "context_in_dim": infos["txt_in.weight"].shape[1],
         "hidden_size": hidden,
@@ -87,7 +87,7 @@ def folder_config(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     width = config["num_attention_heads"] * config["attention_head_dim"]
     return {
-        "_class_name": _CLASS,
+        "_class_name": CLASS,
         "in_channels": config["in_channels"],
         "context_in_dim": config["joint_attention_dim"],
         "hidden_size": width,

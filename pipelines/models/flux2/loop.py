@@ -12,9 +12,10 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ...sizes import Size
-from ..runtime import DenoiseJob, Embedding
-from .attention import kernel
+from ...layers.attention import kernel
+from ...parts.encoder import Embedding
+from ...pictures.sizes import Size
+from ..model import Denoising
 from .control import ControlTokens
 from .tokens import DOWNSCALE, image_ids, latents_of, text_ids, tokens_of
 
@@ -48,31 +49,31 @@ def sigmas(steps: int, size: Size) -> torch.Tensor:
 class Predictor:
     """The transformer's calls of one picture."""
 
-    def __init__(self, transformer: nn.Module, job: DenoiseJob) -> None:
+    def __init__(self, transformer: nn.Module, picture: Denoising) -> None:
         self._transformer = transformer
-        self._job = job
-        device, dtype = job.latents.device, job.latents.dtype
-        height, width = job.latents.shape[-2:]
-        self._guidance = torch.full((1,), job.guidance_scale, dtype=dtype, device=device)
+        self._picture = picture
+        device, dtype = picture.latents.device, picture.latents.dtype
+        height, width = picture.latents.shape[-2:]
+        self._guidance = torch.full((1,), picture.guidance_scale, dtype=dtype, device=device)
         self._ids = [image_ids(height, width).to(device)]
         self._references: list[torch.Tensor] = []
-        if job.control:
-            control = ControlTokens(*job.control)
+        if picture.references:
+            control = ControlTokens(*picture.references)
             self._references.append(control.tokens)
             self._ids.append(control.ids)
 
     def __call__(self, tokens: torch.Tensor, sigma: float) -> Prediction:
         """Image tokens [1, tokens, C] at a noise level."""
-        cond = self._velocity(tokens, sigma, self._job.conditioning[0])
+        cond = self._velocity(tokens, sigma, self._picture.conditioning[0])
         count = tokens.shape[1]
-        if len(self._job.conditioning) == 1:
+        if len(self._picture.conditioning) == 1:
             return Prediction(cond[:, :count], None, cond[:, :count])
-        uncond = self._velocity(tokens, sigma, self._job.conditioning[1])
-        guided = uncond + self._job.guidance_scale * (cond - uncond)
+        uncond = self._velocity(tokens, sigma, self._picture.conditioning[1])
+        guided = uncond + self._picture.guidance_scale * (cond - uncond)
         return Prediction(cond[:, :count], uncond[:, :count], guided[:, :count])
 
     def _velocity(self, tokens: torch.Tensor, sigma: float, text: Embedding) -> torch.Tensor:
-        self._job.check()
+        self._picture.check()
         return self._transformer(
             # references are bfloat16 in every run; beside float32 tokens they are promoted
             x=torch.cat((tokens, *self._references), dim=1),
@@ -84,17 +85,17 @@ class Predictor:
         )
 
 
-def denoise(transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
-    """Euler steps along ``job.sigmas``; the state stays in the run's dtype, rounded after each product and each sum."""
-    height, width = job.latents.shape[-2:]
-    tokens = tokens_of(job.latents)
+def denoise(transformer: nn.Module, picture: Denoising) -> torch.Tensor:
+    """Euler steps along the schedule; the state stays in the run's dtype, rounded after each product and each sum."""
+    height, width = picture.latents.shape[-2:]
+    tokens = tokens_of(picture.latents)
     # float64 of the float32 values, subtracted as such
-    levels = job.sigmas.tolist()
-    predict = Predictor(transformer, job)
-    with kernel(transformer, job.attention):
+    levels = picture.schedule.sigmas.tolist()
+    predict = Predictor(transformer, picture)
+    with kernel(transformer, picture.attention):
         for index, (sigma, following) in enumerate(pairwise(levels)):
             velocity = predict(tokens, sigma).guided
             x0 = tokens - sigma * velocity
             tokens = tokens + (following - sigma) * velocity
-            job.on_step(index + 1, latents_of(x0, height, width))
+            picture.on_step(index + 1, latents_of(x0, height, width))
     return latents_of(tokens, height, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from ...pieces import Piece
+from ...weights.pieces import Piece
 
 # diffusers' module -> the released module whose rows it holds
 _TOP: Mapping[str, tuple[Piece, ...]] = {

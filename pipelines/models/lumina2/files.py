@@ -1,4 +1,4 @@
-"""What single files of Lumina Image 2.0 look like: the transformer, in original or diffusers names, and Gemma 2.
+"""What files of Lumina Image 2.0's transformer look like, in original or diffusers names. Imports no torch.
 
 The original names are those of Alpha-VLLM's release, which kohya's scripts, ComfyUI and GGUF files use. Any width is
 read: the number of heads comes from the length of ``q_norm``, which is that of one head.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...sources.layout import Infos, Layout, Place, SingleFiles
+from ...weights.layout import Infos, Layout, Place, SingleFiles
 
 # original module -> diffusers' module; several: the rows of one weight, in this order
 _TOP: Mapping[str, tuple[str, ...]] = {
@@ -127,56 +127,4 @@ TRANSFORMER = SingleFiles(
         ),
     ),
     config=_config,
-)
-
-
-def _gemma2_places(infos: Infos) -> dict[str, list[Place]]:
-    if "layers.0.self_attn.q_norm.weight" in infos:
-        raise ValueError("it is Gemma 3, and this model was trained with Gemma 2")
-    return {}
-
-
-def _gemma2_config(infos: Infos) -> dict[str, Any]:
-    """transformers' configuration; what the tensors do not tell is Gemma 2 2B's.
-
-    Source: config.json of google/gemma-2-2b.
-    """
-    vocabulary, hidden = infos["embed_tokens.weight"].shape
-    head = 256
-    return {
-        "model_type": "gemma2",
-        "hidden_size": hidden,
-        "vocab_size": vocabulary,
-        "num_hidden_layers": _count(infos, "layers"),
-        "num_attention_heads": max(1, infos["layers.0.self_attn.q_proj.weight"].shape[0] // head),
-        "num_key_value_heads": max(1, infos["layers.0.self_attn.k_proj.weight"].shape[0] // head),
-        "head_dim": head,
-        "query_pre_attn_scalar": head,
-        "intermediate_size": infos["layers.0.mlp.gate_proj.weight"].shape[0],
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "sliding_window": 4096,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "max_position_embeddings": 8192,
-        "bos_token_id": 2,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-    }
-
-
-TEXT_ENCODER = SingleFiles(
-    layouts=(
-        Layout(
-            # transformers' names
-            ("model.", "", "text_encoders.gemma2_2b.transformer.model."),
-            ("layers.0.post_feedforward_layernorm.weight", "layers.0.self_attn.q_proj.weight", "embed_tokens.weight"),
-            _gemma2_places,
-        ),
-    ),
-    config=_gemma2_config,
-    tokenizer="spiece_model",  # ComfyUI's name of it
 )

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..runtime import DenoiseJob, Embedding
+from ...parts.encoder import Embedding
+from ..model import Denoising
 from .attention import kernel
-from .facts import Lumina2Recipe
+from .recipes import Lumina2Recipe
 from .sd_scripts import transformer_roundings
 
 _TRAIN_TIMESTEPS = 1000  # scheduler_config.json: num_train_timesteps
@@ -67,15 +69,15 @@ def model_time(sigma: torch.Tensor) -> torch.Tensor:
     return (1 - sigma * _TRAIN_TIMESTEPS / _TRAIN_TIMESTEPS).reshape(1)
 
 
-def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, job: DenoiseJob) -> Prediction:
+def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, picture: Denoising) -> Prediction:
     """Calls the transformer for the prompt, and below ``cfg_trunc_ratio`` for the negative prompt; combines both.
 
     Guidance is v_u + g * (v_c - v_u), then rescaled as the recipe says.
     """
-    recipe = recipe_of(job)
+    recipe = recipe_of(picture)
 
     def velocity(text: Embedding) -> torch.Tensor:
-        job.check()
+        picture.check()
         return transformer(
             hidden_states=latents,
             timestep=time,
@@ -84,11 +86,11 @@ def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, j
             return_dict=False,
         )[0]
 
-    cond = velocity(job.conditioning[0])
-    if len(job.conditioning) == 1 or not bool(time[0] < recipe.cfg_trunc_ratio):
+    cond = velocity(picture.conditioning[0])
+    if len(picture.conditioning) == 1 or not bool(time[0] < recipe.cfg_trunc_ratio):
         return Prediction(cond, None, cond)
-    uncond = velocity(job.conditioning[1])
-    guided = uncond + job.guidance_scale * (cond - uncond)
+    uncond = velocity(picture.conditioning[1])
+    guided = uncond + picture.guidance_scale * (cond - uncond)
     if recipe.renorm == "row":
         # diffusers' cfg_normalization, which both of its users leave on; a row is the latent's last axis
         guided = guided * (torch.norm(cond, dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True))
@@ -102,22 +104,21 @@ def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, j
     return Prediction(cond, uncond, guided)
 
 
-def denoise(transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
-    """Euler steps along ``job.sigmas``; returns the final latents in the dtype of the first."""
-    recipe = recipe_of(job)
+def denoise(transformer: nn.Module, picture: Denoising) -> torch.Tensor:
+    """Euler steps along the schedule; returns the final latents in the dtype of the first."""
+    recipe = recipe_of(picture)
     set_qk_norm_eps(transformer, recipe.qk_norm_eps)
-    dtype = job.latents.dtype
+    dtype = picture.latents.dtype
     like_sd_scripts = recipe.modules == "sd-scripts"
     with (
-        kernel(transformer, job.attention),
+        kernel(transformer, picture.attention),
         transformer_roundings(transformer) if like_sd_scripts else nullcontext(),
-        torch.autocast(job.latents.device.type, dtype, enabled=like_sd_scripts and dtype != torch.float32),
+        torch.autocast(picture.latents.device.type, dtype, enabled=like_sd_scripts and dtype != torch.float32),
     ):
-        latents = job.latents
-        for index in range(len(job.sigmas) - 1):
-            sigma, following = job.sigmas[index], job.sigmas[index + 1]
+        latents = picture.latents
+        for index, (sigma, following) in enumerate(pairwise(picture.schedule.sigmas)):
             # the scheduler's sign: from image to noise
-            velocity = -predict(transformer, latents, model_time(sigma), job).guided
+            velocity = -predict(transformer, latents, model_time(sigma), picture).guided
             state = latents.float()
             x0 = state - velocity * sigma
             if recipe.scheduler == "sd-scripts":
@@ -126,7 +127,7 @@ def denoise(transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
             else:
                 # sigma is a 0-dim tensor: in bfloat16 the product is rounded to it before the float32 addition
                 latents = (state + (following - sigma) * velocity).to(velocity.dtype)
-            job.on_step(index + 1, x0)
+            picture.on_step(index + 1, x0)
     return latents.to(dtype)
 
 
@@ -137,6 +138,6 @@ def set_qk_norm_eps(transformer: nn.Module, eps: float) -> None:
             cast(Any, module).eps = eps
 
 
-def recipe_of(job: DenoiseJob) -> Lumina2Recipe:
-    assert isinstance(job.recipe, Lumina2Recipe)
-    return job.recipe
+def recipe_of(picture: Denoising) -> Lumina2Recipe:
+    assert isinstance(picture.recipe, Lumina2Recipe)
+    return picture.recipe

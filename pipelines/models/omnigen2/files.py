@@ -1,4 +1,4 @@
-"""What single files of OmniGen2 look like: the transformer in the released names, and Qwen2.5-VL as ComfyUI has it.
+"""What files of OmniGen2's transformer look like, in the released names. Imports no torch.
 
 Any width is read: the number of heads comes from the length of ``norm_q``, which is that of one head.
 """
@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...sources.layout import Infos, Layout, SingleFiles
-
-_HEAD = 128  # channels of a head in every Qwen2.5
+from ...weights.layout import Infos, Layout, SingleFiles
 
 
 def _transformer_config(infos: Infos) -> dict[str, Any]:
@@ -53,40 +51,4 @@ TRANSFORMER = SingleFiles(
         ),
     ),
     config=_transformer_config,
-)
-
-
-def _qwen_config(infos: Infos) -> dict[str, Any]:
-    """transformers' configuration, of the language model; what the tensors do not tell is Qwen2.5-VL's.
-
-    Source: config.json of Qwen/Qwen2.5-VL-3B-Instruct.
-    """
-    vocabulary, hidden = infos["embed_tokens.weight"].shape
-    return {
-        "model_type": "qwen2_5_vl",
-        "hidden_size": hidden,
-        "vocab_size": vocabulary,
-        "num_hidden_layers": _count(infos, "layers"),
-        "num_attention_heads": infos["layers.0.self_attn.q_proj.weight"].shape[0] // _HEAD,
-        "num_key_value_heads": infos["layers.0.self_attn.k_proj.weight"].shape[0] // _HEAD,
-        "intermediate_size": infos["layers.0.mlp.gate_proj.weight"].shape[0],
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "max_position_embeddings": 128000,
-        "attention_dropout": 0.0,
-    }
-
-
-TEXT_ENCODER = SingleFiles(
-    layouts=(
-        Layout(
-            # transformers' names before and since 4.52, and ComfyUI's all-in-one checkpoints
-            ("model.", "model.language_model.", "", "text_encoders.qwen25_3b.transformer.model."),
-            ("layers.0.self_attn.q_proj.bias", "layers.0.mlp.gate_proj.weight", "embed_tokens.weight"),
-            lambda infos: {},
-        ),
-    ),
-    config=_qwen_config,
-    tokenizer="tokenizer_json",  # ComfyUI's name of it, where a file has one
 )

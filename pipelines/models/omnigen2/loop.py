@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
 
-from ..runtime import DenoiseJob, Embedding
-from .blocks import OmniGen2AttnProcessor
-from .facts import OmniGen2Recipe
-from .schedule import times_of
+from ...layers.attention import kernel
+from ...parts.encoder import Embedding
+from ..model import Denoising
+from .recipes import OmniGen2Recipe
+from .schedule import OmniGen2Schedule
 
 
 @dataclass(frozen=True)
@@ -36,52 +37,42 @@ class Prediction:
     guided: torch.Tensor
 
 
-def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, job: DenoiseJob) -> Prediction:
+def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, picture: Denoising) -> Prediction:
     """Calls the transformer for the prompt, and with guidance for the negative prompt; combines them.
 
     The reference images are part of both calls: v_n + g * (v_c - v_n). A guidance by the images above 1 adds a third
     call, for the negative prompt without images: v_b + i * (v_n - v_b) + g * (v_c - v_n).
     """
-    assert isinstance(job.recipe, OmniGen2Recipe)
+    assert isinstance(picture.recipe, OmniGen2Recipe)
     # rounded before the model's sine and cosine
     time = time.reshape(1).to(latents.dtype)
 
     def velocity(text: Embedding, references: Sequence[torch.Tensor]) -> torch.Tensor:
-        job.check()
+        picture.check()
         return transformer(latents, time, text.embeds, references)
 
-    cond = velocity(job.conditioning[0], job.control)
-    if len(job.conditioning) == 1:
+    cond = velocity(picture.conditioning[0], picture.references)
+    if len(picture.conditioning) == 1:
         return Prediction(cond, None, None, cond)
-    negative = velocity(job.conditioning[1], job.control)
-    image_guidance = job.recipe.image_guidance_scale if job.control else 1.0
+    negative = velocity(picture.conditioning[1], picture.references)
+    image_guidance = picture.recipe.image_guidance_scale if picture.references else 1.0
     if image_guidance <= 1:
-        return Prediction(cond, negative, None, negative + job.guidance_scale * (cond - negative))
-    bare = velocity(job.conditioning[1], ())
-    guided = bare + image_guidance * (negative - bare) + job.guidance_scale * (cond - negative)
+        return Prediction(cond, negative, None, negative + picture.guidance_scale * (cond - negative))
+    bare = velocity(picture.conditioning[1], ())
+    guided = bare + image_guidance * (negative - bare) + picture.guidance_scale * (cond - negative)
     return Prediction(cond, negative, bare, guided)
 
 
-def denoise(transformer: nn.Module, job: DenoiseJob) -> torch.Tensor:
-    """Euler steps along the times of ``job.sigmas``; returns the final latents in the dtype of the first."""
-    set_kernel(transformer, job.attention)
-    latents = job.latents
-    times = times_of(job.sigmas, latents.shape[2] * latents.shape[3])
-    for index in range(len(times) - 1):
-        time, following = times[index], times[index + 1]
-        velocity = predict(transformer, latents, time, job).guided
-        state = latents.float()
-        clean = state + (1 - time) * velocity
-        # the times are 0-dim tensors: in bfloat16 the product is rounded to it before the float32 addition
-        latents = (state + (following - time) * velocity).to(velocity.dtype)
-        job.on_step(index + 1, clean)
+def denoise(transformer: nn.Module, picture: Denoising) -> torch.Tensor:
+    """Euler steps along the times of the schedule; returns the final latents in the dtype of the first."""
+    assert isinstance(picture.schedule, OmniGen2Schedule)
+    latents = picture.latents
+    with kernel(transformer, picture.attention):
+        for index, (time, following) in enumerate(pairwise(picture.schedule.times)):
+            velocity = predict(transformer, latents, time, picture).guided
+            state = latents.float()
+            clean = state + (1 - time) * velocity
+            # the times are 0-dim tensors: in bfloat16 the product is rounded to it before the float32 addition
+            latents = (state + (following - time) * velocity).to(velocity.dtype)
+            picture.on_step(index + 1, clean)
     return latents
-
-
-def set_kernel(transformer: nn.Module, choice: str) -> None:
-    """Makes the next calls use this kernel of attention; ``default`` is torch's SDPA."""
-    backend = None if choice == "default" else AttentionBackendName(choice)
-    for module in transformer.modules():
-        processor = getattr(module, "processor", None)
-        if isinstance(processor, OmniGen2AttnProcessor):
-            processor._attention_backend = backend

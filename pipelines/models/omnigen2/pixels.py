@@ -14,8 +14,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from ...errors import InputError
-from ...sizes import Size
-from .facts import MULTIPLE, OmniGen2Recipe
+from ...parts.flux_vae.autoencoder import decoded, scaled
+from ...pictures.sizes import Size
+from .recipes import MULTIPLE, OmniGen2Recipe
 
 _MAX_PIXELS = 1024 * 1024
 _MAX_REFERENCE_SIDE = 1024
@@ -80,22 +81,19 @@ def encode(
     Returns:
         [C, h, w] each.
     """
-    config = vae.config
     latents = []
     for image in images:
         pixels = prepare(image, recipe, size).to(device).to(dtype)
         posterior = vae.encode(pixels, return_dict=False)[0]
         drawn = posterior.mode() if recipe.posterior == "mean" else posterior.sample(generator)
-        latents.append(((drawn - config["shift_factor"]) * config["scaling_factor"]).to(dtype)[0])
+        latents.append(scaled(drawn, vae.config).to(dtype)[0])
     return tuple(latents)
 
 
 def decode(vae: AutoencoderKL, latents: torch.Tensor, size: Size) -> torch.Tensor:
     """[1, C, h, w] -> [1, 3, height, width] of the size asked for, nominal range -1 to 1, in the latents' dtype."""
-    config = vae.config
-    image = vae.decode(latents / config["scaling_factor"] + config["shift_factor"], return_dict=False)[0]
     # in the run's dtype; where nothing is resized the values stay as they are
-    return torch.nn.functional.interpolate(image, size=(size.height, size.width), mode="bilinear")
+    return torch.nn.functional.interpolate(decoded(vae, latents), size=(size.height, size.width), mode="bilinear")
 
 
 def _seen(width: int, height: int) -> tuple[int, int]:

@@ -1,0 +1,113 @@
+"""ComfyUI as the host: its model folders, progress bar, previews, interruption and memory manager.
+
+No other module of this pack imports ComfyUI.
+"""
+
+# ComfyUI's modules are not installed packages: the type checker cannot find them
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...pipelines.machine.plan import DeviceMemory
+from ...pipelines.weights.untrusted_names import check_name, list_files, list_folders_with
+from .protocol import ProgressBar, SaveTarget
+
+if TYPE_CHECKING:
+    import torch
+
+
+class _ComfyBar:
+    def __init__(self, bar: Any, previewer: Any) -> None:
+        self._bar = bar
+        self._previewer = previewer
+
+    def update(self, done: int, total: int, x0: torch.Tensor | None) -> None:
+        preview = None
+        if self._previewer is not None and x0 is not None:
+            preview = self._previewer.decode_latent_to_preview_image("JPEG", x0)
+        self._bar.update_absolute(done, total, preview)
+
+
+class ComfyHost:
+    """ComfyUI itself. Its modules are imported when they are used: they are not there when the pack is run alone."""
+
+    def model_roots(self, kind: str) -> list[Path]:
+        import folder_paths
+
+        return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+
+    def model_files(self, kind: str, suffixes: tuple[str, ...]) -> list[str]:
+        import folder_paths
+
+        # ComfyUI keeps this list as long as the folders do not change
+        names = [name.replace(os.sep, "/") for name in folder_paths.get_filename_list(kind)]
+        names = [name for name in names if name.lower().endswith(suffixes)]
+        # it has only what ComfyUI's own loaders read: no GGUF
+        left_out = [suffix for suffix in suffixes if suffix not in folder_paths.supported_pt_extensions]
+        return sorted({*names, *list_files(self.model_roots(kind), left_out)}) if left_out else names
+
+    def model_folders(self, kind: str, marker: str) -> list[str]:
+        return list_folders_with(self.model_roots(kind), marker)
+
+    def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
+        import folder_paths
+
+        check_name(prefix, "filename_prefix")
+        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
+            prefix, folder_paths.get_output_directory(), width, height
+        )
+        return SaveTarget(Path(folder), stem, counter, subfolder)
+
+    def metadata_enabled(self) -> bool:
+        from comfy.cli_args import args
+
+        return not args.disable_metadata
+
+    def device(self) -> str:
+        from comfy import model_management
+
+        return str(model_management.get_torch_device())
+
+    def make_room(self, size: int) -> None:
+        from comfy import model_management
+
+        model_management.free_memory(size, model_management.get_torch_device())
+
+    def device_memory(self) -> DeviceMemory | None:
+        from comfy import model_management
+
+        device = model_management.get_torch_device()
+        # of DirectML's devices ComfyUI knows no sizes
+        if device.type in ("cpu", "mps") or getattr(model_management, "directml_enabled", False):
+            return None
+        # ComfyUI's models leave when room is asked for; the user's --reserve-vram is not touched
+        loaded = [found for found in model_management.current_loaded_models if found.device == device]
+        evictable = sum(found.model_loaded_memory() for found in loaded if found.model is not None)
+        reserve = getattr(model_management, "extra_reserved_memory", int)()
+        total = int(model_management.get_total_memory(device))
+        free = int(model_management.get_free_memory(device) + evictable - reserve)
+        return DeviceMemory(total, max(0, min(total, free)))
+
+    def check_interrupt(self) -> None:
+        from comfy import model_management
+
+        model_management.throw_exception_if_processing_interrupted()
+
+    def progress(self, node_id: str | None, total: int, latent_format: str) -> ProgressBar:
+        import latent_preview
+        from comfy import latent_formats, model_management, utils
+
+        known = getattr(latent_formats, latent_format, None)
+        previewer = known and latent_preview.get_previewer(model_management.get_torch_device(), known())
+        return _ComfyBar(utils.ProgressBar(total), previewer)
+
+    def show_text(self, node_id: str | None, text: str) -> None:
+        from server import PromptServer
+
+        server = getattr(PromptServer, "instance", None)
+        if node_id is not None and server is not None:
+            # to the page that queued the prompt: others have other nodes under the same id
+            server.send_progress_text(text, node_id, server.client_id)

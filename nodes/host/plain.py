@@ -1,0 +1,164 @@
+"""The host outside of ComfyUI: folders from arguments, progress on the terminal, Ctrl-C to stop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...pipelines.errors import FileError, InputError
+from ...pipelines.machine.plan import DeviceMemory
+from ...pipelines.weights.untrusted_names import check_name, list_files, list_folders_with
+from .protocol import ProgressBar, SaveTarget
+
+if TYPE_CHECKING:
+    import torch
+
+# ComfyUI's model kinds that have an older folder beside the one of their name, which users still fill
+_OLDER_FOLDERS = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
+
+
+class _TerminalBar:
+    """A line that is written over on a terminal, and one line per step elsewhere."""
+
+    def __init__(self, label: str, write: Callable[[str], None], live: bool) -> None:
+        self._label = label
+        self._write = write
+        self._live = live
+        self._start = time.monotonic()
+
+    def update(self, done: int, total: int, x0: torch.Tensor | None) -> None:
+        line = f"{self._label}: step {done}/{total}, {time.monotonic() - self._start:.1f} s"
+        if self._live:
+            self._write("\r" + line + ("\n" if done >= total else ""))
+        else:
+            self._write(line + "\n")
+
+
+class PlainHost:
+    """Folders from arguments, progress on the terminal, Ctrl-C to stop.
+
+    Args:
+        models: folder with ComfyUI's layout (``diffusers``, ``loras``, ...).
+        input: folder of the pictures that a workflow loads.
+        output: folder of the pictures that it saves.
+        device: compute device; by default CUDA, else Apple's MPS, else the CPU.
+        extra: one more file or folder of a model kind, from anywhere; what lies beside it is not listed.
+    """
+
+    def __init__(
+        self,
+        models: Path,
+        input: Path,
+        output: Path,
+        device: str | None = None,
+        extra: Mapping[str, Path] | None = None,
+    ) -> None:
+        self.models = models
+        self.input = input
+        self.output = output
+        self._device = device
+        self._device_checked = False
+        self._extra = dict(extra or {})
+
+    def model_roots(self, kind: str) -> list[Path]:
+        extra = self._extra.get(kind)
+        return self._folders(kind) if extra is None else [*self._folders(kind), extra.parent]
+
+    def model_files(self, kind: str, suffixes: tuple[str, ...]) -> list[str]:
+        return self._with_extra(kind, list_files(self._folders(kind), suffixes))
+
+    def model_folders(self, kind: str, marker: str) -> list[str]:
+        return self._with_extra(kind, list_folders_with(self._folders(kind), marker))
+
+    def _folders(self, kind: str) -> list[Path]:
+        return [self.models / folder for folder in (kind, *_OLDER_FOLDERS.get(kind, ()))]
+
+    def _with_extra(self, kind: str, names: list[str]) -> list[str]:
+        extra = [self._extra[kind].name] if kind in self._extra else []
+        return list(dict.fromkeys([*names, *extra]))
+
+    def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
+        now = time.localtime()
+        values = {
+            "width": str(width),
+            "height": str(height),
+            "year": f"{now.tm_year}",
+            "month": f"{now.tm_mon:02}",
+            "day": f"{now.tm_mday:02}",
+            "hour": f"{now.tm_hour:02}",
+            "minute": f"{now.tm_min:02}",
+            "second": f"{now.tm_sec:02}",
+        }
+        for name, value in values.items():
+            prefix = prefix.replace(f"%{name}%", value)
+        relative = check_name(prefix, "filename_prefix")
+        folder = (self.output / relative.parent).resolve()
+        if not folder.is_relative_to(self.output.resolve()):
+            raise FileError(f"filename_prefix {prefix!r} is refused: it leads out of the output folder.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"The output folder for {prefix[:80]!r} cannot be made: {error.strerror}.") from error
+        stem = relative.name
+        taken = [0]
+        for path in folder.glob("*"):
+            if path.name.startswith(stem + "_"):
+                digits = path.name[len(stem) + 1 :].split(".")[0].split("_")[0]
+                taken.append(int(digits) if digits.isdecimal() else 0)
+        subfolder = "" if relative.parent.as_posix() == "." else relative.parent.as_posix()
+        return SaveTarget(folder, stem, max(taken) + 1, subfolder)
+
+    def metadata_enabled(self) -> bool:
+        return True
+
+    def device(self) -> str:
+        if self._device is None:
+            import torch
+
+            if torch.cuda.is_available():
+                self._device = "cuda"
+            else:
+                self._device = "mps" if torch.backends.mps.is_available() else "cpu"
+        elif not self._device_checked:
+            import torch
+
+            try:
+                torch.empty(1, device=self._device)
+            except (RuntimeError, AssertionError) as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"Device {self._device!r} cannot be used: {reason}") from error
+            self._device_checked = True
+        return self._device
+
+    def make_room(self, size: int) -> None:
+        """Nothing else is on the device."""
+
+    def device_memory(self) -> DeviceMemory | None:
+        import torch
+
+        device = self.device()
+        backend: Any = getattr(torch, torch.device(device).type, None)
+        if not hasattr(backend, "mem_get_info"):
+            return None
+        free, total = backend.mem_get_info(device)
+        # torch keeps what it freed, for this process alone
+        return DeviceMemory(total, free + backend.memory_reserved(device) - backend.memory_allocated(device))
+
+    def check_interrupt(self) -> None:
+        """Ctrl-C raises by itself."""
+
+    def progress(self, node_id: str | None, total: int, latent_format: str) -> ProgressBar:
+        stream = sys.stderr
+
+        def write(text: str) -> None:
+            stream.write(text)
+            stream.flush()
+
+        return _TerminalBar(f"node {node_id}" if node_id else "sampling", write, stream.isatty())
+
+    def show_text(self, node_id: str | None, text: str) -> None:
+        where = f"node {node_id}: " if node_id else ""
+        sys.stderr.write("".join(f"{where}{line}\n" for line in text.splitlines()))

@@ -1,0 +1,77 @@
+"""What the nodes need of the program that runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ...pipelines.machine.plan import DeviceMemory
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class SaveTarget:
+    """Where a picture goes: ``folder / f"{stem}_{counter:05}_.{extension}"``, counted on in a batch."""
+
+    folder: Path
+    stem: str
+    counter: int
+    subfolder: str
+    """``folder`` relative to the output folder, ``/``-separated, empty at its top."""
+
+
+class ProgressBar(Protocol):
+    """One node's progress. ``update`` raises when the user has asked to stop."""
+
+    def update(self, done: int, total: int, x0: torch.Tensor | None) -> None: ...
+
+
+class Host(Protocol):
+    """What the nodes need of the program that runs them."""
+
+    def model_roots(self, kind: str) -> list[Path]:
+        """Folders of one of ComfyUI's model kinds: ``diffusers``, ``loras``, ``vae``, ..."""
+        ...
+
+    def model_files(self, kind: str, suffixes: tuple[str, ...]) -> list[str]:
+        """Relative, ``/``-separated names of the files of a model kind whose name ends in one of ``suffixes``."""
+        ...
+
+    def model_folders(self, kind: str, marker: str) -> list[str]:
+        """Relative, ``/``-separated names of the folders of a model kind that hold a file called ``marker``."""
+        ...
+
+    def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
+        """The next free file name for a picture of that size (pixels) in the output folder."""
+        ...
+
+    def metadata_enabled(self) -> bool:
+        """False where the user has switched off metadata in saved pictures."""
+        ...
+
+    def device(self) -> str:
+        """The compute device, e.g. ``"cuda:0"`` or ``"cpu"``."""
+        ...
+
+    def make_room(self, size: int) -> None:
+        """Asks for ``size`` free bytes on the compute device before something is put there."""
+        ...
+
+    def device_memory(self) -> DeviceMemory | None:
+        """The compute device's memory; None where it has none of its own, or nothing is known of it."""
+        ...
+
+    def check_interrupt(self) -> None:
+        """Raises when the user has asked to stop."""
+        ...
+
+    def progress(self, node_id: str | None, total: int, latent_format: str) -> ProgressBar:
+        """A bar of ``total`` steps; ``latent_format`` is ComfyUI's name of the latent space that previews show."""
+        ...
+
+    def show_text(self, node_id: str | None, text: str) -> None:
+        """Shows ``text`` on the node."""
+        ...

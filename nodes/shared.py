@@ -1,0 +1,86 @@
+"""What several nodes share: their category, checks of what is wired to them, and what models say in their tooltips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..pipelines.errors import InputError
+from ..pipelines.handle import PipelineHandle
+from ..pipelines.models import catalogue
+from ..pipelines.models.option import Option
+from ..pipelines.weights.choose import why_refused as why_name_refused
+from .host import current_host
+
+CATEGORY = "AITK"
+
+
+def check_pipeline(value: object) -> None:
+    """Raises InputError where something else than a pipeline is connected, which a hand-written prompt can do."""
+    if not isinstance(value, PipelineHandle):
+        raise InputError("pipeline is no AITK_PIPELINE. Connect Load AITK Model or Apply AITK LoRA.")
+
+
+def why_refused(name: str, kinds: Sequence[str], what: str) -> str:
+    """The message of a name that cannot be resolved below the folders of model kinds; empty for one that can."""
+    return why_name_refused(name, kinds, what, roots)
+
+
+def roots(kind: str) -> Sequence[Path]:
+    """The folders of one of ComfyUI's model kinds."""
+    return current_host().model_roots(kind)
+
+
+def tooltip(node_input: str, text: str) -> dict[str, str]:
+    """A tooltip with what the models add to it.
+
+    Args:
+        node_input: ``Node.input``, as the models name it.
+        text: what holds for all models.
+    """
+    said = [facts.words.inputs.get(node_input, "") for facts in catalogue().values()]
+    return {"tooltip": " ".join(dict.fromkeys(part for part in (text, *said) if part))}
+
+
+def search_words(*own: str) -> list[str]:
+    """A node's own words and those of all models, each once."""
+    return list(dict.fromkeys([*own, *(word for facts in catalogue().values() for word in facts.words.search)]))
+
+
+def widget(option: Option) -> tuple[Any, dict[str, Any]]:
+    """An option that models declare as one of ComfyUI's inputs."""
+    about = {"default": option.default, "tooltip": option.tooltip}
+    if option.choices:
+        return list(option.choices), about
+    if isinstance(option.default, bool):
+        return "BOOLEAN", about
+    return "FLOAT", about | {"min": option.low, "max": option.high, "step": option.step, "round": 0.0001}
+
+
+def widgets(options: Sequence[Option], *, required: bool) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Those of the options that ComfyUI lists as required, or the others."""
+    return {option.name: widget(option) for option in options if option.required is required}
+
+
+def changed(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are not their options' defaults; raises InputError where one cannot be a value of its option."""
+    found = {}
+    for option in options:
+        value = values.get(option.name, option.default)
+        if isinstance(value, int) and isinstance(option.default, float) and not isinstance(value, bool):
+            value = float(value)
+        option.check(value)
+        if value != option.default:
+            found[option.name] = value
+    return found
+
+
+def takes_control_images() -> str:
+    """Which models take how many, with which recipe; one sentence."""
+    found = []
+    for facts in catalogue().values():
+        counts = {name: recipe.control_images for name, recipe in facts.recipes.items() if recipe.control_images}
+        if counts:
+            found.append(f"{facts.title} ({', '.join(f'{name}: {count}' for name, count in counts.items())})")
+    return f"Those that take some: {'; '.join(found)}."

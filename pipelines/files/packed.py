@@ -1,0 +1,198 @@
+"""Weights kept as their file packs them, GGUF's blocks or scaled float8, and made dense for each use.
+
+Dequantised is always in float32 and then cast. So the values are those of the format's own definition to the bit:
+diffusers' functions for GGUF by themselves compute with half-precision scales, off by up to 1e-3 of a value, and
+ComfyUI's eager dequantisation of float8 rounds the scale to the run's dtype before it multiplies, in bfloat16 off by up
+to 2e-3 of a value (its float8 matrix products take the scale in float32, as here).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, cast
+
+import torch
+
+from ..errors import FileError
+from .block_types import BLOCK_TYPES, SCALED_TYPES
+
+# Values made dense at a time: several float32 copies of them exist for a moment. On the CPU they should stay in its
+# cache (measured: three times as fast as whole layers); elsewhere each step costs some launches.
+_STEP_CPU = 1 << 21
+_STEP = 1 << 24
+_LARGEST_STEP = 8192  # above what any block type of GGUF multiplies a scale by (Q6_K: 128 times 32)
+_FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTensor(ABC):
+    """A tensor whose values are not stored one by one in a dtype that torch computes in.
+
+    Attributes:
+        raw: uint8 [rows, bytes of a row].
+        qtype: how it is packed, see :attr:`.files.header.TensorInfo.dtype`.
+        shape: of the values; its last dimension is a row.
+        dtype: what :meth:`dequantize` gives by default.
+    """
+
+    raw: torch.Tensor
+    qtype: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.raw.device
+
+    @abstractmethod
+    def largest(self) -> float:
+        """No value is larger than this, either sign; NaN or Inf where a value is, or may be."""
+
+    @abstractmethod
+    def _write(self, out: torch.Tensor, start: int, stop: int) -> None:
+        """Writes these rows' values, made in float32, into ``out`` [rows, values of a row] of any float dtype."""
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Rows of a matrix; shares its memory.
+
+        Raises:
+            ValueError: no matrix, or not that many rows.
+        """
+        if len(self.shape) != 2 or not 0 <= start <= stop <= self.shape[0]:
+            raise ValueError(f"no rows {start}:{stop} in {list(self.shape)}")
+        return replace(self, raw=self.raw[start:stop], shape=(stop - start, self.shape[1]))
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(self, raw=self.raw.to(device))
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The values, in new memory: float32, cast to the given dtype or else this tensor's."""
+        out = torch.empty(len(self.raw), self.shape[-1], dtype=dtype or self.dtype, device=self.device)
+        step = max(1, (_STEP_CPU if self.device.type == "cpu" else _STEP) // self.shape[-1])
+        for start in range(0, len(out), step):
+            stop = min(start + step, len(out))
+            self._write(out[start:stop], start, stop)
+        return out.reshape(self.shape)
+
+
+class BlockTensor(PackedTensor):
+    """A tensor in blocks of GGUF's; ``qtype`` is a key of ``BLOCK_TYPES``."""
+
+    @classmethod
+    def of(
+        cls, raw: torch.Tensor, qtype: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+    ) -> BlockTensor:
+        """Makes one of bytes in any shape; raises FileError where the installed diffusers does not read the type."""
+        _unpacker(qtype)
+        block = BLOCK_TYPES[qtype]
+        return cls(raw.reshape(-1, shape[-1] // block.values * block.size), qtype, shape, dtype)
+
+    @property
+    def scales(self) -> torch.Tensor:
+        """The scales (and minimums) of all blocks, float16 [blocks, 1 or 2]: finite where the values are."""
+        block = BLOCK_TYPES[self.qtype]
+        return self.raw.reshape(-1, block.size)[:, slice(*block.scales)].view(torch.float16)
+
+    def largest(self) -> float:
+        # measured on one core: all values of a 2B model take 7 to 23 s, by type, their scales 0.1 to 0.5 s
+        return float(self.scales.abs().max()) * _LARGEST_STEP
+
+    def _write(self, out: torch.Tensor, start: int, stop: int) -> None:
+        block = BLOCK_TYPES[self.qtype]
+        blocks = self.raw[start:stop].reshape(-1, block.size)
+        values = _unpacker(self.qtype)(blocks, block.values, block.size, dtype=torch.float32)
+        out.copy_(values.reshape(out.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledTensor(PackedTensor):
+    """A tensor of float8 values, each times a float32 scale.
+
+    The scales are numbers, not a tensor: what moves and casts a module must not round them.
+
+    Attributes:
+        scales: how many rows of ``raw`` have which scale, from the first row on.
+    """
+
+    scales: tuple[tuple[int, float], ...] = field(kw_only=True)
+
+    @classmethod
+    def of(cls, values: torch.Tensor, scale: float, dtype: torch.dtype = torch.float32) -> ScaledTensor:
+        """Makes one of a float8 tensor of one or more dimensions; shares its memory."""
+        raw = values.reshape(-1, values.shape[-1]).view(torch.uint8)
+        (qtype,) = (name for name, stored in SCALED_TYPES.items() if _FLOAT8[stored] == values.dtype)
+        return cls(raw, qtype, tuple(values.shape), dtype, scales=((len(raw), scale),))
+
+    def rows(self, start: int, stop: int) -> Self:
+        return replace(super().rows(start, stop), scales=self._runs(start, stop))
+
+    def largest(self) -> float:
+        found, first = [0.0], 0
+        for count, scale in self.scales:
+            part, first = self.raw[first : first + count], first + count
+            if part.numel():
+                # the bits of positive values are in the values' order, NaN and Inf last; so are those of negative ones,
+                # 128 above: two passes without a copy
+                bits = torch.tensor([max(int(part.view(torch.int8).max()), int(part.max()) - 128, 0)])
+                value = bits.to(torch.uint8).view(_FLOAT8[SCALED_TYPES[self.qtype]]).to(torch.float32)
+                found.append(float(value * scale))
+        # carries NaN with it, unlike Python's
+        return float(torch.tensor(found).abs().max())
+
+    def _write(self, out: torch.Tensor, start: int, stop: int) -> None:
+        values = self.raw[start:stop].view(_FLOAT8[SCALED_TYPES[self.qtype]]).to(torch.float32)
+        first = 0
+        for count, scale in self._runs(start, stop):
+            part = slice(first, first + count)
+            torch.mul(values[part], scale, out=out[part])
+            first += count
+
+    def _runs(self, start: int, stop: int) -> tuple[tuple[int, float], ...]:
+        """``scales`` of these rows."""
+        runs, first = [], 0
+        for count, scale in self.scales:
+            kept = min(stop, first + count) - max(start, first)
+            if kept > 0:
+                runs.append((kept, scale))
+            first += count
+        return tuple(runs)
+
+
+def dense(value: torch.Tensor | PackedTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A plain tensor of either, in the given dtype or else the stored one (float32 for a packed one)."""
+    if isinstance(value, PackedTensor):
+        return value.dequantize(dtype)
+    return value if dtype is None else value.to(dtype)
+
+
+def stack_rows(parts: Sequence[torch.Tensor | PackedTensor]) -> torch.Tensor | PackedTensor:
+    """Matrices of one width below each other, every value as it was.
+
+    Packed where all of them are packed in one type. Otherwise dense: in float32 where a packed one is among them, else
+    in the dtype that holds them all.
+    """
+    packed = [part for part in parts if isinstance(part, PackedTensor)]
+    if len(packed) == len(parts) and len({part.qtype for part in packed}) == 1:
+        raw, rows = torch.cat([part.raw for part in packed]), sum(part.shape[0] for part in packed)
+        runs = tuple(run for part in packed if isinstance(part, ScaledTensor) for run in part.scales)
+        changes: dict[str, Any] = {"scales": runs} if runs else {}
+        return replace(packed[0], raw=raw, shape=(rows, packed[0].shape[1]), **changes)
+    values = [dense(part) for part in parts]
+    if any(value.dtype != values[0].dtype for value in values):
+        # float8 has no promotion of its own
+        values = [value.to(torch.float32) if value.element_size() == 1 else value for value in values]
+    return torch.cat(values)
+
+
+def _unpacker(qtype: str) -> Callable[..., torch.Tensor]:
+    """diffusers' function for the blocks of a type: uint8 [blocks, size] -> ``dtype`` [blocks, values]."""
+    from diffusers.quantizers.gguf.utils import dequantize_functions
+    from gguf import GGMLQuantizationType
+
+    unpack = dequantize_functions.get(GGMLQuantizationType[qtype])
+    if unpack is None:
+        # IQ4_NL and IQ4_XS came with 0.36.0
+        raise FileError(f"Tensors of GGUF type {qtype} are not read by the installed diffusers: update it.")
+    return cast("Callable[..., torch.Tensor]", unpack)

@@ -1,0 +1,127 @@
+"""Fills a model with tensors: one at a time, each checked, straight into the dtype or quantisation that it runs in.
+
+The model is made without storage first, so that at no time more than one tensor exists twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from ..errors import FileError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..files.packed import PackedTensor
+    from .holding import Holding
+
+M = TypeVar("M", bound="nn.Module")
+
+
+def build_empty(factory: Callable[[], M], config: str) -> M:
+    """Makes a model whose parameters have shapes but no storage; its buffers are real, they are not in any file.
+
+    Args:
+        factory: makes it from its configuration.
+        config: names the configuration in errors.
+
+    Raises:
+        FileError: the library can make no model of it.
+    """
+    from accelerate import init_empty_weights
+
+    try:
+        with init_empty_weights(include_buffers=False):
+            return factory()
+    except Exception as error:
+        # any value may be missing or of a wrong kind, and each gives another exception
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise FileError(f"{config} cannot be used ({reason}). Download it again.") from error
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """State-dict name -> shape."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def fill(
+    model: M,
+    tensors: Iterable[tuple[str, torch.Tensor | PackedTensor]],
+    dtype: torch.dtype,
+    where: str,
+    check: Callable[[], None],
+    *,
+    holding: Holding | None = None,
+) -> M:
+    """Puts tensors into a model made by :func:`build_empty`.
+
+    Args:
+        model: the model; tensors that it does not have are left out (the caller has compared the names).
+        tensors: name and value; floating-point values are cast to ``dtype``. A packed weight of a Linear layer stays
+            packed, the layer becomes a PackedLinear; any other packed tensor is made dense.
+        dtype: what the model runs in.
+        where: names the source in errors.
+        check: called before each tensor; raises to interrupt.
+        holding: the form of its layers' weights, each one as soon as it is read; None leaves them dense.
+
+    Returns:
+        The same model, in eval mode, without gradients.
+
+    Raises:
+        FileError: a tensor holds NaN or Inf, or what the form cannot hold.
+    """
+    import torch
+
+    from ..files.packed import PackedTensor
+    from .holding import replace_layer
+    from .packed_linear import PackedLinear
+
+    slots: Mapping[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    for name, value in tensors:
+        check()
+        if name not in slots:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if isinstance(value, PackedTensor):
+            if isinstance(module, torch.nn.Linear) and leaf == "weight":
+                _check_finite_packed(value, dtype, name, where)
+                replace_layer(model, owner, PackedLinear(value, module.bias, dtype))
+                continue
+            cast = value.dequantize(dtype)
+        else:
+            # a copy also where the dtype is the same: a model that is a map of its files breaks when they are replaced
+            cast = value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
+        check_finite(cast, name, where)
+        if holding is not None and leaf == "weight" and holding.takes(module, owner):
+            holding.hold(model, owner, cast, where)
+        elif leaf in module._parameters:
+            module._parameters[leaf] = torch.nn.Parameter(cast, requires_grad=False)
+        else:
+            module._buffers[leaf] = cast
+    return model.eval().requires_grad_(False)
+
+
+def check_finite(value: torch.Tensor, name: str, where: str) -> None:
+    """Raises FileError where a floating-point tensor holds NaN or Inf."""
+    import torch
+
+    if value.numel() == 0 or not value.is_floating_point():
+        return
+    # the extremes carry NaN and Inf with them: no second tensor of the same size is made
+    low, high = torch.aminmax(value)
+    if bool(torch.isfinite(low)) and bool(torch.isfinite(high)):
+        return
+    hint = " float16 ends at 65504: choose bfloat16 or float32." if value.dtype == torch.float16 else ""
+    raise FileError(f"{where} is damaged: its tensor {name!r} holds NaN or Inf.{hint} Download it again.")
+
+
+def _check_finite_packed(value: PackedTensor, dtype: torch.dtype, name: str, where: str) -> None:
+    """The same for a packed tensor that is to run in ``dtype``, as far as it can be told without making it dense."""
+    import torch
+
+    # neither NaN nor Inf is below it
+    if not value.largest() <= torch.finfo(dtype).max:
+        check_finite(value.dequantize(dtype), name, where)

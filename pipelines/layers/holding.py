@@ -1,0 +1,95 @@
+"""How a layer holds its weight: dense, or in one of the forms below. Each form answers the same three questions.
+
+A weight that its file packs (GGUF, scaled float8) stays packed, whatever the user chose: see ``packed_linear.py``.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from . import float8, quanto
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..options import Quantization
+
+# what Apple's MPS, which has no 8-bit floating point, cannot hold
+FLOAT8_FORMS = ("qfloat8", float8.NAME, "scaled float8")
+
+
+class Holding(Protocol):
+    """One form of weights."""
+
+    def takes(self, layer: nn.Module, name: str) -> bool:
+        """Whether the weight of this layer, called so in its model, is held in this form."""
+        ...
+
+    def size(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """Bytes of a weight of this shape, in a model that runs in ``dtype``."""
+        ...
+
+    def hold(self, model: nn.Module, name: str, weight: torch.Tensor, where: str) -> None:
+        """Puts a weight, in the run's dtype, into the layer of this name.
+
+        Raises:
+            FileError: the form cannot hold its values; ``where`` names the source.
+        """
+        ...
+
+
+class Selected:
+    """A form for all layers but some.
+
+    Args:
+        form: for the others.
+        plain: names of layers that stay dense, with ``*`` for any letters; a name stands for what is below it, too.
+    """
+
+    def __init__(self, form: Holding, plain: Sequence[str]) -> None:
+        self._form = form
+        self._plain = plain
+
+    def takes(self, layer: nn.Module, name: str) -> bool:
+        return self._form.takes(layer, name) and not any(fnmatch(name, pattern) for pattern in self._plain)
+
+    def size(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        return self._form.size(shape, dtype)
+
+    def hold(self, model: nn.Module, name: str, weight: torch.Tensor, where: str) -> None:
+        self._form.hold(model, name, weight, where)
+
+
+def holding_of(quantization: Quantization, plain: Sequence[str] = ()) -> Holding | None:
+    """The form that a choice means; None where every weight is dense."""
+    if quantization == "none":
+        return None
+    return Selected(float8.Storage() if quantization == float8.NAME else quanto.Quanto(quantization), plain)
+
+
+class Weighted(Protocol):
+    """A linear layer, or some rows of one."""
+
+    @property
+    def weight(self) -> Any: ...
+
+
+def dense_weight(layer: Weighted, rows: tuple[int, int] | None = None) -> torch.Tensor:
+    """A layer's weight in float32, however the layer holds it; of ``rows`` alone where given."""
+    weight = layer.weight
+    if not isinstance(weight, torch.Tensor):
+        # GGUF's and float8's layers
+        return (weight if rows is None else weight.rows(*rows)).dequantize().to(torch.float32)
+    # quanto's; a plain tensor has a method of this name too, for another use
+    values = weight.dequantize() if hasattr(layer, "weight_qtype") else weight
+    return (values if rows is None else values[slice(*rows)]).to(torch.float32)
+
+
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Puts another layer in the place of the one of this name."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, layer)

@@ -1,0 +1,45 @@
+"""Options that a model has and others do not, as data: the nodes make widgets of them. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..options import OptionValue
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        name: of the node's input; one name means one thing in every model that declares it.
+        default: the value at which a run is as if there were no such option.
+        tooltip: what it does, and for which models.
+        place: among the options of its node, for good: saved workflows keep widgets by their position.
+        low, high: of a number.
+        step: of a number's widget.
+        choices: of a word; empty for others.
+        required: whether ComfyUI lists it among the required inputs, as some were published.
+    """
+
+    name: str
+    default: OptionValue
+    tooltip: str
+    place: int
+    low: float = 0.0
+    high: float = 100.0
+    step: float = 0.01
+    choices: tuple[str, ...] = ()
+    required: bool = False
+
+    def check(self, value: OptionValue) -> None:
+        """Raises InputError where this cannot be a value of the option."""
+        if self.choices:
+            if value not in self.choices:
+                raise InputError(f"{self.name} {value!r} is unknown. Choose one of: {', '.join(self.choices)}.")
+        elif isinstance(self.default, bool):
+            if not isinstance(value, bool):
+                raise InputError(f"{self.name} is {value!r}: choose true or false.")
+        elif isinstance(value, bool | str) or not self.low <= value <= self.high:
+            raise InputError(f"{self.name} is {value}: choose {self.low:g} to {self.high:g}.")

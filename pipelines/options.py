@@ -1,0 +1,84 @@
+"""The choices that users make about how weights are held and computed. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
+
+DType = Literal["bfloat16", "float16", "float32"]
+Quantization = Literal["none", "qfloat8", "qint8", "fp8_e4m3fn"]
+QuantizationChoice = Literal["model default", "none", "qfloat8", "qint8", "fp8_e4m3fn"]
+Attention = Literal["default", "flash", "sage"]
+Application = Literal["auto", "merged", "live"]
+Arithmetic = Literal["trainer", "peft", "sd-scripts"]  # of a live LoRA
+Role = Literal["encoder", "denoiser", "autoencoder"]
+OptionValue = float | bool | str
+
+DTYPES: tuple[DType, ...] = ("bfloat16", "float16", "float32")
+QUANTIZATION_CHOICES: tuple[QuantizationChoice, ...] = ("model default", "none", "qfloat8", "qint8", "fp8_e4m3fn")
+ATTENTIONS: tuple[Attention, ...] = ("default", "flash", "sage")
+APPLICATIONS: tuple[Application, ...] = ("auto", "merged", "live")
+# role -> the input of AITK Runtime Options that decides how its parts are held
+QUANTIZATION_INPUTS: dict[Role, str] = {
+    "denoiser": "transformer_quantization",
+    "encoder": "text_encoder_quantization",
+}
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    import torch
+
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Values of options that models declare (``models/option.py``): those that the user changed.
+
+    Attributes:
+        values: (name, value) pairs, in the order of the options' places.
+    """
+
+    values: tuple[tuple[str, OptionValue], ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, OptionValue]) -> Chosen:
+        return cls(tuple(values.items()))
+
+    def get(self, name: str, default: OptionValue) -> OptionValue:
+        return dict(self.values).get(name, default)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict(self.values))
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How weights are held and run. The first three have the names of the node's inputs, whatever a model calls a part.
+
+    Attributes:
+        transformer_quantization: of every denoiser. ``model default`` is the model page's choice, or what the model
+            states where this machine's memory cannot hold that (``machine/plan.py``). Any other choice is kept.
+        text_encoder_quantization: of every encoder, likewise. AI Toolkit's own interface quantises them to qfloat8.
+        transformer_attention: the denoisers' kernel; ``default`` is torch's SDPA, as in every reference.
+        blocks_on_cpu: how many of a denoiser's main blocks, from the last, come to the device for their own call alone,
+            at the least: the plan takes more where the device asks for it. More than there are means all.
+        own: what models declare for themselves, e.g. ``text_encoder_attention``.
+    """
+
+    transformer_quantization: QuantizationChoice = "model default"
+    text_encoder_quantization: QuantizationChoice = "model default"
+    transformer_attention: Attention = "default"
+    blocks_on_cpu: int = 0
+    own: Chosen = field(default_factory=Chosen)
+
+    def quantization(self, role: Role) -> QuantizationChoice:
+        """The user's choice for parts of a role; autoencoders are never quantised."""
+        if role == "denoiser":
+            return self.transformer_quantization
+        return self.text_encoder_quantization if role == "encoder" else "none"

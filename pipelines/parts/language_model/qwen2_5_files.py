@@ -1,0 +1,24 @@
+"""What files of Qwen2.5-VL's language model look like, OmniGen2's text encoder. Imports no torch."""
+
+from __future__ import annotations
+
+from .files import LanguageModelFiles
+
+QWEN2_5_VL = LanguageModelFiles(
+    title="Qwen2.5-VL",
+    model_type="qwen2_5_vl",
+    # transformers' names before and since 4.52, an encoder alone, and ComfyUI's all-in-one checkpoints
+    prefixes=("model.", "model.language_model.", "", "text_encoders.qwen25_3b.transformer.model."),
+    head=128,
+    # config.json of Qwen/Qwen2.5-VL-3B-Instruct
+    constants={
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "max_position_embeddings": 128000,
+        "attention_dropout": 0.0,
+    },
+    signature=("layers.0.self_attn.q_proj.bias",),
+    tokenizer="tokenizer_json",  # ComfyUI's name of it, where a file has one
+    final_norm=True,
+)

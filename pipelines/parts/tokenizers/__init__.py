@@ -1,0 +1,1 @@
+"""Tokenizers, from folders and from the bytes that single files embed."""

@@ -1,0 +1,40 @@
+"""The tokenizer of a folder, by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from ...errors import FileError
+
+
+class FolderTokenizer:
+    """What AutoTokenizer makes of a folder; a processor would need torchvision and gives the same ids.
+
+    Attributes:
+        tokenizer: transformers'.
+        pad_id: of its padding token.
+        pad_left: on which side it pads.
+
+    Raises:
+        FileError: it is damaged, or has no padding token.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            # the library's exceptions for a damaged file are of every kind
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise FileError(f"The tokenizer of {name!r} cannot be used ({reason}). Download it again.") from error
+        if self.tokenizer.pad_token_id is None:
+            raise FileError(f"The tokenizer of {name!r} has no padding token. Download it again.")
+        self.pad_id: int = self.tokenizer.pad_token_id
+        self.pad_left: bool = self.tokenizer.padding_side == "left"
+
+    def __call__(self, text: str, settings: Any) -> list[int]:
+        return self.tokenizer(text).input_ids

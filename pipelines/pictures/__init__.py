@@ -1,0 +1,1 @@
+"""Sizes and pixels of pictures."""

@@ -1,0 +1,1 @@
+"""One run: from a handle and a request to pictures and a report."""

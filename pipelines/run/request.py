@@ -1,0 +1,148 @@
+"""What the sampler node asks for, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from ..options import Chosen
+from ..pictures.sizes import Size, snap
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..handle import ControlImages, PipelineHandle
+    from ..models.facts import ModelFacts
+    from ..models.model import Model
+    from ..models.recipe import Recipe
+
+MAX_SEED = 2**53  # the largest whole number that the editor, a JavaScript program, holds exactly
+MAX_STEPS = 10_000
+MIN_DENOISE = 0.01  # the schedule has steps / denoise steps
+MAX_BATCH = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class SampleRequest:
+    """The sampler node's inputs.
+
+    Attributes:
+        recipe: a name of the model's recipes.
+        prompt, negative_prompt: as typed.
+        width, height: pixels, before snapping; not used with ``latent``.
+        steps: 1 or more.
+        guidance_scale: as the model understands it.
+        seed: of the first picture, 0..2**53; picture i of a batch uses seed + i.
+        trigger_word: replaces ``[trigger]`` and ``[name]`` in the prompt; empty leaves them as they are.
+        system_prompt: empty is the recipe's own.
+        batch_size: pictures.
+        denoise: 0.01 to 1; below 1 the last part of a longer schedule runs, from ``latent``.
+        latent: [1 or batch_size, C, h, w], or with frames [1 or batch_size, C, frames, h, w], in ComfyUI's scale; None
+            is noise alone.
+        control: reference images, or None.
+        recipe_options: what the user changed of the options that only some recipes read.
+    """
+
+    recipe: str
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 1024
+    height: int = 1024
+    steps: int = 25
+    guidance_scale: float = 4.0
+    seed: int = 42
+    trigger_word: str = ""
+    system_prompt: str = ""
+    batch_size: int = 1
+    denoise: float = 1.0
+    latent: torch.Tensor | None = None
+    control: ControlImages | None = None
+    recipe_options: Chosen = field(default_factory=Chosen)
+
+
+def check_request(model: ModelFacts, request: SampleRequest) -> Recipe:
+    """Refuses what cannot be run before anything is loaded; returns the recipe with the user's options in it.
+
+    Raises:
+        InputError: names the value, its range and what to do.
+    """
+    if request.recipe not in model.recipes:
+        raise InputError(f"{model.title} has no recipe {request.recipe!r}. It has: {', '.join(model.recipes)}.")
+    _check_numbers(request)
+    for name in ("prompt", "negative_prompt", "system_prompt", "trigger_word"):
+        try:
+            getattr(request, name).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name} holds half a character (a lone surrogate) at position {error.start}.") from error
+    recipe = model.recipes[request.recipe]
+    _check_control(model, recipe, len(request.control.images) if request.control is not None else 0)
+    return recipe.configured(request.recipe_options, model.recipe_options)
+
+
+def _check_numbers(request: SampleRequest) -> None:
+    for name, low, high in (("steps", 1, MAX_STEPS), ("batch_size", 1, MAX_BATCH)):
+        if not low <= getattr(request, name) <= high:
+            raise InputError(f"{name} is {getattr(request, name)}: choose {low} to {high}.")
+    if not 0 <= request.seed <= MAX_SEED:
+        raise InputError(f"seed is {request.seed}: choose 0 to 2^53 ({MAX_SEED}).")
+    if not MIN_DENOISE <= request.denoise <= 1:
+        raise InputError(f"denoise is {request.denoise}: choose {MIN_DENOISE} to 1.")
+    if not 0 <= request.guidance_scale <= 1000:
+        raise InputError(f"guidance_scale is {request.guidance_scale}: choose 0 to 1000.")
+    if request.denoise < 1 and request.latent is None:
+        raise InputError("denoise is below 1, but no latent is connected: there is nothing to start from.")
+
+
+def _check_control(model: ModelFacts, recipe: Recipe, given: int) -> None:
+    if given <= recipe.control_images:
+        return
+    takes = f"at most {recipe.control_images}" if recipe.control_images else "no"
+    fitting = [other.name for other in model.recipes.values() if other.control_images >= given]
+    whose = f"The recipe {recipe.name!r} of {model.title}" if fitting else model.title
+    way_out = f"choose the recipe {fitting[0]!r}" if fitting else "load a model that edits images"
+    raise InputError(
+        f"{whose} takes {takes} control images; connected: {given}. Disconnect `control` from the sampler, or "
+        f"{way_out}."
+    )
+
+
+def schedule_length(request: SampleRequest) -> int:
+    """Steps of the whole schedule, of which the last ``steps`` run: ComfyUI's rule for denoise."""
+    return request.steps if request.denoise == 1 else int(request.steps / request.denoise)
+
+
+def size_of(model: Model, handle: PipelineHandle, recipe: Recipe, request: SampleRequest) -> Size:
+    """The size that is rendered: the given latent's, or the one asked for, as the recipe snaps it.
+
+    Raises:
+        InputError: no picture of that size can be rendered, or the latent is of another model.
+    """
+    largest = model.largest_side(handle.checkpoint)
+    if request.latent is None:
+        return snap(request.width, request.height, recipe.size, largest)
+    shape, latent, title = tuple(request.latent.shape), model.facts.latent, model.facts.title
+    axes = "frames, h, w" if latent.frames else "h, w"
+    if len(shape) != (5 if latent.frames else 4) or shape[1] != latent.channels:
+        raise InputError(
+            f"The latent has shape {list(shape)}; {title} needs [batch, {latent.channels}, {axes}]. "
+            "Encode the picture with this model's VAE."
+        )
+    if shape[0] not in (1, request.batch_size):
+        raise InputError(f"The latent holds {shape[0]} pictures, and batch_size is {request.batch_size}.")
+    width, height = shape[-1] * latent.downscale, shape[-2] * latent.downscale
+    fits = width % recipe.size.multiple == height % recipe.size.multiple == 0
+    if not fits or min(width, height) == 0 or max(width, height) > largest:
+        raise InputError(
+            f"The latent stands for {width} x {height} pixels; {title} needs multiples of "
+            f"{recipe.size.multiple}, up to {largest}. Resize it first."
+        )
+    size = Size(width, height)
+    wanted = model.latent_shape(size)
+    if shape[1:] != wanted[1:]:
+        # a model may render another size than it saves
+        raise InputError(
+            f"The latent has shape {list(shape)}, and {title} renders pictures of its size with {list(wanted[1:])}. "
+            "Use a size that is a multiple of 16 and not above one megapixel."
+        )
+    return size

@@ -1,0 +1,125 @@
+"""A run, once everything is decided: the phases that bring parts to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..models.model import Denoising, Job
+from ..pictures.picture import Picture
+from .clock import Clock
+from .request import check_request, schedule_length, size_of
+from .texts import typed_texts
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..engine.engine import Engine
+    from ..engine.wanted import Wanted
+    from ..handle import PipelineHandle
+    from ..models.schedule import Schedule
+    from ..observer import Observer
+    from ..parts.encoder import Embedding
+    from .request import SampleRequest
+    from .start import Start
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run is, once everything is decided: made before anything is loaded.
+
+    Attributes:
+        engine: with the weights.
+        wanted: the parts.
+        job: what the model is asked for.
+        request: the node's inputs.
+        schedule: the levels that run.
+        observer: told of progress, asked for interruption.
+        clock: of its phases.
+    """
+
+    engine: Engine
+    wanted: Wanted
+    job: Job
+    request: SampleRequest
+    schedule: Schedule
+    observer: Observer
+    clock: Clock
+
+    @property
+    def seeds(self) -> range:
+        return range(self.request.seed, self.request.seed + self.request.batch_size)
+
+    def denoise(self, conditioning: Sequence[Embedding], begun: Sequence[Start]) -> list[torch.Tensor]:
+        """Final latents of each picture, on the CPU."""
+        device, finished = self.engine.device, []
+        self.observer.stage("sampling")
+        with self.clock.phase("sample"), self.engine.denoisers(self.wanted, self.observer) as denoisers:
+            conditioning = [embedding.to(device) for embedding in conditioning]
+            for index, start in enumerate(begun):
+                picture = self._picture(index, start, conditioning)
+                finished.append(self.wanted.model.denoise(denoisers, picture).cpu())
+        return finished
+
+    def _picture(self, index: int, start: Start, conditioning: Sequence[Embedding]) -> Denoising:
+        device, model = self.engine.device, self.wanted.model
+        done, total = index * self.request.steps, self.request.steps * self.request.batch_size
+        noise = model.noise(start.generator, self.job)
+        return Denoising(
+            job=self.job,
+            latents=self.schedule.start(noise, self._given(index, noise.device)).to(device),
+            schedule=self.schedule.to(device),
+            conditioning=conditioning,
+            on_step=lambda step, x0: self.observer.step(done + step, total, x0),
+            check=self.observer.check,
+            references=tuple(value.to(device) for value in start.references),
+            generator=start.generator,
+        )
+
+    def _given(self, index: int, device: torch.device) -> torch.Tensor | None:
+        """The latent that picture ``index`` starts from, in the model's scale."""
+        latent = self.request.latent
+        if latent is None:
+            return None
+        one = latent[index if len(latent) > 1 else 0][None].to(device).float()
+        return self.wanted.model.from_comfy(one, self.job.checkpoint)
+
+    def decode(self, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """uint8 [H, W, 3] each."""
+        model, images = self.wanted.model, []
+        self.observer.stage("decoding")
+        with (
+            self.clock.phase("decode"),
+            self.engine.on_device(self.wanted, model.autoencoder.name, self.observer) as autoencoder,
+        ):
+            for one in latents:
+                self.observer.check()
+                images.append(model.decode(autoencoder, one.to(self.engine.device), self.job))
+        return images
+
+
+def prepare(engine: Engine, handle: PipelineHandle, request: SampleRequest, observer: Observer) -> tuple[Run, str]:
+    """Checks a request and decides everything; loads nothing. Returns the run, and the flags cut off the prompt.
+
+    Raises:
+        AITKError: bad input, or files that do not fit.
+    """
+    model = engine.model(handle)
+    recipe = check_request(model.facts, request)
+    size = size_of(model, handle, recipe, request)
+    wanted = engine.resolve(handle, recipe, size)
+    typed, flags = typed_texts(request, recipe)
+    job = Job(
+        recipe=recipe,
+        checkpoint=handle.checkpoint,
+        dtype=handle.dtype,
+        options=handle.options,
+        quantization={name: key.quantization for name, key in wanted.keys.items()},
+        size=size,
+        guidance_scale=request.guidance_scale,
+        typed=typed,
+        references=tuple(map(Picture.of, request.control.images)) if request.control is not None else (),
+    )
+    schedule = model.schedule(job, schedule_length(request)).last(request.steps)
+    return Run(engine, wanted, job, request, schedule, observer, Clock()), flags

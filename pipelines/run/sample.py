@@ -1,0 +1,89 @@
+"""The sampler node's work: from a handle and a request to pictures and a report. Model-independent.
+
+The order is fixed: check the request, encode, apply LoRAs, denoise each picture of the batch alone, decode, report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .report import Report, Sources, peak_memory
+from .run import prepare
+from .start import starts
+from .texts import text_notes
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..engine.engine import Engine
+    from ..handle import PipelineHandle
+    from ..observer import Observer
+    from ..pictures.sizes import Size
+    from .request import SampleRequest
+
+
+@dataclass(frozen=True, eq=False)
+class SampleResult:
+    """What the sampler node hands on.
+
+    Attributes:
+        images: [B, H, W, 3], float32; every value is a whole number of 255ths, so that saving gives the exact pixels.
+        latent: [B, C, h, w], or with frames [B, C, frames, h, w], float32, in ComfyUI's scale.
+        sigmas: [steps + 1], float32.
+        size: as rendered.
+        report: JSON-able.
+        notes: what the user should see on the node.
+    """
+
+    images: torch.Tensor
+    latent: torch.Tensor
+    sigmas: torch.Tensor
+    size: Size
+    report: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, observer: Observer) -> SampleResult:
+    """Runs a request. Whatever it raises, the engine stays usable and its weights are as they should be.
+
+    Raises:
+        AITKError: bad input, files that do not fit, out of memory; or whatever the observer raises to interrupt.
+    """
+    import torch
+
+    run, flags = prepare(engine, handle, request, observer)
+    job, wanted, model, clock = run.job, run.wanted, run.wanted.model, run.clock
+    texts = model.texts(job)
+    model.check_references(job)
+    before = replace(engine.counters)
+    # ComfyUI runs nodes in inference mode, whose tensors are of no use outside of it; here every host is alike
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        peak_memory(engine.device) as peak,
+        engine.device_memory(),
+    ):
+        with clock.phase("encode"):
+            conditioning = engine.embeddings(wanted, texts, observer)
+        with clock.phase("encode control") if job.references else nullcontext():
+            begun = starts(engine, wanted, job, run.seeds, observer)
+        with clock.phase("prepare"):
+            engine.apply_loras(wanted, model.facts.files.of_role("denoiser")[0], observer)
+            # read now: the files may be gone when the picture is done
+            sources = Sources.of(wanted)
+        latents = run.denoise(conditioning, begun)
+        images = run.decode(latents)
+    notes = (*job.size.notes, *wanted.plan.notes, *text_notes(model.facts, job.typed, flags, conditioning))
+    report = Report(run, sources, texts, notes, before, peak).as_json()
+    comfy = torch.cat([model.to_comfy(latent.float(), handle.checkpoint) for latent in latents])
+    return SampleResult(to_images(images), comfy, run.schedule.sigmas, job.size, report, notes)
+
+
+def to_images(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """uint8 [H, W, 3] each -> IMAGE [B, H, W, 3], float32, 0..1: whole 255ths, which saving gives back exactly."""
+    import torch
+
+    return torch.stack(list(pictures)).to(torch.float32) / 255

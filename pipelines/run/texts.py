@@ -1,0 +1,52 @@
+"""From the texts that a user typed to those that the model gets, and what the user should know about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ..models.model import Typed
+
+if TYPE_CHECKING:
+    from ..models.facts import ModelFacts
+    from ..models.recipe import Recipe
+    from ..parts.encoder import Embedding
+    from .request import SampleRequest
+
+
+def typed_texts(request: SampleRequest, recipe: Recipe) -> tuple[Typed, str]:
+    """The texts with the trigger word in them, and the flags that were cut off the prompt."""
+    prompt, flags = insert_trigger(request.prompt, request.trigger_word), ""
+    if recipe.prompt_flags:
+        prompt, flags = cut_flags(prompt)
+    return Typed(prompt, request.negative_prompt, request.system_prompt), flags
+
+
+def insert_trigger(prompt: str, trigger_word: str) -> str:
+    """Replaces ``[trigger]`` and ``[name]`` as AI Toolkit does (toolkit/prompt_utils.py); without a word, nothing."""
+    if not trigger_word:
+        return prompt
+    return prompt.replace("[name]", trigger_word).replace("[trigger]", trigger_word)
+
+
+def cut_flags(prompt: str) -> tuple[str, str]:
+    """What AI Toolkit takes for the prompt, and the flags behind it, which set a job's size, seed, ... per sample."""
+    text, dashes, flags = prompt.partition("--")
+    return text.strip(), (dashes + flags).strip()
+
+
+def text_notes(model: ModelFacts, typed: Typed, flags: str, conditioning: Sequence[Embedding]) -> Iterator[str]:
+    """What the user should see on the node."""
+    if not typed.prompt.strip():
+        yield "the prompt is empty"
+    if flags:
+        yield f"{flags!r} was cut off the prompt: AI Toolkit reads flags from '--' on. Set the node's inputs instead"
+    for name, embedding in zip(("prompt", "negative prompt"), conditioning, strict=False):
+        if embedding.cut_tokens:
+            length = embedding.mask.shape[1]
+            yield f"the {name} was cut at {length} tokens: its last {embedding.cut_tokens} were left out"
+    if typed.negative_prompt and len(conditioning) < 2:
+        why = f"{model.title} has its guidance built in"
+        if model.guidance == "classifier-free":
+            why = "guidance_scale is 1 or less"
+        yield f"the negative prompt is not used: {why}"

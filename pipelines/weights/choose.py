@@ -1,0 +1,135 @@
+"""From the names in a workflow to the checkpoint that they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import FileError, InputError
+from .checkpoint import Checkpoint, parts_in
+from .hub import fetch_part, fetch_tokenizer, open_repo
+from .single_file import SingleFileSource, open_single_file
+from .untrusted_names import check_name, resolve_name
+
+if TYPE_CHECKING:
+    from ..options import Role
+    from .part_files import ModelFiles
+    from .source import Source
+
+DEFAULT = "default"
+# ComfyUI's folders: of model folders, and of single files; whole checkpoints and denoisers alone are both `weights`
+FOLDERS = ("diffusers",)
+WEIGHT_FILES = ("diffusion_models", "checkpoints")
+WEIGHTS = (*FOLDERS, *WEIGHT_FILES)
+PART_FILES: Mapping[Role, tuple[str, ...]] = {"encoder": ("text_encoders",), "autoencoder": ("vae",)}
+_INPUTS: Mapping[Role, str] = {"encoder": "text_encoder", "autoencoder": "vae"}  # of the loader's node
+Roots = Callable[[str], Sequence[Path]]  # a model kind of ComfyUI -> its folders
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the loader's inputs name.
+
+    Attributes:
+        weights: a model folder, a single file, or ``default``: the model's own repository.
+        repo_id: another repository of the model; only with ``default``.
+        files: role -> a single file with the parts of this role, or ``default``: those of ``weights``.
+    """
+
+    weights: str = DEFAULT
+    repo_id: str = ""
+    files: Mapping[Role, str] = field(default_factory=dict)
+
+
+def choose(model: ModelFiles, choice: Choice, roots: Roots) -> Checkpoint:
+    """The checkpoint of a choice; reads no weights, and downloads what is neither there nor in the hub's cache.
+
+    Args:
+        model: what should be in it.
+        choice: the names.
+        roots: finds ComfyUI's folders.
+
+    Raises:
+        FileError, HubError, InputError: a file is missing, damaged or of another model; the message says which.
+    """
+    given = {part: _with_tokenizer(source, model) for part, source in _given(model, choice, roots).items()}
+    repo_id = choice.repo_id.strip()
+    if choice.weights == DEFAULT:
+        found = open_repo(repo_id or model.repository, model, given)
+        name = found[model.main].name
+    elif repo_id:
+        raise InputError(f"repo_id {repo_id!r} needs weights = default, not {choice.weights!r}. Change one of them.")
+    else:
+        name = check_name(choice.weights, "weights").as_posix()
+        found = _weights(model, choice.weights, given, roots)
+        if resolve_name(choice.weights, _all(WEIGHTS, roots), "weights").is_dir():
+            # what a folder lacks comes from where AI Toolkit takes it
+            found |= {part: fetch_part(part, model) for part in model.parts if part not in (*found, *given)}
+    return Checkpoint.assemble(name, found | given, model)
+
+
+def local_sources(model: ModelFiles, choice: Choice, roots: Roots) -> dict[str, Source]:
+    """Part -> source of what lies in ComfyUI's folders; nothing is fetched."""
+    found = _given(model, choice, roots)
+    return found if choice.weights == DEFAULT else _weights(model, choice.weights, found, roots) | found
+
+
+def why_refused(name: str, kinds: Sequence[str], what: str, roots: Roots) -> str:
+    """The message of a name that cannot be resolved below the folders of model kinds; empty for one that can."""
+    try:
+        resolve_name(name, _all(kinds, roots), what)
+    except FileError as error:
+        return str(error)
+    return ""
+
+
+def _weights(model: ModelFiles, weights: str, given: Collection[str], roots: Roots) -> dict[str, Source]:
+    """What ``weights`` names: a model folder (without ``given`` parts), or a file of parts."""
+    name = check_name(weights, "weights").as_posix()
+    path = resolve_name(weights, _all(WEIGHTS, roots), "weights")
+    if path.is_dir():
+        return parts_in(path, name, model, given)
+    places = [kind for kind in WEIGHT_FILES if any((root / name).is_file() for root in roots(kind))]
+    if len(places) > 1:
+        raise FileError(f"{name!r} is in {' and in '.join(places)}: rename one of the two, so that it is clear which.")
+    found = open_single_file(path, name, model)
+    if model.main not in found:
+        inputs = dict.fromkeys(_INPUTS[source.role] for source in found.values())
+        raise FileError(
+            f"{name!r} holds the {' and the '.join(found)} of {model.title}, and weights must hold the {model.main}. "
+            f"Choose it as {' or '.join(inputs)}."
+        )
+    return dict(found)
+
+
+def _given(model: ModelFiles, choice: Choice, roots: Roots) -> dict[str, Source]:
+    """Part -> source, for those that have a file of their own."""
+    found: dict[str, Source] = {}
+    for role, file in choice.files.items():
+        if file != DEFAULT:
+            found |= _of_role(model, role, file, roots)
+    return found
+
+
+def _of_role(model: ModelFiles, role: Role, file: str, roots: Roots) -> dict[str, SingleFileSource]:
+    """The parts of a role in a single file, which may hold others too."""
+    what, name = _INPUTS[role], check_name(file, _INPUTS[role]).as_posix()
+    found = open_single_file(resolve_name(file, _all(PART_FILES[role], roots), what), name, model)
+    own = {part: source for part, source in found.items() if source.role == role}
+    if not own:
+        raise FileError(f"{name!r} holds the {' and the '.join(found)} of {model.title}, no {what}. Choose another.")
+    return own
+
+
+def _with_tokenizer(source: Source, model: ModelFiles) -> Source:
+    """The source itself, or with the tokenizer of its repository where its file holds none."""
+    needs = model.parts[source.component].tokenizer is not None
+    if needs and isinstance(source, SingleFileSource) and source.tokenizer() is None:
+        return replace(source, tokenizer_folder=fetch_tokenizer(source.component, model))
+    return source
+
+
+def _all(kinds: Sequence[str], roots: Roots) -> list[Path]:
+    return [root for kind in kinds for root in roots(kind)]

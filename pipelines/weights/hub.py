@@ -1,0 +1,178 @@
+"""Hugging Face repositories: the local cache first, a download when something is missing.
+
+Tokens come from where huggingface_hub itself looks (``HF_TOKEN``, ``hf auth login``) and are never seen here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import FileError, HubError, InputError
+from .checkpoint import MODEL_INDEX, parts_in
+from .folder import FolderSource, has_tokenizer
+from .single_file import open_part
+
+if TYPE_CHECKING:
+    from .part_files import ModelFiles, PartFiles
+    from .source import Source
+
+_Opened = Callable[[Path], "dict[str, Source]"]
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# safetensors and text only: pickles are not even downloaded
+_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_OFFLINE = (
+    "Connect to the network once, or download it elsewhere and put the folder into ComfyUI's 'diffusers' folder, "
+    "where `weights` will list it."
+)
+
+
+def open_repo(repo_id: str, model: ModelFiles, given: Collection[str] = ()) -> dict[str, Source]:
+    """The parts of a model in the cached snapshot of its repository, downloaded first where it is not complete.
+
+    AI Toolkit's own files are preferred to diffusers' subfolders where a repository has both. Parts that AI Toolkit
+    takes from repositories of their own come from there.
+
+    Args:
+        repo_id: ``owner/name``.
+        model: what should be in it; what it does not need is not downloaded.
+        given: parts that come from elsewhere.
+
+    Returns:
+        Part -> source, for all that are not given.
+
+    Raises:
+        InputError: ``repo_id`` is not of that form.
+        HubError: it is not cached and cannot be downloaded; the message says why and what to do.
+        FileError: the repository lacks a part of the model.
+    """
+    if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id:
+        raise InputError(f"repo_id {repo_id!r} is no Hugging Face repository id. Write it as owner/name.")
+    wanted = {part: facts for part, facts in model.parts.items() if part not in given}
+    own = {part: facts for part, facts in wanted.items() if facts.repository is None}
+    choices = [[MODEL_INDEX, *(pattern for part, facts in own.items() for pattern in _folders(part, facts))]]
+    if all(facts.file for facts in own.values()):
+        choices.insert(0, [facts.file for facts in own.values()])
+
+    def opened(folder: Path) -> dict[str, Source]:
+        found = parts_in(folder, _name(repo_id, folder), model, given)
+        # what is there although AI Toolkit does not take it from here may be other weights
+        return {part: found[part] for part in own}
+
+    return _snapshot(repo_id, choices, opened) | {part: fetch_part(part, model) for part in wanted if part not in own}
+
+
+def fetch_part(part: str, model: ModelFiles) -> Source:
+    """A part from the repository where AI Toolkit takes it from; errors as :func:`open_repo`."""
+    facts = model.parts[part]
+    repository = facts.repository
+    assert repository is not None
+
+    def opened(folder: Path) -> dict[str, Source]:
+        name = _name(repository.id, folder)
+        if facts.file:
+            return {part: open_part(folder / facts.file, f"{name}/{facts.file}", part, model)}
+        return {part: FolderSource.open(folder, name, part, facts, alone=not repository.whole)}
+
+    return _snapshot(repository.id, [repository.patterns], opened)[part]
+
+
+def fetch_tokenizer(part: str, model: ModelFiles) -> Path:
+    """The folder of a text encoder's tokenizer, for single files that hold none; errors as :func:`open_repo`."""
+    repository = model.parts[part].tokenizer
+    assert repository is not None
+    folder = _cached_folder(repository.id, repository.patterns)
+    if folder is None or not has_tokenizer(folder / repository.folder):
+        folder = _download(repository.id, repository.patterns)
+    return folder / repository.folder
+
+
+def _folders(part: str, facts: PartFiles) -> list[str]:
+    return [f"{folder}/{pattern}" for folder in (facts.folder or part, *facts.companions) for pattern in _FILES]
+
+
+def _snapshot(repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened) -> dict[str, Source]:
+    """The parts that ``opened`` finds in the repository's folder: as it lies in the cache, else downloaded.
+
+    Args:
+        repo_id: of the repository.
+        choices: patterns of the files that are needed, the preferred ones first; the next are tried where a repository
+            has none of them.
+        opened: raises FileError where something is missing.
+    """
+    for patterns in choices:
+        cached = _cached(repo_id, patterns, opened)
+        if cached is not None:
+            return cached
+    for patterns in choices[:-1]:
+        folder = _download(repo_id, patterns)
+        if all((folder / pattern).is_file() for pattern in patterns):
+            return opened(folder)
+    return opened(_download(repo_id, choices[-1]))
+
+
+def _cached_folder(repo_id: str, patterns: Sequence[str]) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(patterns), local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _cached(repo_id: str, patterns: Sequence[str], opened: _Opened) -> dict[str, Source] | None:
+    folder = _cached_folder(repo_id, patterns)
+    if folder is None:
+        return None
+    try:
+        found = opened(folder)
+        for source in found.values():
+            source.config()
+            source.tensor_infos()
+            if source.role == "encoder" and source.tokenizer() is None:
+                return None
+        return found
+    except FileError:
+        # an interrupted download leaves a part of the files: fetch the rest
+        return None
+
+
+def _name(repo_id: str, folder: Path) -> str:
+    # a snapshot's folder is called like its commit
+    return f"{repo_id}@{folder.name[:12]}"
+
+
+def _download(repo_id: str, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"{repo_id!r} is not (wholly) in the cache, and HF_HUB_OFFLINE forbids downloads. {_OFFLINE}")
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
+    except GatedRepoError as error:
+        raise HubError(
+            f"{repo_id!r} is gated: its licence must be accepted on its Hugging Face page, and this machine must be "
+            "logged in ('hf auth login', or the environment variable HF_TOKEN). Tokens never go into a workflow."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"There is no repository {repo_id!r} on the hub, or it is private and this machine is not logged in "
+            "('hf auth login', or the environment variable HF_TOKEN). Check the spelling of repo_id."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise HubError(f"{repo_id!r} is not in the cache, and the hub cannot be reached. {_OFFLINE}") from error
+    except Exception as error:
+        # connection classes differ between huggingface_hub 0.x (requests), 1.x and 2.x (httpx)
+        raise HubError(
+            f"{repo_id!r} could not be downloaded ({_reason(error)}). Run again: a download goes on where it "
+            f"stopped. {_OFFLINE}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    # the text of other errors may hold addresses with signatures in them
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__

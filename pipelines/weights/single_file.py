@@ -1,0 +1,155 @@
+"""A part in a single file, alone or beside others: safetensors, GGUF, or a pickle of plain tensors.
+
+Such a file holds no configuration. Sizes come from its tensors, the rest from the released model; where that does not
+hold (a model of one's own), a JSON file of that name beside it, ``NAME.aitk.json``, says what is different: part ->
+object in the keys of the part's class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import FileError
+from ..files.header import FileStamp, TensorInfo
+from ..files.scaled_float8 import read_header, read_tensors
+from .folder import read_json
+from .layout import Layout, Placed, SingleFiles, placed
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..files.packed import PackedTensor
+    from ..options import Role
+    from .part_files import ModelFiles
+
+OVERRIDES = ".aitk.json"  # a name of our own: other tools write NAME.json
+
+
+@dataclass(frozen=True)
+class SingleFileSource:
+    """See :class:`.source.Source`.
+
+    Attributes:
+        name: the file's, as the user chose it.
+        component: which part this is.
+        role: what it does.
+        files: the file, and the JSON beside it where there is one.
+        facts: what files of this part look like.
+        layout: the one that this file has.
+        prefix: what stands before the part's names in it.
+        tokenizer_folder: of a text encoder whose file holds no tokenizer.
+    """
+
+    name: str
+    component: str
+    role: Role
+    files: tuple[FileStamp, ...]
+    facts: SingleFiles
+    layout: Layout
+    prefix: str
+    tokenizer_folder: Path | None = None
+
+    @property
+    def config_name(self) -> str:
+        return f"sizes ({self.component})"
+
+    @property
+    def weight_files(self) -> tuple[FileStamp, ...]:
+        return self.files[:1]
+
+    def config(self) -> dict[str, Any]:
+        try:
+            config = self.facts.config(self.tensor_infos())
+        except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+            raise FileError(f"The {self.component} in {self.name!r} cannot be understood: {error}.") from error
+        if len(self.files) > 1:
+            self._check_unchanged()
+            own = read_json(self.files[1].path, self.files[1].path.name).get(self.component, {})
+            if not isinstance(own, dict):
+                raise FileError(f"{self.files[1].path.name!r}: {self.component!r} is no JSON object.")
+            config |= own
+        return config
+
+    def tensor_infos(self) -> dict[str, TensorInfo]:
+        self._check_unchanged()
+        return dict(_placed(self).infos)
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
+        self._check_unchanged()
+        found = _placed(self)
+        needed = found.needed(names)
+        yield from found.fill(read_tensors(self.files[0].path, list(needed)), needed)
+
+    def tokenizer(self) -> Path | bytes | None:
+        self._check_unchanged()
+        if self.tokenizer_folder is not None:
+            return self.tokenizer_folder
+        path = self.files[0].path
+        for key in read_header(path).tensors if self.facts.tokenizer else ():
+            if key.endswith(self.facts.tokenizer):
+                ((_, value),) = read_tensors(path, [key])
+                # uint8 in a safetensors file, the one container that has such a tensor
+                return bytes(cast("torch.Tensor", value).numpy())
+        return None
+
+    @property
+    def tokenizer_name(self) -> str:
+        return f"the tensor {self.facts.tokenizer}" if self.facts.tokenizer else "its repository's"
+
+    def _check_unchanged(self) -> None:
+        for stamp in self.files:
+            if FileStamp.of(stamp.path) != stamp:
+                raise FileError(f"{stamp.path.name!r} was replaced after its node ran. Run again.")
+
+
+@lru_cache(maxsize=16)
+def _placed(source: SingleFileSource) -> Placed:
+    tokenizer = source.facts.tokenizer
+    stored = {
+        key: info
+        for key, info in read_header(source.files[0].path).tensors.items()
+        if not (tokenizer and key.endswith(tokenizer))
+    }
+    try:
+        # without a prefix the file holds this part alone, and what has no place in the model is told to the caller
+        return placed(stored, source.layout, source.prefix)
+    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise FileError(f"The {source.component} in {source.name!r} cannot be understood: {error}.") from error
+
+
+def open_single_file(path: Path, name: str, model: ModelFiles) -> dict[str, SingleFileSource]:
+    """Part -> source, for every part of the model that a file holds; reads no weights.
+
+    Raises:
+        FileError: the file is missing, damaged, of an unknown kind, quantised in a way that is not read, or holds no
+            part of this model.
+    """
+    header = read_header(path)
+    beside = path.with_suffix(OVERRIDES)
+    files = (FileStamp.of(path), *([FileStamp.of(beside)] if beside.is_file() else []))
+    found: dict[str, SingleFileSource] = {}
+    for part, facts in model.parts.items():
+        for layout in facts.files.layouts:
+            prefix = layout.prefix_in(header.tensors)
+            if prefix is not None:
+                found[part] = SingleFileSource(name, part, facts.role, files, facts.files, layout, prefix)
+                break
+    if not found:
+        first = next(iter(header.tensors), "nothing")
+        raise FileError(
+            f"{name!r} holds no part of {model.title}: its {len(header.tensors)} tensors begin with {first!r}. Choose "
+            "another file, or set model to what the file was made for."
+        )
+    return found
+
+
+def open_part(path: Path, name: str, part: str, model: ModelFiles) -> SingleFileSource:
+    """One part in a file that may hold others too; errors as :func:`open_single_file`, and where it is not in there."""
+    found = open_single_file(path, name, model)
+    if part not in found:
+        raise FileError(f"{name!r} holds the {' and the '.join(found)} of {model.title}, no {part}. Choose another.")
+    return found[part]
