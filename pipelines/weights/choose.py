@@ -54,7 +54,7 @@ def choose(model: ModelFiles, choice: Choice, roots: Roots) -> Checkpoint:
     Raises:
         FileError, HubError, InputError: a file is missing, damaged or of another model; the message says which.
     """
-    given = {part: _with_tokenizer(source, model) for part, source in _given(model, choice, roots).items()}
+    given = _given(model, choice, roots)
     repo_id = choice.repo_id.strip()
     if choice.weights == DEFAULT:
         found = open_repo(repo_id or model.repository, model, given)
@@ -67,7 +67,9 @@ def choose(model: ModelFiles, choice: Choice, roots: Roots) -> Checkpoint:
         if resolve_name(choice.weights, _all(WEIGHTS, roots), "weights").is_dir():
             # what a folder lacks comes from where AI Toolkit takes it
             found |= {part: fetch_part(part, model) for part in model.parts if part not in (*found, *given)}
-    return Checkpoint.assemble(name, found | given, model)
+    # also of a file that holds everything: ComfyUI's Save Checkpoint writes no tokenizer of Qwen's
+    whole = {part: _with_tokenizer(source, model) for part, source in (found | given).items()}
+    return Checkpoint.assemble(name, whole, model)
 
 
 def local_sources(model: ModelFiles, choice: Choice, roots: Roots) -> dict[str, Source]:
