@@ -76,7 +76,7 @@ def import_model(name: str) -> types.ModuleType:
 
 
 def model_config(job: Job, arch: str, **more: Any) -> Any:
-    """The job's model section; ``more`` adds keys to it, or replaces them."""
+    """The job's model section; ``more`` adds keys to it."""
     from toolkit.config_modules import ModelConfig
 
     transformer, text_encoder = job.get("quantize_transformer"), job.get("quantize_te")
@@ -86,10 +86,18 @@ def model_config(job: Job, arch: str, **more: Any) -> Any:
         "dtype": job["dtype"],
         "quantize": bool(transformer),
         "quantize_te": bool(text_encoder),
-        "qtype": transformer or "qfloat8",
+        # some models read this for the text encoder too
+        "qtype": transformer or text_encoder or "qfloat8",
         "qtype_te": text_encoder or "qfloat8",
     }
-    return ModelConfig(**(section | more))
+    return ModelConfig(**section, **more)
+
+
+def check_one_qtype(job: Job) -> None:
+    """For models both of whose parts AI Toolkit quantises with one type: raises ValueError where a job names two."""
+    qtypes = {job[part] for part in ("quantize_transformer", "quantize_te") if job.get(part)}
+    if len(qtypes) > 1:
+        raise ValueError(f"AI Toolkit quantises both parts of this model with one type, not with {sorted(qtypes)}.")
 
 
 def settle(sd: Any, job: Job) -> None:

@@ -4,7 +4,7 @@
 
 ``ai_toolkit_common`` says what JOB.json holds. Here the checkpoint is a folder with AI Toolkit's files
 (flux2-dev.safetensors, ae.safetensors, ...), text_encoder and tokenizer. One more key:
-    model                 "flux2" or "flux2_klein_4b"
+    model                 "flux2", whose two parts AI Toolkit quantises with one type, or "flux2_klein_4b"
 
 AI Toolkit has a model's sizes and its text encoder's repository in its code; here they are the checkpoint's.
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from ai_toolkit_common import Job, Recorder, Watch, import_model, main, model_config
+from ai_toolkit_common import Job, Recorder, Watch, check_one_qtype, import_model, main, model_config
 
 _FILES = {"flux2": "flux2-dev.safetensors", "flux2_klein_4b": "flux-2-klein-base-4b.safetensors"}
 
@@ -29,6 +29,8 @@ _FILES = {"flux2": "flux2-dev.safetensors", "flux2_klein_4b": "flux-2-klein-base
 def load_model(job: Job, scratch: Path) -> Any:
     from safetensors import safe_open
 
+    if job["model"] == "flux2":
+        check_one_qtype(job)
     flux2 = import_model("flux2")
     checkpoint = Path(job["checkpoint"])
     for part in ("text_encoder", "tokenizer"):

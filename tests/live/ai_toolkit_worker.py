@@ -13,20 +13,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from ai_toolkit_common import Job, PipelineRecorder, main, model_config
+from ai_toolkit_common import Job, PipelineRecorder, check_one_qtype, main, model_config
 
 
 def load_model(job: Job) -> Any:
     from toolkit.sampler import get_sampler
     from toolkit.stable_diffusion_model import StableDiffusion
 
-    qtypes = {job[name] for name in ("quantize_transformer", "quantize_te") if job.get(name)} or {"qfloat8"}
-    if len(qtypes) > 1:
-        raise ValueError(f"AI Toolkit quantises both parts of Lumina2 with one type, not with {sorted(qtypes)}.")
-    qtype = qtypes.pop()
+    check_one_qtype(job)
     sd = StableDiffusion(
         device=job.get("device", "cpu"),
-        model_config=model_config(job, "lumina2", qtype=qtype, qtype_te=qtype),
+        model_config=model_config(job, "lumina2"),
         dtype=job["dtype"],
         noise_scheduler=get_sampler("flowmatch", {"prediction_type": "epsilon"}, arch="lumina2"),
     )
