@@ -1,6 +1,9 @@
-"""Renders a job of ``ai_toolkit_worker.py`` and its likes with this pack's pipelines, in any interpreter.
+"""Renders a job of ``ai_toolkit_common.py`` with this pack's pipelines, in any interpreter.
 
     PYTHON own_worker.py JOB.json OUT.safetensors
+
+The job's ``model`` is the pack's name of the model, e.g. ``zimage``. For item i the output holds
+`item{i}.final_latents`, as the loop leaves them, and `item{i}.image_uint8`.
 
 Equality to the bit is judged in one interpreter: other builds of torch round differently.
 """
@@ -11,6 +14,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +33,7 @@ def main(job_path: str, out_path: str) -> None:
     from comfyui_aitk.pipelines.lora.file import open_lora
     from comfyui_aitk.pipelines.machine.machine import PlainMachine
     from comfyui_aitk.pipelines.models import find_model
+    from comfyui_aitk.pipelines.models.model import Denoisers, Denoising
     from comfyui_aitk.pipelines.observer import SilentObserver
     from comfyui_aitk.pipelines.options import Chosen, RuntimeOptions
     from comfyui_aitk.pipelines.run.request import SampleRequest
@@ -43,11 +48,11 @@ def main(job_path: str, out_path: str) -> None:
             return torch.from_numpy(np.array(image.convert("RGB")))[None].float() / 255
 
     job = json.loads(Path(job_path).read_text())
-    # what a plain Gemma2 does under this version of transformers, which AI Toolkit leaves as it is
-    attention = "no softcap" if Gemma2Model._supports_sdpa else "softcap"
-    model = find_model(job.get("model", "lumina2"))
-    if model.id != "lumina2":
-        attention = "auto"
+    model = find_model(job["model"])
+    attention = "auto"
+    if model.id == "lumina2":
+        # what a plain Gemma2 does under this version of transformers, which AI Toolkit leaves as it is
+        attention = "no softcap" if Gemma2Model._supports_sdpa else "softcap"
     folder = Path(job["checkpoint"])
     handle = PipelineHandle(
         model.id,
@@ -60,9 +65,19 @@ def main(job_path: str, out_path: str) -> None:
         ),
     )
     engine = Engine(PlainMachine())
+    # the result's LATENT has ComfyUI's scale, and the way back is not exact
+    code: Any = engine.model(handle)
+    real = code.denoise
+    finals: list[torch.Tensor] = []
+
+    def denoise(denoisers: Denoisers, work: Denoising) -> torch.Tensor:
+        finals.append(real(denoisers, work))
+        return finals[-1]
+
+    code.denoise = denoise
+    tensors: dict[str, torch.Tensor] = {}
     # AI Toolkit merges where all pictures of a round have one multiplier
     live = len({item["network_multiplier"] for item in job["items"]}) > 1
-    tensors: dict[str, torch.Tensor] = {}
     for index, item in enumerate(job["items"]):
         current = handle
         if job["lora"]:
@@ -86,13 +101,7 @@ def main(job_path: str, out_path: str) -> None:
             control=ControlImages(tuple(map(picture, item["control"]))) if item.get("control") else None,
         )  # fmt: skip
         result = sample(engine, current, request, SilentObserver())
-        if current.dtype == "float32" and model.id == "lumina2":
-            tensors[f"item{index}.vae_decode_input"] = result.latent
-        else:
-            # the node's LATENT is float32; rounding the model's latents back is exact
-            latents = engine.model(handle).from_comfy(result.latent, handle.checkpoint)
-            run_dtype = torch.float32 if current.dtype == "float32" else torch.bfloat16
-            tensors[f"item{index}.final_latents"] = latents.to(run_dtype)
+        tensors[f"item{index}.final_latents"] = finals[index].cpu().contiguous()
         tensors[f"item{index}.image_uint8"] = (result.images[0] * 255).round().to(torch.uint8)
     save_file(tensors, out_path)
 
