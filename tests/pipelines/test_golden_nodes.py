@@ -36,9 +36,10 @@ MODELS = {
     "flux2": Limits(1e-4),
     "flux2_klein_4b": Limits(5e-5),
     "omnigen2": Limits(5e-5, shift=0.1159, scale=0.3611),
+    "zimage": Limits(5e-5, shift=0.1159, scale=0.3611),
 }
 # what is recorded otherwise than through a preview, and what takes a minute each
-OTHER = ("control_prep_only", "control_own_generator", "size_own_generator", "reference")
+OTHER = ("control_prep_only", "control_own_generator", "size_own_generator", "reference", "adapter")
 LARGE = 1040
 
 
