@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..pipelines.errors import FileError, InputError
 from ..pipelines.files import SUFFIXES
 from ..pipelines.handle import PipelineHandle
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
-from ..pipelines.models.facts import ModelFacts
 from ..pipelines.options import DTYPES, DType, RuntimeOptions
 from ..pipelines.weights.checkpoint import Checkpoint, folder_markers
 from ..pipelines.weights.choose import (
@@ -24,6 +23,9 @@ from ..pipelines.weights.choose import (
 )
 from .host import current_host
 from .shared import CATEGORY, roots, search_words, tooltip, why_refused
+
+if TYPE_CHECKING:
+    from ..pipelines.models.facts import ModelFacts
 
 _DENSE = tuple(suffix for suffix in SUFFIXES if suffix != ".gguf")  # GGUF's blocks are for the transformer
 
@@ -144,7 +146,7 @@ class LoadAITKModel:
             raise InputError(f"dtype {dtype!r} is unknown. Choose auto, {', '.join(DTYPES)}.")
         checkpoint = choose(facts.files, _choice(weights, text_encoder, vae, repo_id), roots)
         _check_family(facts, checkpoint)
-        run_dtype = "bfloat16" if dtype == "auto" else cast(DType, dtype)
+        run_dtype = "bfloat16" if dtype == "auto" else cast("DType", dtype)
         return (PipelineHandle(facts.id, checkpoint, run_dtype, options or RuntimeOptions()),)
 
 

@@ -98,7 +98,7 @@ class ApplyAITKLoRA:
             lora_name,
             file.stamp,
             float(strength),
-            cast(Application, application),
+            cast("Application", application),
             file.title,
             file.mergeable,
             file.parts,

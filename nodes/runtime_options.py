@@ -103,9 +103,9 @@ class AITKRuntimeOptions:
             raise InputError(f"blocks_on_cpu is {blocks_on_cpu}: choose 0 or more.")
         return (
             RuntimeOptions(
-                cast(QuantizationChoice, transformer_quantization),
-                cast(QuantizationChoice, text_encoder_quantization),
-                cast(Attention, transformer_attention),
+                cast("QuantizationChoice", transformer_quantization),
+                cast("QuantizationChoice", text_encoder_quantization),
+                cast("Attention", transformer_attention),
                 blocks_on_cpu,
                 Chosen.of(changed(runtime_options(), own)),
             ),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..pipelines.errors import InputError
 from ..pipelines.handle import PipelineHandle
 from ..pipelines.models import catalogue
-from ..pipelines.models.option import Option
 from ..pipelines.weights.choose import why_refused as why_name_refused
 from .host import current_host
+
+if TYPE_CHECKING:
+    from ..pipelines.models.option import Option
 
 CATEGORY = "AITK"
 

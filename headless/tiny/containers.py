@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import gguf
-import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file
@@ -16,6 +15,9 @@ from .files import Tensors, read_part, write_tensors
 from .names import original_ae, original_dit
 from .q4_k import BLOCK, quantize_q4_k
 from .tokenizer import make_sentencepiece
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Quant = Literal["Q4_0", "Q8_0", "Q4_K", "BF16"]
 Spelling = Literal["old", "new", "metadata"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers import AutoencoderKL
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def flux1_vae() -> nn.Module:

@@ -58,7 +58,7 @@ def make_checkpoint(folder: Path, model: FluxModel = "flux2", seed: int = 0) -> 
         torch.set_rng_state(rng_state)
     for name, part in parts.items():
         write_tensors(folder / name, _bfloat16(part), _METADATA)
-    cast(Any, text_encoder.to(torch.bfloat16)).save_pretrained(folder / "text_encoder")
+    cast("Any", text_encoder.to(torch.bfloat16)).save_pretrained(folder / "text_encoder")
     (write_tokenizer if model == "flux2" else write_qwen3_tokenizer)(folder / "tokenizer")
     return folder
 

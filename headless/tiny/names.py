@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import torch
 
-from .files import Tensors
+if TYPE_CHECKING:
+    from .files import Tensors
 
 # diffusers' module -> the original one
 _OUTSIDE = {

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .comfyui import ComfyHost
 from .plain import PlainHost
-from .protocol import Host
+
+if TYPE_CHECKING:
+    from .protocol import Host
 
 _host: Host | None = None
 

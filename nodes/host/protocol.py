@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ...pipelines.machine.plan import DeviceMemory
-
 if TYPE_CHECKING:
     import torch
+
+    from ...pipelines.machine.plan import DeviceMemory
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
 from .gguf_header import read_layout
-from .header import Header
 
 if TYPE_CHECKING:
     import torch
 
+    from .header import Header
     from .packed import PackedTensor
 
 

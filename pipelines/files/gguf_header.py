@@ -131,13 +131,8 @@ def _parse(path: Path, parser: _Parser, size: int) -> Layout:
         # the other byte order has its version in the upper half
         what = "is written for big-endian machines" if version & 0xFFFF == 0 < version else f"has version {version:,}"
         raise FileError(f"{path.name!r} {what}; only GGUF versions 2 and 3, little-endian, are read.")
-    tensor_count, value_count = parser.count("Q"), parser.count("Q")
-    metadata: dict[str, str | int | float | None] = {}
-    for _ in range(value_count):
-        key = parser.text(_MAX_NAME)
-        if key in metadata:
-            raise parser.damaged(f"{key!r} is in its metadata twice")
-        metadata[key] = parser.value()
+    tensor_count = parser.count("Q")
+    metadata = _metadata(parser)
     parts = metadata.get("split.count")
     if isinstance(parts, int) and parts > 1:
         raise FileError(f"{path.name!r} is one of {parts} parts of a model; only whole GGUF files are read.")
@@ -167,6 +162,16 @@ def _parse(path: Path, parser: _Parser, size: int) -> Layout:
     return Layout(
         Header(path, tensors, texts), {name: (start + begin, length) for name, (begin, length) in offsets.items()}
     )
+
+
+def _metadata(parser: _Parser) -> dict[str, str | int | float | None]:
+    metadata: dict[str, str | int | float | None] = {}
+    for _ in range(parser.count("Q")):
+        key = parser.text(_MAX_NAME)
+        if key in metadata:
+            raise parser.damaged(f"{key!r} is in its metadata twice")
+        metadata[key] = parser.value()
+    return metadata
 
 
 def _tensor(path: Path, parser: _Parser, name: str) -> tuple[TensorInfo, int]:

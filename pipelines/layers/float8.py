@@ -39,7 +39,7 @@ class Storage:
             )
         owner, _, leaf = name.rpartition(".")
         parent = model.get_submodule(owner)
-        setattr(parent, leaf, Float8Linear(weight, cast(nn.Linear, parent.get_submodule(leaf)).bias, weight.dtype))
+        setattr(parent, leaf, Float8Linear(weight, cast("nn.Linear", parent.get_submodule(leaf)).bias, weight.dtype))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ..files.block_types import BLOCK_TYPES
-from ..files.header import TensorInfo
 from ..machine.plan import PartSizes
 
 if TYPE_CHECKING:
+    from ..files.header import TensorInfo
     from .holding import Holding
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from ..files.packed import PackedTensor
+if TYPE_CHECKING:
+    from ..files.packed import PackedTensor
 
 
 class PackedLinear(nn.Module):

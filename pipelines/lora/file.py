@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import LoraError
 from ..files.header import FileStamp, Header
 from ..files.safetensors import read_header, read_tensors
-from ..models.facts import ModelFacts
-from ..weights.checkpoint import Checkpoint
 from .formats import LoraLayer, recognise
-from .kinds import Adapter, Kind
 from .kinds.decomposed import Decomposed
 from .names import names_of
 from .peft_config import PeftConfig, companion_of, read_configs
+
+if TYPE_CHECKING:
+    from ..models.facts import ModelFacts
+    from ..weights.checkpoint import Checkpoint
+    from .kinds import Adapter, Kind
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from typing import TYPE_CHECKING
 
 from ..errors import LoraError
-from ..files.header import Header
 from . import families
 from .kinds import DECOMPOSED, KINDS, Kind, Shape, full_rank
-from .names import Names, Target
+
+if TYPE_CHECKING:
+    from ..files.header import Header
+    from .names import Names, Target
 
 _SUFFIXES = {suffix: role for kind in KINDS for suffix, role in kind.suffixes.items()} | DECOMPOSED
 # the longest first: .lora_A.default.weight ends in nothing shorter, but others may

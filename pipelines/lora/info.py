@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from ..files.safetensors import read_tensors
-from .file import LoraFile
-from .formats import LoraLayer
 from .kinds.kind import effective_alpha
+
+if TYPE_CHECKING:
+    from .file import LoraFile
+    from .formats import LoraLayer
 
 # metadata keys of kohya's scripts (train_util.py) and of modelspec that say how a file was trained
 _SETTINGS = {

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
-from ..options import Arithmetic
 from .kinds.branches import RowsBranch
-from .kinds.kind import Adapter
+
+if TYPE_CHECKING:
+    from ..options import Arithmetic
+    from .kinds.kind import Adapter
 
 _CHILD = "aitk_lora"  # the branches are a child of their layer, so that they move between devices with it
 
@@ -42,7 +44,7 @@ class LiveLayer:
         branch = adapter.branch(strength, self._dtype, self._arithmetic)
         if rows is not None:
             branch = RowsBranch(branch, rows)
-        self._branches.append(branch.to(cast(torch.Tensor, self._layer.weight).device))
+        self._branches.append(branch.to(cast("torch.Tensor", self._layer.weight).device))
 
     def remove(self) -> None:
         """Takes the branches off; the layer is as it was."""

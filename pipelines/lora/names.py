@@ -8,10 +8,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..weights.pieces import Piece
-from ..weights.source import Source
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
+    from ..weights.source import Source
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from ..errors import FileError, LoraError
-from ..files.header import FileStamp
-from ..handle import LoraSpec
-from ..models.recipe import Recipe
-from ..weights.checkpoint import Checkpoint
-from ..weights.source import Source
 from .file import open_lora, read_lora
 from .formats import LoraLayer
 from .kinds import Adapter
@@ -20,8 +15,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..files.header import FileStamp
+    from ..handle import LoraSpec
     from ..models.facts import ModelFacts
+    from ..models.recipe import Recipe
     from ..options import Arithmetic
+    from ..weights.checkpoint import Checkpoint
+    from ..weights.source import Source
     from .live import LiveLayer
 
 Weights = dict[LoraLayer, Adapter]

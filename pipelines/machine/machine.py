@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from .plan import DeviceMemory
 from .ram import total_ram
+
+if TYPE_CHECKING:
+    from .plan import DeviceMemory
 
 
 class Machine(Protocol):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..options import OptionValue
+
+if TYPE_CHECKING:
+    from ..options import OptionValue
 
 
 @dataclass(frozen=True)

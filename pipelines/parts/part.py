@@ -9,8 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from torch import nn
-
 from ..errors import FileError
 from ..layers.fill import build_empty, fill, parameter_shapes
 from ..layers.holding import holding_of
@@ -18,6 +16,7 @@ from ..weights.source import check_complete
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from ..options import Quantization, Role
     from ..weights.source import Source
@@ -127,7 +126,7 @@ class Network(Part):
         config = source.config()
         made: Any = self._class
         return cast(
-            nn.Module, build_empty(lambda: made.from_config(config), f"{source.config_name} of {source.name!r}")
+            "nn.Module", build_empty(lambda: made.from_config(config), f"{source.config_name} of {source.name!r}")
         )
 
     def blocks(self, root: nn.Module) -> Sequence[nn.Module]:

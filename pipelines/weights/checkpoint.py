@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
-from ..files.header import FileStamp
 from .folder import FolderSource
 from .single_file import open_part
 from .source import Source, fingerprint
 
 if TYPE_CHECKING:
+    from ..files.header import FileStamp
     from .part_files import ModelFiles
 
 MODEL_INDEX = "model_index.json"  # of diffusers' layout

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..options import Role
-from .layout import SingleFiles
+if TYPE_CHECKING:
+    from ..options import Role
+    from .layout import SingleFiles
 
 
 @dataclass(frozen=True)

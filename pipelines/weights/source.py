@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import FileError
 from ..files import read_header
 from ..files.block_types import SCALED_TYPES
-from ..files.header import FileStamp, TensorInfo
 
 if TYPE_CHECKING:
     import torch
 
+    from ..files.header import FileStamp, TensorInfo
     from ..files.packed import PackedTensor
     from ..options import Role
 

@@ -16,6 +16,7 @@ from comfyui_aitk.pipelines.lora.file import open_lora, read_lora
 from comfyui_aitk.pipelines.lora.formats import LoraLayer, recognise
 from comfyui_aitk.pipelines.lora.names import names_of
 from comfyui_aitk.pipelines.models import find_model
+from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -157,15 +158,19 @@ BAD = {
 }  # fmt: skip
 
 
+def _read_whole(path: Path, checkpoint: Checkpoint) -> None:
+    file = open_lora(path, path.name, MODEL, checkpoint)
+    for part in file.parts:
+        read_lora(file, part)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_is_an_error_that_names_what_is_wrong(checkpoint, tmp_path, name):
     tensors, message = BAD[name]
     path = tmp_path / "bad.safetensors"
     save_file(tensors, path)
     with pytest.raises(LoraError) as caught:
-        file = open_lora(path, path.name, MODEL, checkpoint)
-        for part in file.parts:
-            read_lora(file, part)
+        _read_whole(path, checkpoint)
     assert message in str(caught.value), str(caught.value)
     assert str(caught.value).startswith("'bad.safetensors'")
 

@@ -6,14 +6,16 @@ Their tensors are buffers, so that they move between devices with the layer that
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
 from ...layers.holding import Weighted, dense_weight
-from .kind import Adapter
+
+if TYPE_CHECKING:
+    from .kind import Adapter
 
 
 class LayerRows:

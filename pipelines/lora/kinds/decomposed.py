@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...options import Arithmetic
-from .kind import Adapter
-
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from ...options import Arithmetic
+    from .kind import Adapter
 
 SUFFIXES = {".dora_scale": "dora_scale"}
 

@@ -7,10 +7,13 @@ comfy/lora.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from ...files.header import TensorInfo
 from .full_rank import FullRank
 from .kind import Kind, Shape
+
+if TYPE_CHECKING:
+    from ...files.header import TensorInfo
 
 
 def _shape(infos: Mapping[str, TensorInfo]) -> Shape:

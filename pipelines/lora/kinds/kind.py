@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ...files.header import TensorInfo
-
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ...files.header import TensorInfo
     from ...options import Arithmetic
 
 # AI Toolkit and PEFT, PEFT with an adapter's name, and kohya's names of the same two matrices

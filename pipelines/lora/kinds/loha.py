@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...files.header import TensorInfo
-from ...options import Arithmetic
 from .kind import Kind, Shape, effective_alpha, matrix_product, merged
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from ...files.header import TensorInfo
+    from ...options import Arithmetic
 
 
 @dataclass(frozen=True, eq=False)

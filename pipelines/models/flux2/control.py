@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ...errors import InputError
-from ...parts.flux2_vae.network import Flux2AutoEncoder
 from .tokens import DOWNSCALE, image_ids, tokens_of
+
+if TYPE_CHECKING:
+    from ...parts.flux2_vae.network import Flux2AutoEncoder
 
 _MOST_PIXELS = 1024**2
 _SMALLEST_SIDE = 64

@@ -7,11 +7,13 @@ read: the number of heads comes from the length of a ``query_norm``, which is th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...weights.layout import Infos, Layout, Place, SingleFiles
-from ...weights.pieces import Piece
 from .names import diffusers_modules
+
+if TYPE_CHECKING:
+    from ...weights.pieces import Piece
 
 # ComfyUI's all-in-one checkpoints, and what other tools leave in front
 _PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")

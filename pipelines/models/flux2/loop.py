@@ -8,16 +8,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ...layers.attention import kernel
-from ...parts.encoder import Embedding
-from ...pictures.sizes import Size
-from ..model import Denoising
 from .control import ControlTokens
 from .tokens import DOWNSCALE, image_ids, latents_of, text_ids, tokens_of
+
+if TYPE_CHECKING:
+    from ...parts.encoder import Embedding
+    from ...pictures.sizes import Size
+    from ..model import Denoising
 
 
 @dataclass(frozen=True)

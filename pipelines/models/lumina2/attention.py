@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
-from torch import nn
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @contextmanager
@@ -86,4 +88,4 @@ class _Dispatched:
 
 
 def _rotated(x: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    return cast(torch.Tensor, apply_rotary_emb(x, frequencies, use_real=False))
+    return cast("torch.Tensor", apply_rotary_emb(x, frequencies, use_real=False))

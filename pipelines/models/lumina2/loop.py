@@ -14,17 +14,19 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from ...parts.encoder import Embedding
-from ..model import Denoising
 from .attention import kernel
 from .recipes import Lumina2Recipe
 from .sd_scripts import transformer_roundings
+
+if TYPE_CHECKING:
+    from ...parts.encoder import Embedding
+    from ..model import Denoising
 
 _TRAIN_TIMESTEPS = 1000  # scheduler_config.json: num_train_timesteps
 
@@ -135,7 +137,7 @@ def set_qk_norm_eps(transformer: nn.Module, eps: float) -> None:
     """Sets the epsilon of the norms of queries and keys in every block."""
     for name, module in transformer.named_modules():
         if name.endswith((".norm_q", ".norm_k")):
-            cast(Any, module).eps = eps
+            cast("Any", module).eps = eps
 
 
 def recipe_of(picture: Denoising) -> Lumina2Recipe:

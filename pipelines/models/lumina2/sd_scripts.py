@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.normalization import RMSNorm
 from torch import nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 @contextmanager

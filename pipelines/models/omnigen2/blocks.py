@@ -53,7 +53,7 @@ class OmniGen2AttnProcessor:
         )
         dtype = query.dtype
         query, key = (
-            cast(torch.Tensor, apply_rotary_emb(norm(part), rotary, use_real=False)).to(dtype)
+            cast("torch.Tensor", apply_rotary_emb(norm(part), rotary, use_real=False)).to(dtype)
             for norm, part in ((attn.norm_q, query), (attn.norm_k, key))
         )
         # repeated head by head in memory, for the kernels see strides

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from ...layers.attention import kernel
-from ...parts.encoder import Embedding
-from ..model import Denoising
 from .recipes import OmniGen2Recipe
 from .schedule import OmniGen2Schedule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ...parts.encoder import Embedding
+    from ..model import Denoising
 
 
 @dataclass(frozen=True)

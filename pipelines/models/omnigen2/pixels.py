@@ -7,16 +7,20 @@ order of the reference's, in double precision: at 1040 x 1040 a neater formula g
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 
 from ...errors import InputError
 from ...parts.flux_vae.autoencoder import decoded, scaled
-from ...pictures.sizes import Size
 from .recipes import MULTIPLE, OmniGen2Recipe
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+    from ...pictures.sizes import Size
 
 _MAX_PIXELS = 1024 * 1024
 _MAX_REFERENCE_SIDE = 1024

@@ -49,7 +49,7 @@ class RotaryTables:
             dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
             # whole tables, not the positions asked for: vectorised cosines differ from those of a few leftover values
             self._tables = [
-                cast(torch.Tensor, get_1d_rotary_pos_embed(dim, np.arange(length), _THETA, freqs_dtype=dtype))
+                cast("torch.Tensor", get_1d_rotary_pos_embed(dim, np.arange(length), _THETA, freqs_dtype=dtype))
                 for dim, length in zip(self._dims, self._lengths, strict=True)
             ]
         self._tables = [table.to(device) for table in self._tables]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,11 @@ from torch import nn
 
 from ...layers.attention import kernel
 from ...options import torch_dtype
-from ...parts.encoder import Embedding
-from ..model import Denoising
 from .recipes import SHIFT, ZImageRecipe
+
+if TYPE_CHECKING:
+    from ...parts.encoder import Embedding
+    from ..model import Denoising
 
 T = TypeVar("T", np.ndarray, torch.Tensor)
 _TRAIN_TIMESTEPS = 1000  # scheduler_config.json: num_train_timesteps

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...files.header import TensorInfo
 from ...weights.layout import Infos, Layout, Place, SingleFiles
+
+if TYPE_CHECKING:
+    from ...files.header import TensorInfo
 
 # original -> diffusers
 _FIXED = {"conv_in": "conv_in", "conv_out": "conv_out", "norm_out": "conv_norm_out"}

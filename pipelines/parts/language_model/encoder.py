@@ -68,7 +68,7 @@ class LoadedLanguageModel(nn.Module):
     def tokens(self, text: Text) -> list[int]:
         """The ids of a text, uncut; raises FileError where the encoder does not know one that is kept."""
         found = self.tokenizer(text.text, text.settings)
-        known = cast(nn.Embedding, self.model.get_submodule("embed_tokens")).num_embeddings
+        known = cast("nn.Embedding", self.model.get_submodule("embed_tokens")).num_embeddings
         # a tokenizer may know more than the encoder, as long as the text does not need it
         largest = max(found[: text.length], default=0)
         if largest >= known:

@@ -51,7 +51,7 @@ class LoadedGemma2(LoadedLanguageModel):
 
     def __init__(self, tokenizer: Tokenizer, model: nn.Module, dtype: torch.dtype, name: str) -> None:
         super().__init__(tokenizer, model, dtype, name)
-        self._attention = str(cast(Any, model).config._attn_implementation)
+        self._attention = str(cast("Any", model).config._attn_implementation)
 
     def set_attention(self, settings: Gemma2Settings) -> None:
         model: Any = self.model
