@@ -7,6 +7,7 @@ from .recipe_options import AITKRecipeOptions
 from .runtime_options import AITKRuntimeOptions
 from .sampler import AITKSampler
 from .save_image import AITKSaveImage
+from .training_adapter import AITKTrainingAdapter
 
 # a literal table: ComfyUI-Manager's scanner looks for it
 NODE_CLASS_MAPPINGS = {
@@ -17,6 +18,7 @@ NODE_CLASS_MAPPINGS = {
     "AITKSampler": AITKSampler,
     "AITKSaveImage": AITKSaveImage,
     "AITKRecipeOptions": AITKRecipeOptions,
+    "AITKTrainingAdapter": AITKTrainingAdapter,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -27,6 +29,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AITKSampler": "AITK Sampler",
     "AITKSaveImage": "AITK Save Image",
     "AITKRecipeOptions": "AITK Recipe Options",
+    "AITKTrainingAdapter": "AITK Training Adapter",
 }
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from .files.header import FileStamp
-    from .options import Application, DType
+    from .options import Application, Arithmetic, DType
     from .weights.checkpoint import Checkpoint
 
 
@@ -31,6 +31,7 @@ class LoraSpec:
         mergeable: False for a kind that is never merged.
         parts: of the model that it changes.
         companion: PEFT's configuration beside the file, which has its alpha.
+        arithmetic: of live branches; None is the recipe's.
     """
 
     name: str
@@ -41,6 +42,7 @@ class LoraSpec:
     mergeable: bool = True
     parts: tuple[str, ...] = ("transformer",)
     companion: FileStamp | None = None
+    arithmetic: Arithmetic | None = None
 
 
 @dataclass(frozen=True)

@@ -22,26 +22,25 @@ class LiveLayer:
     Args:
         layer: any Linear, also a quantised one.
         dtype: what the layer runs in.
-        arithmetic: the recipe's.
     """
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype, arithmetic: Arithmetic) -> None:
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
         self._layer = layer
         self._dtype = dtype
-        self._arithmetic: Arithmetic = arithmetic
         self._branches = nn.ModuleList()
         layer.add_module(_CHILD, self._branches)
         self._hook = layer.register_forward_hook(self._add)
 
-    def append(self, adapter: Adapter, strength: float, rows: tuple[int, int] | None) -> None:
+    def append(self, adapter: Adapter, strength: float, arithmetic: Arithmetic, rows: tuple[int, int] | None) -> None:
         """Adds one more branch after the others, on the device where the layer is.
 
         Args:
             adapter: the change.
             strength: any number.
+            arithmetic: whose roundings.
             rows: first row and the one after the last of the layer's weight that it changes; None is all of them.
         """
-        branch = adapter.branch(strength, self._dtype, self._arithmetic)
+        branch = adapter.branch(strength, self._dtype, arithmetic)
         if rows is not None:
             branch = RowsBranch(branch, rows)
         self._branches.append(branch.to(cast("torch.Tensor", self._layer.weight).device))

@@ -74,7 +74,9 @@ def resolve(loras: Sequence[LoraSpec], recipe: Recipe, held: dict[str, str]) -> 
             if mode == "auto":
                 mode = "live" if held[part] or not spec.mergeable else recipe.lora_application
             if spec.strength != 0:
-                applied.append(AppliedLora(spec, part, mode, recipe.lora_arithmetic, recipe.merge_dtype))
+                applied.append(
+                    AppliedLora(spec, part, mode, spec.arithmetic or recipe.lora_arithmetic, recipe.merge_dtype)
+                )
     return tuple(applied)
 
 
@@ -217,8 +219,8 @@ class LoraStack:
                     continue
                 if layer.module not in self._live:
                     module = self._module.get_submodule(layer.module)
-                    self._live[layer.module] = LiveLayer(module, self._dtype, lora.arithmetic)
-                self._live[layer.module].append(adapter, lora.spec.strength, layer.into)
+                    self._live[layer.module] = LiveLayer(module, self._dtype)
+                self._live[layer.module].append(adapter, lora.spec.strength, lora.arithmetic, layer.into)
 
     def _remove_live(self) -> None:
         for layer in self._live.values():

@@ -110,6 +110,8 @@ class ModelFacts:
         recipe_options: options that some of its recipes read.
         runtime_options: options of how its parts run.
         words: what the nodes say of it.
+        training_adapter: the file, ``owner/name/file`` on the hub, that AI Toolkit's interface trains it with; empty
+            where it needs none.
     """
 
     id: str
@@ -126,3 +128,4 @@ class ModelFacts:
     recipe_options: tuple[Option, ...] = ()
     runtime_options: tuple[Option, ...] = ()
     words: Words = field(default_factory=Words)
+    training_adapter: str = ""

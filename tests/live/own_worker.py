@@ -31,6 +31,7 @@ def main(job_path: str, out_path: str) -> None:
     from comfyui_aitk.pipelines.engine.engine import Engine
     from comfyui_aitk.pipelines.handle import ControlImages, LoraSpec, PipelineHandle
     from comfyui_aitk.pipelines.lora.file import open_lora
+    from comfyui_aitk.pipelines.lora.training_adapter import with_training_adapter
     from comfyui_aitk.pipelines.machine.machine import PlainMachine
     from comfyui_aitk.pipelines.models import find_model
     from comfyui_aitk.pipelines.models.model import Denoisers, Denoising
@@ -64,6 +65,9 @@ def main(job_path: str, out_path: str) -> None:
             own=Chosen.of({} if attention == "auto" else {"text_encoder_attention": attention}),
         ),
     )
+    if job.get("assistant_lora_path"):
+        adapter = Path(job["assistant_lora_path"])
+        handle = with_training_adapter(handle, adapter, adapter.name, model)
     engine = Engine(PlainMachine())
     # the result's LATENT has ComfyUI's scale, and the way back is not exact
     code: Any = engine.model(handle)

@@ -42,6 +42,11 @@ JOBS = {
     "transformer qint8, LoRA live": {"lora": "lora_f32", "quantize_transformer": "qint8", "items": [FOX | WEAK]},
     "text encoder qint8": {"quantize_te": "qint8", "items": [FOX]},
     "text encoder qfloat8, LoRA merged": {"lora": "lora_f32", "quantize_te": "qfloat8", "items": [TALL]},
+    "training adapter": {"assistant_lora_path": "adapter_f16", "items": [FOX, TURBO]},
+    "training adapter, LoRA merged": {"assistant_lora_path": "adapter_f16", "lora": "lora_f32", "items": [FOX | WEAK]},
+    "training adapter, LoRA live": {
+        "assistant_lora_path": "adapter_f16", "lora": "lora_f32", "items": [TURBO, TALL | WEAK],
+    },
 }  # fmt: skip
 
 
@@ -49,6 +54,9 @@ JOBS = {
 @pytest.mark.parametrize("name", JOBS)
 def test_identical_to_the_bit(ai_toolkit, name, dtype):
     job = {"model": "zimage", "checkpoint": str(GOLDEN / "base"), "dtype": dtype} | JOBS[name]
-    if "lora" in job:
-        job["lora"] = str(GOLDEN / "lora" / f"{job['lora']}.safetensors")
+    for key in ("lora", "assistant_lora_path"):
+        if key in job:
+            job[key] = str(GOLDEN / "lora" / f"{job[key]}.safetensors")
+    if "assistant_lora_path" in job:
+        job["model"] = "zimage:turbo"
     ai_toolkit("ai_toolkit_z_image_worker.py", job)

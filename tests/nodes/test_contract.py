@@ -34,6 +34,7 @@ INPUTS = {
     "AITKRecipeOptions": [
         "cfg_trunc_ratio", "renorm_cfg", "discrete_flow_shift", "system_prompt_on_negative", "image_guidance_scale",
     ],
+    "AITKTrainingAdapter": ["pipeline", "adapter_name"],
 }  # fmt: skip
 OUTPUTS = {
     "LoadAITKModel": [("pipeline", "AITK_PIPELINE")],
@@ -46,6 +47,7 @@ OUTPUTS = {
     ],
     "AITKSaveImage": [],
     "AITKRecipeOptions": [("recipe_options", "AITK_RECIPE_OPTIONS")],
+    "AITKTrainingAdapter": [("pipeline", "AITK_PIPELINE")],
 }  # fmt: skip
 DEFAULTS = {
     "width": 1024,

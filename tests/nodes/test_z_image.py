@@ -9,6 +9,7 @@ import pytest
 import torch
 from comfyui_aitk.headless.tiny import z_image as tiny
 from comfyui_aitk.headless.tiny.containers import write_scaled_float8
+from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.nodes.sampler import engine
 from comfyui_aitk.pipelines.errors import AITKError
@@ -244,3 +245,61 @@ ERRORS = [
 def test_what_is_refused(z_image, load, sample, message):
     with pytest.raises(AITKError, match=message):
         _run(load, **sample)
+
+
+# ---- training adapter -----------------------------------------------------------------------------------------------
+
+
+def _adapted(*nodes: tuple[str, dict], weights: str = "tiny", model: str = "zimage:turbo", **load):
+    """The handle behind nodes in a row."""
+    (pipeline,) = NODE_CLASS_MAPPINGS["LoadAITKModel"]().load(model=model, weights=weights, dtype="bfloat16", **load)
+    for name, inputs in nodes:
+        cls = NODE_CLASS_MAPPINGS[name]
+        pipeline = getattr(cls(), cls.FUNCTION)(pipeline=pipeline, **inputs)[0]
+    return pipeline
+
+
+ADAPTER = ("AITKTrainingAdapter", {"adapter_name": "lora.safetensors"})
+LORA = ("ApplyAITKLoRA", {"lora_name": "lokr.safetensors", "strength": 0.7})
+
+
+def test_an_adapter_is_first_whatever_the_order_of_the_nodes_and_leaves_no_trace(z_image):
+    request = SampleRequest("trainer preview", "a fox", width=64, height=64, steps=2)
+
+    def latent(pipeline) -> torch.Tensor:
+        return sample(engine(), pipeline, request, SilentObserver()).latent
+
+    plain, with_lora = latent(_adapted()), latent(_adapted(LORA))
+    adapted = latent(_adapted(ADAPTER))
+    # the merge's rounding alone, and not the adapter: that by itself is another picture
+    alone = latent(_adapted(("ApplyAITKLoRA", {"lora_name": "lora.safetensors", "strength": 1.0})))
+    assert 0 < (adapted - plain).norm() < (alone - plain).norm() / 5
+    first, second = latent(_adapted(ADAPTER, LORA)), latent(_adapted(LORA, ADAPTER))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, with_lora)
+    # a merge is undone to the adapted weights, not to the plain ones
+    assert torch.equal(latent(_adapted(ADAPTER)), adapted)
+    assert torch.equal(latent(_adapted()), plain)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "load", "message"),
+    [
+        ((ADAPTER,), {"model": "zimage"}, "AI Toolkit trains Z-Image without a training adapter"),
+        ((ADAPTER, ADAPTER), {}, "'tiny [+] lora.safetensors' has a training adapter already"),
+        (
+            (("AITKTrainingAdapter", {"adapter_name": "lokr.safetensors"}),),
+            {},
+            "'lokr.safetensors' is LoKr; a training adapter is a LoRA",
+        ),
+        ((ADAPTER,), {"weights": "q8.gguf", **PARTS}, "'q8.gguf' is quantised .* Choose an unquantised file"),
+        (
+            (("AITKTrainingAdapter", {"adapter_name": "../lora.safetensors"}),),
+            {},
+            "absolute paths and '..' are not allowed",
+        ),
+    ],
+)
+def test_adapters_that_are_refused(z_image, nodes, load, message):
+    with pytest.raises(AITKError, match=message):
+        _adapted(*nodes, **load)

@@ -39,7 +39,7 @@ MODELS = {
     "zimage": Limits(5e-5, shift=0.1159, scale=0.3611),
 }
 # what is recorded otherwise than through a preview, and what takes a minute each
-OTHER = ("control_prep_only", "control_own_generator", "size_own_generator", "reference", "adapter")
+OTHER = ("control_prep_only", "control_own_generator", "size_own_generator", "reference")
 LARGE = 1040
 
 
@@ -76,12 +76,19 @@ def _graph(model: str, case: dict) -> dict:
             "AITKSaveImage", images=["sample", 0], report=["sample", 6], filename_prefix="case", format="png"
         ),
     }  # fmt: skip
+    adapter = quantized.get("assistant_lora_path")
+    if adapter:
+        # of the distilled form, whose repository and defaults alone differ
+        graph["load"]["inputs"]["model"] = "zimage:turbo"
+        graph["adapter"] = _node("AITKTrainingAdapter", pipeline=["load", 0], adapter_name=Path(adapter).name)
+        graph["sample"]["inputs"]["pipeline"] = ["adapter", 0]
     if case["lora"]:
         application = "live" if case.get("application") == "live" else "auto"
         name = Path(case["lora"]).name
         graph["lora"] = _node(
             "ApplyAITKLoRA",
-            pipeline=["load", 0], lora_name=name, strength=case["lora_multiplier"], application=application,
+            pipeline=graph["sample"]["inputs"]["pipeline"], lora_name=name, strength=case["lora_multiplier"],
+            application=application,
         )  # fmt: skip
         graph["sample"]["inputs"]["pipeline"] = ["lora", 0]
     if case["control_images"]:

@@ -104,6 +104,7 @@ TURBO = replace(
     title="Z-Image Turbo",
     files=_files("Z-Image Turbo", _TURBO_REPOSITORY, None, None),
     defaults=replace(Z_IMAGE.defaults, steps=8, guidance_scale=1.0),
+    training_adapter="ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors",
 )
 
 DE_TURBO = replace(

@@ -1,0 +1,69 @@
+"""Putting the trainer's own adapter under a distilled model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..pipelines.files.header import FileStamp
+from ..pipelines.lora.training_adapter import with_training_adapter
+from ..pipelines.models import catalogue, find_model
+from ..pipelines.weights.untrusted_names import resolve_name
+from .host import current_host
+from .shared import CATEGORY, check_pipeline, roots, search_words, why_refused
+
+if TYPE_CHECKING:
+    from ..pipelines.handle import PipelineHandle
+
+_SUFFIXES = (".safetensors", ".sft")
+
+
+class AITKTrainingAdapter:
+    """A handle and an adapter to a new handle. Only the file's header is read here."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "pipeline": ("AITK_PIPELINE", {"tooltip": "From Load AITK Model. LoRAs may come before or after."}),
+                "adapter_name": (
+                    current_host().model_files("loras", _SUFFIXES),
+                    {"tooltip": f"The adapter of the training job (assistant_lora_path), in 'loras'. {_files()}"},
+                ),
+            }
+        }
+
+    RETURN_TYPES = ("AITK_PIPELINE",)
+    RETURN_NAMES = ("pipeline",)
+    OUTPUT_TOOLTIPS = ("The pipeline on the adapted weights; the one that came in stays as it is.",)
+    FUNCTION = "apply"
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "For previews of jobs that trained a distilled model with AI Toolkit's training adapter: it is merged into "
+        "the weights and taken off live, as in the trainer. It changes no more than the last bits of bfloat16: leave "
+        "it out where you do not compare with a preview."
+    )
+    SEARCH_ALIASES = search_words("training adapter", "assistant lora", "de-distill", "turbo", "ostris")
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, adapter_name: str | None = None) -> bool | str:
+        """Refuses a file that is not there or not allowed when the prompt is queued; a linked name waits."""
+        return adapter_name is None or why_refused(adapter_name, ("loras",), "LoRA") or True
+
+    @classmethod
+    def IS_CHANGED(cls, adapter_name: str | None = None, **_: Any) -> str:
+        """A file that was saved again is another adapter."""
+        if adapter_name is None:
+            # linked, and not known yet
+            return ""
+        return str(hash(FileStamp.of(resolve_name(adapter_name, roots("loras"), "LoRA"))))
+
+    def apply(self, pipeline: PipelineHandle, adapter_name: str) -> tuple[PipelineHandle]:
+        check_pipeline(pipeline)
+        path = resolve_name(adapter_name, roots("loras"), "LoRA")
+        return (with_training_adapter(pipeline, path, adapter_name, find_model(pipeline.model)),)
+
+
+def _files() -> str:
+    """Which file is for which model."""
+    found = {facts.title: facts.training_adapter for facts in catalogue().values() if facts.training_adapter}
+    return " ".join(f"{title}: {file}." for title, file in found.items())
