@@ -25,10 +25,15 @@ def _module(name: str, path: Path):
     return module
 
 
-_module("tasks", ROOT / "tasks.py").load_pack()
+tasks = _module("tasks", ROOT / "tasks.py")
+# before torch is imported, by whatever starts the tests
+for name, value in tasks.KERNELS.items():
+    os.environ.setdefault(name, value)
+tasks.load_pack()
 sd_scripts_files = _module("sd_scripts", Path(__file__).parent / "sd_scripts.py")
-# under a name of its own, so that tests can import it
-sys.modules["rendering"] = _module("rendering", Path(__file__).parent / "rendering.py")
+# under names of their own, so that tests can import them
+for name in ("cpu_kernels", "rendering"):
+    sys.modules[name] = _module(name, Path(__file__).parent / f"{name}.py")
 
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint, make_lora  # noqa: E402
 from comfyui_aitk.nodes.host import PlainHost, use_host  # noqa: E402
@@ -50,6 +55,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(models: Path) -> Checkpoint:
     return Checkpoint.open(models / "diffusers" / "tiny", "tiny", find_model("lumina2"))
+
+
+@pytest.fixture(scope="session")
+def recorded_kernels() -> None:
+    """For comparisons with recordings in bfloat16: skips where they say nothing."""
+    if reason := sys.modules["cpu_kernels"].why_unlike_the_recordings():
+        pytest.skip(reason)
 
 
 @pytest.fixture

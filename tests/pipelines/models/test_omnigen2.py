@@ -20,6 +20,7 @@ from comfyui_aitk.pipelines.models.omnigen2.facts import REFERENCE, TRAINER
 from comfyui_aitk.pipelines.models.runtime import DenoiseJob, Embedding, Text, Typed
 from comfyui_aitk.pipelines.sizes import Size, snap
 from comfyui_aitk.pipelines.sources.single_file import open_single_file
+from cpu_kernels import NOISE
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -106,7 +107,7 @@ def test_every_stage_agrees_with_ai_toolkit(name, golden, parts):
         recorded.near(f"ref_latents_{index}", latents, PREDICTION)
 
     noise = torch.randn(RUNTIME.noise_shape(size, recipe), generator=generator)
-    recorded.near("initial_noise", noise, 0)
+    recorded.near("initial_noise", noise, NOISE)
     times = schedule.times(case["steps"], noise.shape[2] * noise.shape[3])
     recorded.near("timesteps", times, 0)
     recorded.near("model_timestep_step0", times[:1], 0)
@@ -141,7 +142,7 @@ def test_the_reference_of_a_large_picture_is_capped(parts):
     (latents,) = RUNTIME.encode_control(parts["vae"], images, TRAINER, size, torch.float32, generator, "cpu")
     recorded.near("ref_latents_0", latents, 1e-2)
     # the posterior was drawn first, from the same generator
-    recorded.near("initial_noise", torch.randn(RUNTIME.noise_shape(size, TRAINER), generator=generator), 0)
+    recorded.near("initial_noise", torch.randn(RUNTIME.noise_shape(size, TRAINER), generator=generator), NOISE)
 
 
 def _images(case: dict) -> list[torch.Tensor]:
