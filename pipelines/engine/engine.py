@@ -236,9 +236,12 @@ class Engine:
         del held
         # what this run has no use for makes room, and what this machine cannot hold beside the new part
         leaves = wanted.plan.part(part).leaves_before
-        for name in [n for n, other in self._parts.items() if n in leaves or other.key != wanted.keys.get(n)]:
+        gone = [name for name, other in self._parts.items() if name in leaves or other.key != wanted.keys.get(name)]
+        for name in gone:
             del self._parts[name]
-        gc.collect()
+        if gone:
+            # modules and their hooks are circles; where nothing left, a second of looking would find nothing
+            gc.collect()
         dtype = torch_dtype(key.dtype)
         module = kind.load(key.source, dtype, key.quantization, key.plain, observer.check)
         self._parts[part] = _Loaded(key, module, LoraStack(kind.lora_root(module), key.source, dtype, self.device))

@@ -23,6 +23,7 @@ from comfyui_aitk.pipelines.options import Chosen, RuntimeOptions
 from comfyui_aitk.pipelines.pictures.sizes import Size
 from comfyui_aitk.pipelines.run.start import seeded
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
+from cpu_kernels import NOISE
 from PIL import Image
 from rendering import denoising, job_of, wanted
 from safetensors.torch import load_file
@@ -129,7 +130,7 @@ def test_every_stage_agrees(folder, case, engine):
             assert _distance(embedding.embeds[tokens], embeds[case["embeds"][f"{name}_embeds"]][tokens]) < EMBEDS
 
         noise = asked.model.noise(seeded("cpu", case["seed"]), job)
-        assert torch.equal(noise, recorded["initial_noise"])
+        assert _distance(noise, recorded["initial_noise"]) <= NOISE
         schedule = asked.model.schedule(job, case["steps"])
         sigmas = schedule.sigmas
         assert _distance(sigmas, recorded["sigmas"]) < SIGMAS
@@ -153,7 +154,11 @@ def test_noise_is_drawn_in_the_dtype_of_the_run(engine, dtype, size):
     base = Checkpoint.open(GOLDEN / "base", "base", find_model("lumina2").files)
     handle = PipelineHandle("lumina2", base, dtype)
     job = job_of(handle, {"guidance": 1.0, "prompt": "", "negative_prompt": ""}, size)
-    assert torch.equal(engine.model(handle).noise(seeded("cpu", 42), job), recorded)
+    noise = engine.model(handle).noise(seeded("cpu", 42), job)
+    assert noise.dtype == recorded.dtype
+    # a value on the edge between two of 16 bits may be the other one
+    edge = torch.finfo(noise.dtype).eps * recorded.float().abs() if NOISE else 0
+    assert ((noise.float() - recorded.float()).abs() <= NOISE + edge).all()
 
 
 def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -60,9 +60,9 @@ def test_every_stage_agrees(model, case, engine):
             with engine.on_device(asked, "vae", SilentObserver()) as vae:
                 tokens = control.encode(vae, images, torch.float32, "cpu")
             assert torch.equal(tokens.ids, recorded["control_ids"])
-            near = (tokens.tokens.float() - recorded["control_tokens"].float()).abs()
-            # one step of bfloat16 where a value lies on an edge
-            assert (near <= recorded["control_tokens"].float().abs() * 2**-7 + 1e-6).all()
+            _assert_same_but_for_edges(tokens.tokens, recorded["control_tokens"])
+            # or a value on an edge would count again in the prediction, by up to 7e-5
+            tokens = tokens._replace(tokens=recorded["control_tokens"])
         height, width = noise.shape[-2:]
         ids = torch.cat([image_ids(height, width), *([tokens.ids] if images else [])], dim=1)
         assert torch.equal(ids, recorded["img_ids"])
@@ -93,10 +93,25 @@ def test_a_large_control_image_is_prepared_as_recorded():
     assert _distance(found[:, :32, :32], recorded["prepared_control_corner"].squeeze(0)) < 1e-6
 
 
+def _assert_same_but_for_edges(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Values that were rounded to bfloat16: one step apart where float32's own spread takes them over an edge.
+
+    Measured with other kernels: 2e-6 beside a step, on 0.23 % of the values. Without the rounding all of them differ,
+    with pixels in float16 13 %, and 2 % by more than a step.
+    """
+    difference = _apart(found, expected)
+    assert (difference <= expected.float().abs() * 2**-7 + 1e-5).all()
+    assert (difference > 0).float().mean() < 0.01
+
+
 def _uint8(path: Path) -> torch.Tensor:
     return torch.from_numpy(np.array(Image.open(path).convert("RGB")))
 
 
 def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(_apart(found, expected).max())
+
+
+def _apart(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     assert found.shape == expected.shape
-    return float((found.float() - expected.float()).abs().max())
+    return (found.float() - expected.float()).abs()

@@ -21,6 +21,7 @@ from comfyui_aitk.pipelines.run.sample import sample
 from comfyui_aitk.pipelines.run.start import seeded
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from comfyui_aitk.pipelines.weights.single_file import open_single_file
+from cpu_kernels import NOISE
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 from rendering import denoising, job_of, wanted
 from safetensors.torch import load_file
@@ -58,7 +59,7 @@ def test_every_stage_agrees_with_ai_toolkit(name, golden, engine):
         assert _distance(tokens, embeds[case["embeds"][text]]) < EMBEDS
 
     noise = asked.model.noise(seeded("cpu", case["seed"]), job)
-    assert torch.equal(noise, recorded["initial_noise"])
+    assert _distance(noise, recorded["initial_noise"]) <= NOISE
     schedule = asked.model.schedule(job, case["steps"])
     assert _distance(schedule.sigmas, recorded["sigmas"]) < SIGMAS
     time = loop.model_time(schedule.sigmas[0])
