@@ -67,9 +67,9 @@ def test_every_stage_agrees(model, case, engine):
         ids = torch.cat([image_ids(height, width), *([tokens.ids] if images else [])], dim=1)
         assert torch.equal(ids, recorded["img_ids"])
         assert torch.equal(text_ids(512)[:, -1:], recorded["txt_ids_last"])
-        texts = [embeds[case["embeds"][f"{name}_embeds"]] for name in ("prompt", "negative")]
         guided = facts.guidance == "classifier-free" and case["guidance"] > 1
-        conditioning = [Embedding(text, torch.ones(1, 512), 0) for text in texts[: 1 + guided]]
+        texts = [embeds[case["embeds"][f"{name}_embeds"]] for name in ("prompt", "negative")[: 1 + guided]]
+        conditioning = [Embedding(text, torch.ones(1, 512), 0) for text in texts]
         picture = denoising(job, noise, schedule, conditioning, references=tokens)
         with engine.on_device(asked, "transformer", SilentObserver()) as transformer:
             prediction = loop.Predictor(transformer, picture)(tokens_of(noise), float(sigmas[0]))
