@@ -168,7 +168,7 @@ class FolderSource:
         raise FileError(f"{self.name!r} has no safetensors weights in {self.component}.{why} Get a safetensors copy.")
 
     def _numbered(self, names: Collection[str]) -> list[str]:
-        """The shards of a folder without an index; none where it has no shards, FileError where it has a part of them."""
+        """The shards of a folder without an index, none where it has none; FileError where some are missing."""
         sets: dict[tuple[str, str, int], list[str]] = {}
         for name in sorted(names):
             match = _SHARD.fullmatch(name)
@@ -179,8 +179,8 @@ class FolderSource:
                 return found
         for (_, _, count), found in sets.items():
             raise FileError(
-                f"{self.name!r} is incomplete: {self.component} has {len(found)} of {count} parts and no index. Download "
-                "it again."
+                f"{self.name!r} is incomplete: {self.component} has {len(found)} of {count} parts and no index. "
+                "Download it again."
             )
         return []
 

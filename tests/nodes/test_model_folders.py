@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_aitk.headless.tiny.containers import write_ae, write_dit, write_gemma2
 from comfyui_aitk.headless.tiny.files import write_tensors
+from comfyui_aitk.headless.tiny.lumina2 import make_lora
+from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
+from comfyui_aitk.pipelines.weights.untrusted_names import list_files, resolve_name
 from rendering import render
 from safetensors.torch import load_file
 
@@ -188,3 +192,74 @@ def test_what_cannot_be_read_is_named(own, case):
         render({"model": "lumina2", "weights": "tiny"}, steps=1)
     assert message in str(caught.value), str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def test_links_are_followed_wherever_they_lead(own, models, tmp_path):
+    """A store of models that several programs share is linked into ComfyUI's folders."""
+    own_models, store = own.parent.parent, tmp_path / "store"
+    outside = make_lora(store / "Lora" / "outside.safetensors", models / "diffusers" / "tiny")
+    shutil.copytree(models / "diffusers" / "tiny", store / "hub" / "snapshots" / "0123", symlinks=True)
+    loras = own_models / "loras"
+    loras.mkdir()
+    (loras / "link.safetensors").symlink_to(outside)
+    (loras / "Lora").symlink_to(store / "Lora", target_is_directory=True)
+    (loras / "again").symlink_to(store / "Lora", target_is_directory=True)
+    (loras / "gone.safetensors").symlink_to(store / "gone.safetensors")
+    # what lies in itself
+    (store / "Lora" / "loop").symlink_to(loras, target_is_directory=True)
+    make_lora(loras / "tiny.safetensors", own)
+    make_lora(loras / "sub" / "inside.safetensors", models / "diffusers" / "tiny")
+    choices = NODE_CLASS_MAPPINGS["ApplyAITKLoRA"].INPUT_TYPES()["required"]["lora_name"][0]
+    named = ["Lora/outside.safetensors", "again/outside.safetensors", "link.safetensors", "sub/inside.safetensors"]
+    assert choices == [*named, "tiny.safetensors"]
+    # a folder of links into a cache
+    snapshot = own_models / "diffusers" / "snapshot"
+    snapshot.symlink_to(store / "hub" / "snapshots" / "0123", target_is_directory=True)
+    folder = own_models / "diffusers" / "links"
+    for file in (store / "hub" / "snapshots" / "0123").rglob("*.*"):
+        target = folder / file.relative_to(store / "hub" / "snapshots" / "0123")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(file)
+    weights = NODE_CLASS_MAPPINGS["LoadAITKModel"].INPUT_TYPES()["required"]["weights"][0]
+    assert {"snapshot", "links"} <= {*weights}
+    load = {"model": "lumina2", "weights": "tiny"}
+    expected = render(load, lora={"lora_name": "tiny.safetensors"}, steps=1)
+    for name, lora in (("snapshot", "again/outside.safetensors"), ("links", "link.safetensors")):
+        found = render(load | {"weights": name}, lora={"lora_name": lora}, steps=1)
+        assert torch.equal(found[0], expected[0]), name
+
+
+def test_links_among_folders_do_not_make_names_without_end(tmp_path):
+    folders = [tmp_path / f"{index}" for index in range(12)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "x.safetensors").write_text("")
+    for folder in folders:
+        for other in folders:
+            (folder / f"to{other.name}").symlink_to(other, target_is_directory=True)
+    assert 12 < len(list_files([tmp_path], [".safetensors"])) < 500
+    with pytest.raises(AITKError, match="is refused"):
+        resolve_name("0/../../x", [tmp_path], "LoRA")
+
+
+@pytest.mark.parametrize("linked", ["folder", "file"])
+def test_one_file_in_two_kinds_of_folders_is_no_conflict(own, linked):
+    kinds = own.parent.parent
+    file = write_dit(kinds / "checkpoints" / "one.safetensors", own)
+    write_gemma2(kinds / "text_encoders" / "gemma.safetensors", own)
+    write_ae(kinds / "vae" / "ae.safetensors", own)
+    if linked == "folder":
+        (kinds / "diffusion_models").symlink_to(kinds / "checkpoints", target_is_directory=True)
+    else:
+        (kinds / "diffusion_models").mkdir()
+        (kinds / "diffusion_models" / "one.safetensors").symlink_to(file)
+    load = {"model": "lumina2", "dtype": "float32", "weights": "one.safetensors"}
+    node = NODE_CLASS_MAPPINGS["LoadAITKModel"]()
+    parts = {"text_encoder": "gemma.safetensors", "vae": "ae.safetensors"}
+    (pipeline,) = node.load(**load, **parts)
+    assert pipeline.checkpoint.source("transformer").name == "one.safetensors"
+    if linked == "file":
+        (kinds / "diffusion_models" / "one.safetensors").unlink()
+        shutil.copy(file, kinds / "diffusion_models")
+        with pytest.raises(AITKError, match="is in diffusion_models and in checkpoints: rename one"):
+            node.load(**load, **parts)
