@@ -14,6 +14,7 @@ from ..errors import FileError
 from ..files.header import FileStamp, Header, TensorInfo
 from ..files.safetensors import read_header, read_tensors
 from .layout import Placed, placed
+from .untrusted_config import checked_config
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ _VARIANT = re.compile(
     r"(?:\.([\w-]+)\.safetensors(?:\.index\.json)?|\.safetensors\.index\.([\w-]+)\.json)"
 )
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\..+)?\.safetensors")
+_MAX_JSON = 1 << 25  # bytes; an index names every tensor of a model
 _SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # what a change of makes another checkpoint
 _TOKENIZER, _SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 # a tokenizer without the fast one's file, which transformers converts
@@ -120,7 +122,10 @@ class FolderSource:
         if has_tokenizer(folder):
             return folder
         alone = folder / _SENTENCEPIECE
-        return alone.read_bytes() if alone.is_file() else None
+        try:
+            return alone.read_bytes() if alone.is_file() else None
+        except OSError as error:
+            raise FileError(f"{self.name!r}: {_SENTENCEPIECE} cannot be read: {error.strerror}.") from error
 
     @property
     def tokenizer_name(self) -> str:
@@ -233,14 +238,12 @@ def has_tokenizer(folder: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def _config(source: FolderSource) -> dict[str, Any]:
-    config = read_json(source.folder / source.subfolder / "config.json", source.name)
+    where = f"{source.config_name} of {source.name!r}"
+    config = checked_config(read_json(source.folder / source.subfolder / "config.json", source.name), where)
     try:
         return source.facts.config(config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileError(
-            f"{source.config_name} of {source.name!r} cannot be understood ({type(error).__name__}: {error}). "
-            "Download it again."
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise FileError(f"{where} cannot be understood ({type(error).__name__}). Download it again.") from error
 
 
 @lru_cache(maxsize=16)
@@ -262,10 +265,12 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     """The JSON object in a file; raises FileError, which calls what it belongs to ``name``."""
     where = f"{path.parent.name}/{path.name}"
     try:
+        if FileStamp.of(path).size > _MAX_JSON:
+            raise FileError(f"{name!r} is damaged: {where} has more than {_MAX_JSON:,} bytes. Download it again.")
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise FileError(f"{name!r} is incomplete: {where} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{name!r} is damaged: {where} is not valid JSON. Download it again.") from error
     if not isinstance(value, dict):
         raise FileError(f"{name!r} is damaged: {where} holds no JSON object.")

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import FileError
-from ..files.header import FileStamp, TensorInfo
+from ..files.header import FileStamp, TensorInfo, shown
 from ..files.scaled_float8 import read_header, read_tensors
 from .folder import read_json
 from .layout import Layout, Placed, SingleFiles, placed
+from .untrusted_config import checked_config
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ class SingleFileSource:
             if not isinstance(own, dict):
                 raise FileError(f"{self.files[1].path.name!r}: {self.component!r} is no JSON object.")
             config |= own
-        return config
+        return checked_config(config, f"{self.config_name} of {self.name!r}")
 
     def tensor_infos(self) -> dict[str, TensorInfo]:
         self._check_unchanged()
@@ -141,8 +142,8 @@ def open_single_file(path: Path, name: str, model: ModelFiles) -> dict[str, Sing
     if not found:
         first = next(iter(header.tensors), "nothing")
         raise FileError(
-            f"{name!r} holds no part of {model.title}: its {len(header.tensors)} tensors begin with {first!r}. Choose "
-            "another file, or set model to what the file was made for."
+            f"{name!r} holds no part of {model.title}: its {len(header.tensors)} tensors begin with {shown(first)}. "
+            "Choose another file, or set model to what the file was made for."
         )
     return found
 

@@ -135,7 +135,7 @@ REFUSED = {
     "a program": (PROGRAM.getvalue(), "is a TorchScript program"),
     "another pickle": (pickle.dumps({"a": 1}, protocol=4), "is damaged, or a pickle of another program"),
     "an old pickle": (pickle.dumps({"a": 1}, protocol=2), "is cut off or damaged"),
-    "empty": (b"", "it is a text"),
+    "empty": (b"", "its content is of an unknown kind"),
     "noise": (b"hello world" * 50, "it is a text"),
     "a web page": (b"<!DOCTYPE html><html>", "it is an HTML page"),
     "gguf": (b"GGUF" + bytes(60), "it is a GGUF file"),
