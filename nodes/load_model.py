@@ -27,7 +27,7 @@ from .shared import CATEGORY, roots, search_words, tooltip, why_refused
 if TYPE_CHECKING:
     from ..pipelines.models.facts import ModelFacts
 
-_DENSE = tuple(suffix for suffix in SUFFIXES if suffix != ".gguf")  # GGUF's blocks are for the transformer
+_DENSE = tuple(suffix for suffix in SUFFIXES if suffix != ".gguf")  # nobody packs an autoencoder
 
 
 class LoadAITKModel:
@@ -80,11 +80,11 @@ class LoadAITKModel:
                     {"tooltip": "From AITK Runtime Options: quantisation, attention and memory."},
                 ),
                 "text_encoder": (
-                    [DEFAULT, *_files(PART_FILES["encoder"], _DENSE)],
+                    [DEFAULT, *_files(PART_FILES["encoder"], tuple(SUFFIXES))],
                     {
                         "default": DEFAULT,
                         "tooltip": "default: the one that weights holds. Others: a file in 'text_encoders', with its "
-                        "tokenizer inside (Qwen's comes from the hub); needed where weights is a transformer alone.",
+                        "tokenizer inside or from the hub; also GGUF; needed where weights is a transformer alone.",
                     },
                 ),
                 "vae": (

@@ -30,7 +30,18 @@ _FILE_TYPES = {
     "BF16": gguf.LlamaFileType.MOSTLY_BF16,
 }
 _E4M3 = "float8_e4m3fn"
-_BLOCKS = ("layers.", "noise_refiner.", "context_refiner.", "double_blocks.", "single_blocks.")
+_HEAD = 128  # channels of a head of Mistral, also of the tiny one
+_LLAMA_CPP = {
+    "embed_tokens": "token_embd", "norm": "output_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+_LLAMA_CPP_GEMMA = {
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}  # fmt: skip
+_BLOCKS = ("blk.", "layers.", "noise_refiner.", "context_refiner.", "double_blocks.", "single_blocks.")
 
 
 def write_dit(path: Path, folder: Path, prefix: str = "") -> Path:
@@ -103,6 +114,30 @@ def write_gguf_tensors(path: Path, tensors: Tensors, quant: Quant, architecture:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_gguf_text_encoder(path: Path, tensors: Tensors, quant: Quant, architecture: str) -> Path:
+    """A language model in llama.cpp's names, as its converter writes it; returns the path.
+
+    Args:
+        path: the file.
+        tensors: in transformers' names, without what stands before ``layers``.
+        quant: of the matrices in its layers.
+        architecture: llama.cpp's name: ``llama`` for Mistral, ``qwen3``, ``qwen2vl``, ``gemma2``.
+    """
+    named: Tensors = {}
+    for name, value in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        layer, _, inner = module.removeprefix("layers.").partition(".")
+        names = _LLAMA_CPP | (_LLAMA_CPP_GEMMA if architecture == "gemma2" else {})
+        own = f"blk.{layer}.{names[inner]}" if inner else names[module]
+        if architecture == "llama" and inner.endswith(("q_proj", "k_proj")):
+            # llama.cpp turns neighbouring channels where transformers turns those of the two halves of a head
+            value = value.reshape(-1, 2, _HEAD // 2, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+        if architecture == "gemma2" and module.endswith("norm"):
+            value = value.float() + 1
+        named[f"{own}.{leaf}"] = value
+    return write_gguf_tensors(path, named, quant, architecture)
 
 
 def write_scaled_float8(path: Path, plain: Path, spelling: Spelling, prefix: str = "", dtype: str = _E4M3) -> Path:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from ..errors import FileError
 from .block_types import BLOCK_TYPES
 from .content import START, describe
-from .header import FileStamp, Header, TensorInfo
+from .header import MAX_DIMS, MAX_NAME, MAX_TENSORS, FileStamp, Header, TensorInfo, shown
 
 _VERSIONS = (2, 3)
 _PLAIN = {0: ("F32", 4), 1: ("F16", 2), 30: ("BF16", 2)}  # number in the file -> name, bytes per value
@@ -27,9 +27,8 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _TEXT, _ARRAY = 8, 9
 # what no real header comes near: beyond it, the bytes are none
 _MAX_TEXT = 1 << 26  # bytes
-_MAX_NAME = 1 << 10  # bytes
-_MAX_TEXTS = 1 << 24  # texts in an array; a tokenizer's vocabulary is one
-_MAX_DIMS = 8
+_MAX_TEXTS = 1 << 22  # texts in an array; a tokenizer's vocabulary is one
+_MAX_ENTRIES = 1 << 12  # of the metadata
 _AGAIN = "Download it again."
 
 
@@ -133,6 +132,8 @@ def _parse(path: Path, parser: _Parser, size: int) -> Layout:
         raise FileError(f"{path.name!r} {what}; only GGUF versions 2 and 3, little-endian, are read.")
     tensor_count = parser.count("Q")
     metadata = _metadata(parser)
+    if tensor_count > MAX_TENSORS:
+        raise parser.damaged(f"its header names {tensor_count:,} tensors, and {MAX_TENSORS:,} are read at most")
     parts = metadata.get("split.count")
     if isinstance(parts, int) and parts > 1:
         raise FileError(f"{path.name!r} is one of {parts} parts of a model; only whole GGUF files are read.")
@@ -143,16 +144,16 @@ def _parse(path: Path, parser: _Parser, size: int) -> Layout:
     tensors: dict[str, TensorInfo] = {}
     offsets: dict[str, tuple[int, int]] = {}
     for _ in range(tensor_count):
-        name = parser.text(_MAX_NAME)
+        name = parser.text(MAX_NAME)
         if name in tensors:
-            raise parser.damaged(f"the tensor {name!r} is in its header twice")
+            raise parser.damaged(f"the tensor {shown(name)} is in its header twice")
         tensors[name], length = _tensor(path, parser, name)
         offsets[name] = parser.count("Q"), length
     start = -(-parser.position // alignment) * alignment
     end = 0
     for name, (begin, length) in sorted(offsets.items(), key=lambda item: item[1]):
         if begin % alignment or begin < end:
-            raise parser.damaged(f"the data of {name!r} does not begin after that of the tensor before it")
+            raise parser.damaged(f"the data of {shown(name)} does not begin after that of the tensor before it")
         end = begin + length
     if start + end > size and tensors:
         raise FileError(
@@ -167,9 +168,11 @@ def _parse(path: Path, parser: _Parser, size: int) -> Layout:
 def _metadata(parser: _Parser) -> dict[str, str | int | float | None]:
     metadata: dict[str, str | int | float | None] = {}
     for _ in range(parser.count("Q")):
-        key = parser.text(_MAX_NAME)
+        key = parser.text(MAX_NAME)
         if key in metadata:
-            raise parser.damaged(f"{key!r} is in its metadata twice")
+            raise parser.damaged(f"{shown(key)} is in its metadata twice")
+        if len(metadata) == _MAX_ENTRIES:
+            raise parser.damaged(f"its metadata have more than {_MAX_ENTRIES:,} entries")
         metadata[key] = parser.value()
     return metadata
 
@@ -177,23 +180,23 @@ def _metadata(parser: _Parser) -> dict[str, str | int | float | None]:
 def _tensor(path: Path, parser: _Parser, name: str) -> tuple[TensorInfo, int]:
     """The entry of a tensor after its name, and how many bytes its data has."""
     dims = parser.count("I")
-    if dims > _MAX_DIMS:
-        raise parser.damaged(f"the tensor {name!r} has {dims:,} dimensions")
+    if dims > MAX_DIMS:
+        raise parser.damaged(f"the tensor {shown(name)} has {dims:,} dimensions")
     shape = tuple(reversed([parser.count("Q") for _ in range(dims)]))
     if 0 in shape:
-        raise parser.damaged(f"the tensor {name!r} has no values")
+        raise parser.damaged(f"the tensor {shown(name)} has no values")
     number = parser.count("I")
     if number in _PLAIN:
         dtype, width = _PLAIN[number]
         return TensorInfo(dtype, shape), math.prod(shape) * width
     if number not in _PACKED:
         raise FileError(
-            f"{path.name!r} cannot be used: its tensor {name!r} is of type {_type_name(number)}. Choose a file of "
+            f"{path.name!r} cannot be used: its tensor {shown(name)} is of type {_type_name(number)}. Choose a file of "
             f"another quantisation; these types are read: {', '.join(READABLE)}."
         )
     block = BLOCK_TYPES[_PACKED[number]]
     if not shape or shape[-1] % block.values:
-        raise parser.damaged(f"the rows of {name!r}, shape {list(shape)}, are no whole {_PACKED[number]} blocks")
+        raise parser.damaged(f"the rows of {shown(name)}, shape {list(shape)}, are no whole {_PACKED[number]} blocks")
     return TensorInfo(_PACKED[number], shape), math.prod(shape) // block.values * block.size
 
 

@@ -64,6 +64,16 @@ class PackedTensor(ABC):
             raise ValueError(f"no rows {start}:{stop} in {list(self.shape)}")
         return replace(self, raw=self.raw[start:stop], shape=(stop - start, self.shape[1]))
 
+    def reordered(self, order: torch.Tensor) -> Self:
+        """The rows of a matrix in another order, copied.
+
+        Raises:
+            ValueError: no matrix.
+        """
+        if len(self.shape) != 2:
+            raise ValueError(f"no rows in {list(self.shape)}")
+        return replace(self, raw=self.raw[order])
+
     def to(self, device: torch.device | str) -> Self:
         return replace(self, raw=self.raw.to(device))
 
@@ -127,6 +137,10 @@ class ScaledTensor(PackedTensor):
 
     def rows(self, start: int, stop: int) -> Self:
         return replace(super().rows(start, stop), scales=self._runs(start, stop))
+
+    def reordered(self, order: torch.Tensor) -> Self:
+        values = [scale for count, scale in self.scales for _ in range(count)]
+        return replace(super().reordered(order), scales=tuple((1, values[row]) for row in order.tolist()))
 
     def largest(self) -> float:
         found, first = [0.0], 0

@@ -1,21 +1,23 @@
 """Safetensors files: what their header says, whether they are whole, and their tensors.
 
 The header is read and checked before anything else touches a file, so that a truncated download, an HTML page or a
-pickle gives an error that says so, and not one of a parser's.
+pickle gives an error that says so, and not one of a parser's. Tensors are read, not mapped: a disk that fails while a
+map is read ends the whole process, and the library's own reader wants a map, and metadata of texts alone.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
 from .content import PICKLE, SAFETENSORS, START, ZIP, describe
-from .header import FileStamp, Header, TensorInfo
+from .header import MAX_DIMS, MAX_NAME, MAX_TENSORS, FileStamp, Header, TensorInfo, shown
 
 if TYPE_CHECKING:
     import torch
@@ -26,11 +28,25 @@ _BITS = {
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
 }  # fmt: skip
-_OPEN_FOR = 1 << 28  # bytes read before a file is opened anew
+# torch's names; those of less than a byte, and those that older versions lack, are read as bytes
+_DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
+    "U64": "uint64", "I64": "int64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F16": "float16", "BF16": "bfloat16",
+    "F32": "float32", "F64": "float64", "C64": "complex64",
+}  # fmt: skip
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 # kinds of files that a user may take for tensors
 _UNSAFE = {kind: f"{kind}; only safetensors files are loaded, since a pickle can run code" for kind in (PICKLE, ZIP)}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A checked header, and where each tensor's bytes are: name -> first byte in the file, number of bytes."""
+
+    header: Header
+    spans: Mapping[str, tuple[int, int]]
 
 
 def read_header(path: Path) -> Header:
@@ -39,8 +55,53 @@ def read_header(path: Path) -> Header:
     Raises:
         FileError: the file is missing, no safetensors file, damaged, or shorter or longer than its header says.
     """
+    return _layout(FileStamp.of(path)).header
+
+
+def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors of a file one by one, on the CPU, in their stored dtype, in memory of their own.
+
+    What torch has no dtype for comes as its bytes, uint8 of one dimension.
+
+    Args:
+        path: a safetensors file that :func:`read_header` accepts.
+        names: which ones; all of them by default.
+
+    Raises:
+        FileError: as :func:`read_header`; or the file cannot be read, or was changed while it was read.
+    """
+    import torch
+
+    layout = _layout(FileStamp.of(path))
+    changed = f"{path.name!r} was changed while it was read. Run again."
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
+    with file:
+        for name in layout.spans if names is None else names:
+            if name not in layout.spans:
+                raise FileError(changed)
+            info, (begin, length) = layout.header.tensors[name], layout.spans[name]
+            raw = torch.empty(length, dtype=torch.uint8)
+            buffer: Any = raw.numpy()
+            try:
+                file.seek(begin)
+                whole = file.readinto(buffer) == length
+            except OSError as error:
+                raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
+            if not whole:
+                raise FileError(changed)
+            dtype = _DTYPES.get(info.dtype)
+            yield name, raw if dtype is None else raw.view(getattr(torch, dtype)).reshape(info.shape)
+            del raw, buffer
+
+
+# a file is asked several times before a run, and its header may hold the workflow that made it
+@lru_cache(maxsize=32)
+def _layout(stamp: FileStamp) -> _Layout:
+    path, size = stamp.path, stamp.size
     name = path.name
-    size = FileStamp.of(path).size
     try:
         with path.open("rb") as file:
             start = file.read(START)
@@ -65,33 +126,29 @@ def read_header(path: Path) -> Header:
         entries = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{name!r} is damaged: its header is not valid JSON. Download it again.") from error
-    return _checked(path, entries, size - 8 - length)
+    return _checked(path, entries, 8 + length, size - 8 - length)
 
 
-def _checked(path: Path, entries: Any, data_size: int) -> Header:
+def _checked(path: Path, entries: Any, start: int, data_size: int) -> _Layout:
     damaged = f"{path.name!r} is damaged: "
     if not isinstance(entries, dict):
         raise FileError(damaged + "its header is no JSON object. Download it again.")
     metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         raise FileError(damaged + "its __metadata__ is no JSON object.")
+    if len(entries) > MAX_TENSORS:
+        raise FileError(damaged + f"its header names {len(entries):,} tensors, and {MAX_TENSORS:,} are read at most.")
     tensors: dict[str, TensorInfo] = {}
     spans: list[tuple[int, int, str]] = []
     for key, entry in entries.items():
-        try:
-            dtype, shape = entry["dtype"], tuple(map(int, entry["shape"]))
-            begin, end = map(int, entry["data_offsets"])
-            bits = _BITS[dtype] * math.prod(shape)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileError(damaged + f"the header's entry for {key!r} cannot be understood.") from error
-        if (end - begin) * 8 != bits:
-            raise FileError(damaged + f"{key!r} has {end - begin} bytes, its shape {list(shape)} needs {bits // 8}.")
-        tensors[key] = TensorInfo(dtype, shape)
+        if len(key) > MAX_NAME:
+            raise FileError(damaged + f"the name of a tensor has {len(key):,} letters. It begins with {shown(key)}.")
+        begin, end, tensors[key] = _entry(damaged, key, entry, data_size)
         spans.append((begin, end, key))
     position = 0
     for begin, end, key in sorted(spans):
         if begin != position:
-            raise FileError(damaged + f"the data of {key!r} does not begin where the tensor before it ends.")
+            raise FileError(damaged + f"the data of {shown(key)} does not begin where the tensor before it ends.")
         position = end
     if position > data_size:
         raise FileError(
@@ -100,28 +157,32 @@ def _checked(path: Path, entries: Any, data_size: int) -> Header:
         )
     if position < data_size:
         raise FileError(damaged + f"{data_size - position:,} bytes follow after its last tensor.")
-    return Header(path, tensors, {str(key): str(value) for key, value in metadata.items()})
+    header = Header(path, tensors, {str(key): _text(value) for key, value in metadata.items()})
+    return _Layout(header, {key: (start + begin, end - begin) for begin, end, key in spans})
 
 
-def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the tensors of a file one by one, on the CPU, in their stored dtype.
+def _entry(damaged: str, key: str, entry: Any, data_size: int) -> tuple[int, int, TensorInfo]:
+    """Where a tensor begins and ends in the data, and what it is; raises FileError."""
+    odd = FileError(damaged + f"the header's entry for {shown(key)} cannot be understood.")
+    try:
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        bits = _BITS[dtype]
+    except (KeyError, TypeError) as error:
+        raise odd from error
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2 or len(shape) > MAX_DIMS:
+        raise odd
+    # numbers may have thousands of digits, be infinite or true; 2^63 bytes are more than any disk has
+    if not all(type(value) is int and 0 <= value < 1 << 63 for value in (*shape, *offsets)):
+        raise odd
+    begin, end = offsets
+    bits *= math.prod(shape)
+    if (end - begin) * 8 != bits:
+        raise FileError(damaged + f"{shown(key)} has {end - begin} bytes, its shape {shape} needs {bits // 8}.")
+    return begin, end, TensorInfo(dtype, tuple(shape))
 
-    They may be maps of the file: who keeps one, copies it. The file is opened anew every quarter of a gigabyte, since
-    the pages that were read count as this process's memory as long as it is open.
 
-    Args:
-        path: a safetensors file that :func:`read_header` accepts.
-        names: which ones; all of them by default.
-    """
-    from safetensors import safe_open
-
-    waiting = list(read_header(path).tensors) if names is None else list(names)
-    while waiting:
-        size = 0
-        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
-            while waiting and size < _OPEN_FOR:
-                name = waiting.pop(0)
-                tensor = file.get_tensor(name)
-                size += tensor.numel() * tensor.element_size()
-                yield name, tensor
-                del tensor
+def _text(value: Any) -> str:
+    """A value of the metadata; tools of one's own write numbers and objects there, which the format does not know."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    # half a surrogate cannot be written anywhere
+    return text.encode(errors="replace").decode()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
 from .content import PICKLE, START, ZIP, describe
-from .header import FileStamp, Header, TensorInfo
+from .header import MAX_NAME, FileStamp, Header, TensorInfo, shown
 
 if TYPE_CHECKING:
     import torch
@@ -86,11 +86,13 @@ def _load(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
             f"2.10 or newer, or use the model's safetensors file."
         )
     try:
-        content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
+        content = _unpickled(path, mapped)
     except MemoryError:
         raise
+    except OSError as error:
+        raise FileError(f"{path.name!r} cannot be read: {error.strerror or type(error).__name__}.") from error
     except UnpicklingError as error:
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        refused = re.search(r"GLOBAL ([\w.]{1,100})", str(error))
         if refused is None:
             raise FileError(f"{path.name!r} is damaged, or a pickle of another program. {_INSTEAD}") from error
         raise FileError(
@@ -101,6 +103,18 @@ def _load(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
         # what torch makes of a damaged file is of any kind: KeyError, EOFError, RuntimeError, ...
         raise FileError(f"{path.name!r} is cut off or damaged: PyTorch cannot read it. Download it again.") from error
     return _named_tensors(path, content), mapped
+
+
+def _unpickled(path: Path, mapped: bool) -> Any:
+    import torch
+
+    try:
+        return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
+    except RuntimeError:
+        # some shares have no maps; a damaged file fails in the same way again
+        if not mapped:
+            raise
+        return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=False)
 
 
 def _can_be_mapped(path: Path) -> bool:
@@ -145,6 +159,10 @@ def _named_tensors(path: Path, content: Any) -> dict[str, torch.Tensor]:
     if not tensors:
         raise FileError(f"{path.name!r} holds no tensors by name: it is no model's weights. {_INSTEAD}")
     for name, value in tensors.items():
+        if len(name) > MAX_NAME:
+            raise FileError(f"{path.name!r} is damaged: the name of a tensor has {len(name):,} letters. {_INSTEAD}")
         if value.layout != torch.strided or value.is_quantized:
-            raise FileError(f"{path.name!r} cannot be used: its tensor {name!r} is sparse or quantised. {_INSTEAD}")
+            raise FileError(
+                f"{path.name!r} cannot be used: its tensor {shown(name)} is sparse or quantised. {_INSTEAD}"
+            )
     return tensors

@@ -5,10 +5,10 @@ The model is made without storage first, so that at no time more than one tensor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import FileError
+from ..errors import DeviceMemoryError, FileError
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ def build_empty(factory: Callable[[], M], config: str) -> M:
 
     Raises:
         FileError: the library can make no model of it.
+        DeviceMemoryError: there is no memory for it.
     """
     from accelerate import init_empty_weights
 
@@ -36,9 +37,27 @@ def build_empty(factory: Callable[[], M], config: str) -> M:
         with init_empty_weights(include_buffers=False):
             return factory()
     except Exception as error:
+        if out_of_memory(error):
+            raise no_memory(config) from error
         # any value may be missing or of a wrong kind, and each gives another exception
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise FileError(f"{config} cannot be used ({reason}). Download it again.") from error
+        raise FileError(f"{config} cannot be used ({type(error).__name__}). Download it again.") from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, of whatever device."""
+    # torch has a class of its own for CUDA alone
+    words = ("out of memory", "allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def no_memory(what: str) -> DeviceMemoryError:
+    """What is raised instead."""
+    return DeviceMemoryError(
+        f"The computer ran out of memory while {what} was loaded. Close other programs, or choose smaller "
+        "files, e.g. a GGUF or a scaled float8 file."
+    )
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -71,6 +90,7 @@ def fill(
 
     Raises:
         FileError: a tensor holds NaN or Inf, or what the form cannot hold.
+        DeviceMemoryError: there is no memory for a tensor.
     """
     import torch
 
@@ -79,7 +99,7 @@ def fill(
     from .packed_linear import PackedLinear
 
     slots: Mapping[str, torch.Tensor] = model.state_dict(keep_vars=True)
-    for name, value in tensors:
+    for name, value in _read(tensors, where):
         check()
         if name not in slots:
             continue
@@ -102,6 +122,15 @@ def fill(
         else:
             module._buffers[leaf] = cast
     return model.eval().requires_grad_(False)
+
+
+def _read(
+    tensors: Iterable[tuple[str, torch.Tensor | PackedTensor]], where: str
+) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
+    try:
+        yield from tensors
+    except MemoryError as error:
+        raise no_memory(where) from error
 
 
 def check_finite(value: torch.Tensor, name: str, where: str) -> None:

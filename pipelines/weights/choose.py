@@ -93,8 +93,10 @@ def _weights(model: ModelFiles, weights: str, given: Collection[str], roots: Roo
     path = resolve_name(weights, _all(WEIGHTS, roots), "weights")
     if path.is_dir():
         return parts_in(path, name, model, given)
-    places = [kind for kind in WEIGHT_FILES if any((root / name).is_file() for root in roots(kind))]
-    if len(places) > 1:
+    places = {kind: [file for root in roots(kind) if (file := root / name).is_file()] for kind in WEIGHT_FILES}
+    places = {kind: files for kind, files in places.items() if files}
+    # both kinds may be one folder, or the file is linked into both: then it is clear which
+    if not all(file.samefile(path) for files in places.values() for file in files[:1]):
         raise FileError(f"{name!r} is in {' and in '.join(places)}: rename one of the two, so that it is clear which.")
     found = open_single_file(path, name, model)
     if model.main not in found:

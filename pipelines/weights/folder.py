@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..errors import FileError
 from ..files.header import FileStamp, Header, TensorInfo
 from ..files.safetensors import read_header, read_tensors
 from .layout import Placed, placed
+from .untrusted_config import checked_config
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,15 @@ if TYPE_CHECKING:
 
 # diffusers' and transformers' names of a component's weights, single or sharded
 _WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
+# what a folder's weights may be called besides, e.g. diffusion_pytorch_model.fp16.safetensors; the first that is there
+# is taken, so that of several the one with the most bits is
+_VARIANTS = ("fp32", "bf16", "fp16")
+_VARIANT = re.compile(
+    rf"(?:{'|'.join(_WEIGHT_NAMES)})"
+    r"(?:\.([\w-]+)\.safetensors(?:\.index\.json)?|\.safetensors\.index\.([\w-]+)\.json)"
+)
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\..+)?\.safetensors")
+_MAX_JSON = 1 << 25  # bytes; an index names every tensor of a model
 _SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # what a change of makes another checkpoint
 _TOKENIZER, _SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 # a tokenizer without the fast one's file, which transformers converts
@@ -61,6 +72,9 @@ class FolderSource:
             component: which part.
             facts: the model's of this part.
             alone: whether the part and its companions lie in the folder itself.
+
+        Raises:
+            FileError: its configuration says that its weights are quantised in a way that is not read.
         """
         subfolder = "" if alone else facts.folder or component
         companions = ("",) if alone else facts.companions
@@ -68,6 +82,7 @@ class FolderSource:
         for inside in dict.fromkeys((subfolder, *companions)):
             paths += sorted(p for p in (folder / inside).iterdir() if p.suffix in _SUFFIXES)
         stamps = tuple(FileStamp.of(path) for path in paths)
+        _check_readable(folder / subfolder / "config.json", f"{name}/{subfolder}" if subfolder else name)
         return cls(name, component, folder, subfolder, next(iter(companions), ""), stamps, facts)
 
     @property
@@ -80,7 +95,9 @@ class FolderSource:
 
     @property
     def weight_files(self) -> tuple[FileStamp, ...]:
-        return tuple(stamp for stamp in self.files if stamp.path.suffix == ".safetensors")
+        # another variant beside them changes nothing
+        used = set(self._paths())
+        return tuple(stamp for stamp in self.files if stamp.path in used)
 
     def config(self) -> dict[str, Any]:
         return dict(_config(self))
@@ -105,7 +122,10 @@ class FolderSource:
         if has_tokenizer(folder):
             return folder
         alone = folder / _SENTENCEPIECE
-        return alone.read_bytes() if alone.is_file() else None
+        try:
+            return alone.read_bytes() if alone.is_file() else None
+        except OSError as error:
+            raise FileError(f"{self.name!r}: {_SENTENCEPIECE} cannot be read: {error.strerror}.") from error
 
     @property
     def tokenizer_name(self) -> str:
@@ -137,15 +157,37 @@ class FolderSource:
             FileError: there are none, or some of the shards that the index names are missing.
         """
         folder = self.folder / self.subfolder
-        for stem in _WEIGHT_NAMES:
-            index = folder / f"{stem}.safetensors.index.json"
-            if index.is_file():
-                return self._shards(index)
-            if (folder / f"{stem}.safetensors").is_file():
-                return [folder / f"{stem}.safetensors"]
-        others = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".pt", ".ckpt")]
+        names = {path.name for path in folder.iterdir() if path.is_file()}
+        for variant in ("", *_variants(names)):
+            for stem in _WEIGHT_NAMES:
+                for index in (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json"):
+                    if index in names:
+                        return self._shards(folder / index)
+                if f"{stem}{variant}.safetensors" in names:
+                    return [folder / f"{stem}{variant}.safetensors"]
+        shards = self._numbered(names)
+        if shards:
+            return [folder / name for name in shards]
+        others = [name for name in sorted(names) if name.endswith((".bin", ".pth", ".pt", ".ckpt"))]
         why = f" It has {others[0]}, which is not read from a model folder." if others else ""
         raise FileError(f"{self.name!r} has no safetensors weights in {self.component}.{why} Get a safetensors copy.")
+
+    def _numbered(self, names: Collection[str]) -> list[str]:
+        """The shards of a folder without an index, none where it has none; FileError where some are missing."""
+        sets: dict[tuple[str, str, int], list[str]] = {}
+        for name in sorted(names):
+            match = _SHARD.fullmatch(name)
+            if match is not None:
+                sets.setdefault((match[1], match[4] or "", int(match[3])), []).append(name)
+        for (_, _, count), found in sets.items():
+            if len(found) == count:
+                return found
+        for (_, _, count), found in sets.items():
+            raise FileError(
+                f"{self.name!r} is incomplete: {self.component} has {len(found)} of {count} parts and no index. "
+                "Download it again."
+            )
+        return []
 
     def _shards(self, index: Path) -> list[Path]:
         folder = index.parent
@@ -162,6 +204,33 @@ class FolderSource:
         return shards
 
 
+def _check_readable(config: Path, name: str) -> None:
+    """Raises FileError where a folder was quantised by a library, which alone can read it."""
+    try:
+        said = read_json(config, name).get("quantization_config")
+    except FileError:
+        # whoever needs the configuration says what is wrong with it
+        return
+    if not isinstance(said, dict):
+        return
+    method = str(said.get("quant_method", ""))[:40]
+    if method == "bitsandbytes" or any(key.startswith(("load_in_", "bnb_")) for key in said):
+        bits = "4-bit" if said.get("load_in_4bit") or said.get("_load_in_4bit") else "8-bit"
+        method = f"bitsandbytes {bits}"
+    raise FileError(
+        f"{name!r} is quantised ({method or 'in a way that it does not name'}), which is not read. Get the unquantised "
+        "folder, and choose a quantisation on AITK Runtime Options where memory is short."
+    )
+
+
+def _variants(names: Collection[str]) -> list[str]:
+    """The variants in a folder, each with its dot: those of one name are its weights in several dtypes."""
+    alone = [name for name in names if not _SHARD.fullmatch(name)]
+    found = {match[1] or match[2] for name in alone if (match := _VARIANT.fullmatch(name))}
+    known = [variant for variant in _VARIANTS if variant in found]
+    return [f".{variant}" for variant in (*known, *sorted(found.difference(_VARIANTS)))]
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether transformers finds a tokenizer in a folder."""
     return (folder / _TOKENIZER).is_file() or all((folder / name).is_file() for name in _SLOW_TOKENIZER)
@@ -169,14 +238,12 @@ def has_tokenizer(folder: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def _config(source: FolderSource) -> dict[str, Any]:
-    config = read_json(source.folder / source.subfolder / "config.json", source.name)
+    where = f"{source.config_name} of {source.name!r}"
+    config = checked_config(read_json(source.folder / source.subfolder / "config.json", source.name), where)
     try:
         return source.facts.config(config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileError(
-            f"{source.config_name} of {source.name!r} cannot be understood ({type(error).__name__}: {error}). "
-            "Download it again."
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise FileError(f"{where} cannot be understood ({type(error).__name__}). Download it again.") from error
 
 
 @lru_cache(maxsize=16)
@@ -198,10 +265,12 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     """The JSON object in a file; raises FileError, which calls what it belongs to ``name``."""
     where = f"{path.parent.name}/{path.name}"
     try:
+        if FileStamp.of(path).size > _MAX_JSON:
+            raise FileError(f"{name!r} is damaged: {where} has more than {_MAX_JSON:,} bytes. Download it again.")
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise FileError(f"{name!r} is incomplete: {where} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{name!r} is damaged: {where} is not valid JSON. Download it again.") from error
     if not isinstance(value, dict):
         raise FileError(f"{name!r} is damaged: {where} holds no JSON object.")

@@ -83,10 +83,10 @@ def fetch_tokenizer(part: str, model: ModelFiles) -> Path:
     """The folder of a text encoder's tokenizer, for single files that hold none; errors as :func:`open_repo`."""
     repository = model.parts[part].tokenizer
     assert repository is not None
-    folder = _cached_folder(repository.id, repository.patterns)
-    if folder is None or not has_tokenizer(folder / repository.folder):
-        folder = _download(repository.id, repository.patterns)
-    return folder / repository.folder
+    for folder in _cached_folders(repository.id, repository.patterns):
+        if has_tokenizer(folder / repository.folder):
+            return folder / repository.folder
+    return _download(repository.id, repository.patterns) / repository.folder
 
 
 def _folders(part: str, facts: PartFiles) -> list[str]:
@@ -113,31 +113,40 @@ def _snapshot(repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened) -
     return opened(_download(repo_id, choices[-1]))
 
 
-def _cached_folder(repo_id: str, patterns: Sequence[str]) -> Path | None:
-    from huggingface_hub import snapshot_download
+def _cached_folders(repo_id: str, patterns: Sequence[str]) -> list[Path]:
+    """The snapshot of the main branch; all that the cache has, newest first, where it does not know which that is."""
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(patterns), local_files_only=True))
+        return [Path(snapshot_download(repo_id, allow_patterns=list(patterns), local_files_only=True))]
     except LocalEntryNotFoundError:
-        return None
+        # copied from another machine, or fetched by its commit
+        snapshots = Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}" / "snapshots"
+    try:
+        folders = [folder for folder in snapshots.iterdir() if folder.is_dir()]
+        return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    except OSError:
+        return []
 
 
 def _cached(repo_id: str, patterns: Sequence[str], opened: _Opened) -> dict[str, Source] | None:
-    folder = _cached_folder(repo_id, patterns)
-    if folder is None:
-        return None
-    try:
-        found = opened(folder)
-        for source in found.values():
-            source.config()
-            source.tensor_infos()
-            if source.role == "encoder" and source.tokenizer() is None:
-                return None
-        return found
-    except FileError:
-        # an interrupted download leaves a part of the files: fetch the rest
-        return None
+    for folder in _cached_folders(repo_id, patterns):
+        try:
+            found = opened(folder)
+            if all(_is_whole(source) for source in found.values()):
+                return found
+        except FileError:
+            # an interrupted download leaves a part of the files: fetch the rest
+            continue
+    return None
+
+
+def _is_whole(source: Source) -> bool:
+    """Whether all that a part needs is there; raises FileError where its files are damaged or missing."""
+    source.config()
+    source.tensor_infos()
+    return source.role != "encoder" or source.tokenizer() is not None
 
 
 def _name(repo_id: str, folder: Path) -> str:

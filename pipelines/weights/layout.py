@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..files.header import TensorInfo
+from ..files.header import Header, TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +26,16 @@ class Place:
         shape: to which it is reshaped; None leaves it.
         into: first row and the one after the last of the model's tensor that this fills, and how many it has; None is
             all of it.
+        heads: of how many heads the rows are stored in pairs, one of either half of its head; None leaves them.
+        shift: what is added to each value, in float32.
     """
 
     name: str
     rows: tuple[int, int] | None = None
     shape: tuple[int, ...] | None = None
     into: tuple[int, int, int] | None = None
+    heads: int | None = None
+    shift: float = 0.0
 
     def info(self, stored: TensorInfo) -> TensorInfo:
         """Dtype and shape of what goes there."""
@@ -46,6 +50,11 @@ class Place:
         if self.rows is not None:
             first, last = self.rows
             return stored[first:last] if isinstance(stored, torch.Tensor) else stored.rows(first, last)
+        if self.heads is not None:
+            order = torch.arange(stored.shape[0]).reshape(self.heads, -1, 2).transpose(1, 2).reshape(-1)
+            return stored[order] if isinstance(stored, torch.Tensor) else stored.reordered(order)
+        if self.shift:
+            return (stored if isinstance(stored, torch.Tensor) else stored.dequantize()).to(torch.float32) + self.shift
         if self.shape is not None:
             # what is packed lies in rows of its own shape
             return (stored if isinstance(stored, torch.Tensor) else stored.dequantize()).reshape(self.shape)
@@ -75,6 +84,11 @@ class Layout:
         return None
 
 
+def _may_be(header: Header) -> str:
+    del header
+    return ""
+
+
 @dataclass(frozen=True)
 class SingleFiles:
     """What files of a part look like, single ones and those of a folder.
@@ -83,11 +97,13 @@ class SingleFiles:
         layouts: the ways to name its tensors.
         config: the model's names -> configuration; raises ValueError with the reason where shapes make no sense.
         tokenizer: end of the name of the tensor that is a tokenizer; empty where there is none.
+        stranger: a single file's header -> what it is, where it is of another kind than this; else an empty text.
     """
 
     layouts: tuple[Layout, ...]
     config: Callable[[Infos], dict[str, Any]]
     tokenizer: str = ""
+    stranger: Callable[[Header], str] = _may_be
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ object in the keys of the part's class.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import FileError
-from ..files.header import FileStamp, TensorInfo
+from ..files.header import FileStamp, TensorInfo, shown
 from ..files.scaled_float8 import read_header, read_tensors
 from .folder import read_json
 from .layout import Layout, Placed, SingleFiles, placed
+from .untrusted_config import checked_config
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ..options import Role
     from .part_files import ModelFiles
 
+_SHARD = re.compile(r"-(\d{1,6})-of-(\d{1,6})\b")
 OVERRIDES = ".aitk.json"  # a name of our own: other tools write NAME.json
 
 
@@ -72,7 +75,7 @@ class SingleFileSource:
             if not isinstance(own, dict):
                 raise FileError(f"{self.files[1].path.name!r}: {self.component!r} is no JSON object.")
             config |= own
-        return config
+        return checked_config(config, f"{self.config_name} of {self.name!r}")
 
     def tensor_infos(self) -> dict[str, TensorInfo]:
         self._check_unchanged()
@@ -128,21 +131,31 @@ def open_single_file(path: Path, name: str, model: ModelFiles) -> dict[str, Sing
         FileError: the file is missing, damaged, of an unknown kind, quantised in a way that is not read, or holds no
             part of this model.
     """
+    shard = _SHARD.search(path.name)
+    if shard is not None and int(shard[2]) > 1:
+        raise FileError(
+            f"{name!r} is part {int(shard[1])} of {int(shard[2])} of a model. Choose a file that holds it whole, or "
+            "put the whole folder into ComfyUI's 'diffusers' folder."
+        )
     header = read_header(path)
     beside = path.with_suffix(OVERRIDES)
     files = (FileStamp.of(path), *([FileStamp.of(beside)] if beside.is_file() else []))
     found: dict[str, SingleFileSource] = {}
+    strangers: list[str] = []
     for part, facts in model.parts.items():
-        for layout in facts.files.layouts:
-            prefix = layout.prefix_in(header.tensors)
-            if prefix is not None:
-                found[part] = SingleFileSource(name, part, facts.role, files, facts.files, layout, prefix)
-                break
+        prefixed = ((layout, layout.prefix_in(header.tensors)) for layout in facts.files.layouts)
+        own = next(((layout, prefix) for layout, prefix in prefixed if prefix is not None), None)
+        stranger = facts.files.stranger(header)
+        if stranger:
+            strangers.append(stranger)
+        elif own is not None:
+            found[part] = SingleFileSource(name, part, facts.role, files, facts.files, *own)
     if not found:
         first = next(iter(header.tensors), "nothing")
+        why = strangers[0] if strangers else f"its {len(header.tensors)} tensors begin with {shown(first)}"
         raise FileError(
-            f"{name!r} holds no part of {model.title}: its {len(header.tensors)} tensors begin with {first!r}. Choose "
-            "another file, or set model to what the file was made for."
+            f"{name!r} holds no part of {model.title}: {why}. "
+            "Choose another file, or set model to what the file was made for."
         )
     return found
 

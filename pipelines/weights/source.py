@@ -136,8 +136,11 @@ def _fingerprint(sources: tuple[Source, ...]) -> str:
     for stamp in dict.fromkeys(stamp for source in sources for stamp in source.weight_files):
         digest.update(f"{stamp.path.parent.name}/{stamp.path.name}\0{stamp.size}\0".encode())
         digest.update(repr(sorted(read_header(stamp.path).tensors.items())).encode())
-        with stamp.path.open("rb") as file:
-            for index in range(_SAMPLES):
-                file.seek(stamp.size * index // _SAMPLES)
-                digest.update(file.read(_SAMPLE_SIZE))
+        try:
+            with stamp.path.open("rb") as file:
+                for index in range(_SAMPLES):
+                    file.seek(stamp.size * index // _SAMPLES)
+                    digest.update(file.read(_SAMPLE_SIZE))
+        except OSError as error:
+            raise FileError(f"{stamp.path.name!r} cannot be read: {error.strerror}.") from error
     return digest.hexdigest()[:16]

@@ -1,15 +1,20 @@
 """Turns the names that a workflow holds into paths, and never lets one leave the folders it may name.
 
-A shared workflow is untrusted input. Names are relative, ``/``-separated, and resolve (links followed) to something
-below one of the given roots. A root itself may be a link: users keep their models on other disks.
+A shared workflow is untrusted input. Names are relative, ``/``-separated and without ``..``: they name something below
+one of the given roots. Links are followed wherever they lead, as in ComfyUI: a workflow cannot make one, whoever owns
+the folder did, e.g. a tool that shares one store of models between programs.
 """
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import FileError
+
+_MOST_VISITS = 16  # of one folder under several names; links among folders could make names without end
 
 
 def check_name(name: str, what: str) -> PurePosixPath:
@@ -38,21 +43,13 @@ def resolve_name(name: str, roots: Sequence[Path], what: str) -> Path:
     """Finds ``name`` below the first of ``roots`` that has it.
 
     Raises:
-        FileError: see :func:`check_name`; or nothing of that name is there; or a link leads out of the roots.
+        FileError: see :func:`check_name`; or nothing of that name is there.
     """
     relative = check_name(name, what)
-    inside = [real for root in roots if (real := _real(root)) is not None]
     for root in roots:
         path = root / relative
-        target = _real(path)
-        if target is None:
-            continue
-        if not any(target.is_relative_to(root) for root in inside):
-            raise FileError(
-                f"{what} {name!r} is refused: it is a link that leads out of ComfyUI's folders. Add the folder that "
-                "really holds it to extra_model_paths.yaml and choose it from there."
-            )
-        return path
+        if _real(path) is not None:
+            return path
     raise FileError(
         f"{what} {name[:200]!r} is not there. It was looked for below: "
         + (", ".join(dict.fromkeys(repr(root.name) for root in roots)) or "no folder (none is configured)")
@@ -88,16 +85,16 @@ def list_folders_with(roots: Iterable[Path], marker: str) -> list[str]:
 
 
 def _walk(root: Path, stop_at: str = "") -> Iterator[Path]:
-    """Files below ``root``, links followed; a folder that was seen already (links can make loops) or that cannot be
-    read is skipped, and one that holds ``stop_at`` is not descended from."""
-    seen: set[Path] = set()
-    waiting = [root]
+    """Files below ``root``, links followed; a folder that lies in itself (links can make loops) or that cannot be read
+    is skipped, and one that holds ``stop_at`` is not descended from."""
+    visits: Counter[Path] = Counter()
+    waiting: list[tuple[Path, frozenset[Path]]] = [(root, frozenset())]
     while waiting:
-        folder = waiting.pop()
+        folder, above = waiting.pop()
         real = _real(folder)
-        if real is None or real in seen or not real.is_dir():
+        if real is None or real in above or visits[real] >= _MOST_VISITS or not real.is_dir():
             continue
-        seen.add(real)
+        visits[real] += 1
         try:
             entries = list(folder.iterdir())
         except OSError:
@@ -105,13 +102,12 @@ def _walk(root: Path, stop_at: str = "") -> Iterator[Path]:
             continue
         whole = any(entry.name == stop_at for entry in entries)
         for entry in entries:
-            target = _real(entry) if entry.is_symlink() else entry
-            if target is None or (target is not entry and not target.is_relative_to(root.resolve())):
-                # a broken link, or one that resolve_name would refuse
+            if entry.is_symlink() and _real(entry) is None:
+                # what a broken link named cannot be read
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry):  # unlike Path's, it does not fail where a folder may not be searched
                 if not entry.name.startswith(".") and not whole:
-                    waiting.append(entry)
+                    waiting.append((entry, above | {real}))
             else:
                 yield entry
 

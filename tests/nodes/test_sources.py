@@ -247,7 +247,7 @@ ENCODER = f"text_encoders/{PARTS['text_encoder']}"
                 ENCODER, "text_encoders/bad.safetensors", lambda t: {k: v for k, v in t.items() if k != "spiece_model"}
             ),
             {"weights": "lumina_2.safetensors", "vae": "ae.safetensors", "text_encoder": "bad.safetensors"},
-            "has no tokenizer: the tensor spiece_model is missing",
+            "'Alpha-VLLM/Lumina-Image-2.0' is not (wholly) in the cache",
         ),
         (
             _edit(

@@ -173,3 +173,37 @@ def test_offline_and_not_cached(tmp_path, monkeypatch):
 def test_names_that_are_no_repository(repo):
     with pytest.raises(InputError, match="is no Hugging Face repository id"):
         open_repo(repo, MODEL.files)
+
+
+def _cache(folder: Path, commit: str, whole: Path, *left_out: str) -> Path:
+    """A snapshot of a cache that does not say which commit the main branch is."""
+    home = folder / "models--owner--tiny" / "snapshots" / commit
+    for file in whole.rglob("*"):
+        name = file.relative_to(whole)
+        if file.is_file() and name.as_posix() not in left_out:
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / name).symlink_to(file)
+    return home
+
+
+def test_a_cache_that_does_not_know_its_main_branch_is_used(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    whole = checkpoint.source("transformer").folder
+    _cache(tmp_path, "a" * 40, whole)
+    os.utime(tmp_path / "models--owner--tiny" / "snapshots" / ("a" * 40), (1, 1))
+    assert open_repo(REPO, MODEL.files)["vae"].name == "owner/tiny@aaaaaaaaaaaa"
+    # the newest is not whole
+    newer = _cache(tmp_path, "b" * 40, whole, "vae/diffusion_pytorch_model.safetensors")
+    assert open_repo(REPO, MODEL.files)["vae"].name == "owner/tiny@aaaaaaaaaaaa"
+    (newer / "vae" / "diffusion_pytorch_model.safetensors").symlink_to(
+        whole / "vae" / "diffusion_pytorch_model.safetensors"
+    )
+    assert open_repo(REPO, MODEL.files)["vae"].name == "owner/tiny@bbbbbbbbbbbb"
+
+
+def test_a_cache_with_parts_of_snapshots_alone_is_not_whole(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    _cache(tmp_path, "a" * 40, checkpoint.source("transformer").folder, "tokenizer/tokenizer.json")
+    (tmp_path / "models--owner--tiny" / "snapshots" / "stray").write_text("no folder")
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids downloads"):
+        open_repo(REPO, MODEL.files)

@@ -136,7 +136,7 @@ REFUSED = {
     "another pickle": (pickle.dumps({"a": 1}, protocol=4), "is damaged, or a pickle of another program"),
     "an old pickle": (pickle.dumps({"a": 1}, protocol=2), "is cut off or damaged"),
     "empty": (b"", "its content is of an unknown kind"),
-    "noise": (b"hello world" * 50, "its content is of an unknown kind"),
+    "noise": (b"hello world" * 50, "it is a text"),
     "a web page": (b"<!DOCTYPE html><html>", "it is an HTML page"),
     "gguf": (b"GGUF" + bytes(60), "it is a GGUF file"),
     "safetensors": ((2).to_bytes(8, "little") + b"{}", "it is a safetensors file"),

@@ -65,8 +65,8 @@ def _files(
                 companions=("tokenizer",),
                 config=encoder.folder_config,
                 repository=Repository(encoder_repository, REPOSITORY_FILES),
-                # ComfyUI's files of Mistral have one inside
-                tokenizer=None if encoder.tokenizer else Repository(encoder_repository, TOKENIZER_FILES),
+                # of ComfyUI's files of Mistral most have one inside
+                tokenizer=Repository(encoder_repository, TOKENIZER_FILES),
             ),
             "vae": vae,
         },

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ...parts.flux_vae.files import FLUX_VAE
 from ...parts.language_model.gemma2_files import GEMMA2
-from ...weights.part_files import ModelFiles, PartFiles
+from ...weights.part_files import ModelFiles, PartFiles, Repository
 from ...weights.pieces import Piece
 from ..facts import Defaults, LatentSpace, LoraNames, ModelFacts, Spelling, Words
 from ..option import Option
@@ -14,6 +14,7 @@ from .files import TRANSFORMER, original_modules
 from .recipes import OPTIONS, REFERENCE, SD_SCRIPTS, TRAINER
 
 _TITLE = "Lumina Image 2.0"
+_REPOSITORY = "Alpha-VLLM/Lumina-Image-2.0"
 TEXT_ENCODER_ATTENTION = Option(
     "text_encoder_attention",
     "auto",
@@ -37,12 +38,17 @@ MODEL = ModelFacts(
         parts={
             "transformer": PartFiles("denoiser", TRANSFORMER),
             "text_encoder": PartFiles(
-                "encoder", GEMMA2.files(), companions=("tokenizer",), config=GEMMA2.folder_config
+                "encoder",
+                GEMMA2.files(),
+                companions=("tokenizer",),
+                config=GEMMA2.folder_config,
+                # ComfyUI's own file has one inside; GGUF files, and those of its node Save CLIP, have none
+                tokenizer=Repository(_REPOSITORY, ("tokenizer/*.json", "tokenizer/*.model"), "tokenizer"),
             ),
             "vae": PartFiles("autoencoder", FLUX_VAE, comfy_file="ae.safetensors"),
         },
         main="transformer",
-        repository="Alpha-VLLM/Lumina-Image-2.0",
+        repository=_REPOSITORY,
         main_class="Lumina2Transformer2DModel",
     ),
     defaults=Defaults(steps=25, guidance_scale=4.0, seed=42, width=1024, height=1024),

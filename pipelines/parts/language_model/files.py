@@ -9,11 +9,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...weights.layout import Infos, Layout, Place, SingleFiles
+from .recognise import kind_of
 
-_LAYER = re.compile(r"layers\.(\d+)\.")
+if TYPE_CHECKING:
+    from ...files.header import Header
+
+_LAYER = re.compile(r"layers\.(\d{1,6})\.")
+_GGUF_LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)")
+# llama.cpp's names, which GGUF files of language models have, without the leaf
+_GGUF_TOP = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head", "rope_freqs": "lm_head"}
+_GGUF_BLOCK = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}  # fmt: skip
+_GGUF_COMMON = ("blk.0.attn_q.weight", "blk.0.ffn_gate.weight", "token_embd.weight")
 _COMMON = ("layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight", "embed_tokens.weight")
 # of a transformers repository, where other files hold the weights a second time in another format
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "chat_template*", "vocab.json", "merges.txt")
@@ -35,6 +49,10 @@ class LanguageModelFiles:
         signature: names beside the common ones that only files of this kind have.
         foreign: a name that files of another kind have -> what these are.
         tokenizer: end of the name of the tensor that is a tokenizer, in ComfyUI's files; empty where there is none.
+        kinds: what :func:`.recognise.kind_of` may call its files.
+        gguf_names: llama.cpp's names in a layer that are not the common ones, and a name that only its files have.
+        gguf_interleaved: whether llama.cpp pairs the rows of the two halves of each head's queries and keys.
+        gguf_norm_shift: what llama.cpp adds to the weights of norms.
         final_norm: whether the norm behind the last layer is read.
         layers: how many layers are read, from the first; None is all of them.
     """
@@ -47,13 +65,23 @@ class LanguageModelFiles:
     signature: tuple[str, ...] = ()
     foreign: Mapping[str, str] = field(default_factory=dict)
     tokenizer: str = ""
+    kinds: tuple[str, ...] = ()
+    gguf_names: Mapping[str, str] = field(default_factory=dict)
+    gguf_interleaved: bool = False
+    gguf_norm_shift: float = 0.0
     final_norm: bool = False
     layers: int | None = None
 
     def files(self) -> SingleFiles:
         """What files of it look like."""
         layout = Layout(self.prefixes, (*_COMMON, *self.signature), self._places)
-        return SingleFiles((layout,), self._config, self.tokenizer)
+        gguf = Layout(("",), (*_GGUF_COMMON, *(f"blk.0.{name}" for name in self.gguf_names)), self._gguf_places)
+        return SingleFiles((layout, gguf), self._config, self.tokenizer, self._stranger)
+
+    def _stranger(self, header: Header) -> str:
+        """What a file is where it is another kind of language model; empty where it may be this one."""
+        found = kind_of(header)
+        return "" if found is None or found in self.kinds else f"it is {found}, and this model reads {self.title}"
 
     def folder_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """transformers' ``config.json``, of the language model alone and of as many layers as are read.
@@ -95,6 +123,29 @@ class LanguageModelFiles:
             ):
                 unread[name] = []
         return unread
+
+    def _gguf_places(self, infos: Infos) -> dict[str, list[Place]]:
+        """The places of llama.cpp's names; nothing of what has none in the model."""
+        named: dict[str, str] = {}
+        for name in infos:
+            module, _, leaf = name.rpartition(".")
+            match = _GGUF_LAYER.fullmatch(module)
+            own = self.gguf_names.get(f"{match[2]}.{leaf}") if match else None
+            inner = own or (match and _GGUF_BLOCK.get(match[2]))
+            named[name] = (
+                f"layers.{match[1]}.{inner}.{leaf}" if match and inner else f"{_GGUF_TOP.get(module, module)}.{leaf}"
+            )
+        unread = self._places({own: infos[name] for name, own in named.items()})
+        return {name: unread.get(own, [self._gguf_place(own, infos[name].shape)]) for name, own in named.items()}
+
+    def _gguf_place(self, name: str, shape: tuple[int, ...]) -> Place:
+        if self.gguf_norm_shift and name.endswith("norm.weight"):
+            return Place(name, shift=-self.gguf_norm_shift)
+        if self.gguf_interleaved and name.endswith(("q_proj.weight", "k_proj.weight")):
+            if not shape or shape[0] % self.head:
+                raise ValueError(f"the {shape[0] if shape else 0} rows of {name} are no whole heads of {self.head}")
+            return Place(name, heads=shape[0] // self.head)
+        return Place(name)
 
     def _config(self, infos: Infos) -> dict[str, Any]:
         """transformers' configuration of a single file."""

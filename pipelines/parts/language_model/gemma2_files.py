@@ -7,8 +7,16 @@ from .files import LanguageModelFiles
 GEMMA2 = LanguageModelFiles(
     title="Gemma2 2B",
     model_type="gemma2",
-    # transformers' names, an encoder alone, and ComfyUI's all-in-one checkpoints
-    prefixes=("model.", "", "text_encoders.gemma2_2b.transformer.model."),
+    # transformers' names, an encoder alone, ComfyUI's all-in-one checkpoints, and its node Save CLIP
+    prefixes=("model.", "", "text_encoders.gemma2_2b.transformer.model.", "gemma2_2b.transformer.model."),
+    kinds=("Gemma 2", "Gemma 3"),
+    # what layers have beside the common ones; the norm before the feed-forward has the common one's name
+    gguf_names={
+        "post_attention_norm.weight": "post_attention_layernorm",
+        "ffn_norm.weight": "pre_feedforward_layernorm",
+        "post_ffw_norm.weight": "post_feedforward_layernorm",
+    },
+    gguf_norm_shift=1.0,
     head=256,
     # config.json of google/gemma-2-2b
     constants={

@@ -10,11 +10,14 @@ def mistral(layers: int) -> LanguageModelFiles:
     return LanguageModelFiles(
         title="Mistral Small 3.1",
         model_type="mistral",
-        # transformers' names of a whole model, old and new; ComfyUI's, alone and all in one; an encoder alone
+        # transformers' names of a whole model, old and new; ComfyUI's, alone, all in one and of its node Save CLIP; an
+        # encoder alone
         prefixes=(
             "language_model.model.", "model.language_model.", "model.", "",
-            "text_encoders.mistral3_24b.transformer.model.",
+            "text_encoders.mistral3_24b.transformer.model.", "mistral3_24b.transformer.model.",
         ),
+        kinds=("Mistral or Llama", "Qwen3"),
+        gguf_interleaved=True,
         head=128,
         # config.json of mistralai/Mistral-Small-3.1-24B-Instruct-2503
         constants={

@@ -55,8 +55,8 @@ def load_tokenizer(source: Source) -> Tokenizer:
         content = (found / "tokenizer.json").read_bytes() if isinstance(found, Path) else found
         tokenizer = FastTokenizer.from_buffer(content)
     except Exception as error:
-        # the library raises nothing narrower
-        reason = str(error).splitlines()[0][:200]
+        # the library raises nothing narrower, and its text repeats the file
+        reason = type(error).__name__
         raise FileError(f"The tokenizer of {source.name!r} cannot be used ({reason}). Download it again.") from error
     return _FastTokenizer(tokenizer)
 

@@ -7,8 +7,14 @@ from .files import LanguageModelFiles
 QWEN2_5_VL = LanguageModelFiles(
     title="Qwen2.5-VL",
     model_type="qwen2_5_vl",
-    # transformers' names before and since 4.52, an encoder alone, and ComfyUI's all-in-one checkpoints
-    prefixes=("model.", "model.language_model.", "", "text_encoders.qwen25_3b.transformer.model."),
+    # transformers' names before and since 4.52, an encoder alone, ComfyUI's all-in-one checkpoints, and its node Save
+    # CLIP
+    prefixes=(
+        "model.", "model.language_model.", "", "text_encoders.qwen25_3b.transformer.model.",
+        "qwen25_3b.transformer.model.",
+    ),
+    kinds=("Qwen2.5-VL", "Qwen2.5"),
+    gguf_names={"attn_q.bias": "self_attn.q_proj"},
     head=128,
     # config.json of Qwen/Qwen2.5-VL-3B-Instruct
     constants={
@@ -21,4 +27,4 @@ QWEN2_5_VL = LanguageModelFiles(
     signature=("layers.0.self_attn.q_proj.bias",),
     tokenizer="tokenizer_json",  # ComfyUI's name of it, where a file has one
     final_norm=True,
-)
+)  # fmt: skip

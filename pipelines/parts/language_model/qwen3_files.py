@@ -22,10 +22,14 @@ def qwen3(layers: int | None = None) -> LanguageModelFiles:
     return LanguageModelFiles(
         title="Qwen3",
         model_type="qwen3",
-        # transformers' names of a whole model, an encoder alone, and ComfyUI's all-in-one checkpoints
+        # transformers' names of a whole model, an encoder alone, ComfyUI's all-in-one checkpoints, and its node Save
+        # CLIP
         prefixes=(
             "model.", "", "text_encoders.qwen3_4b.transformer.model.", "text_encoders.qwen3_8b.transformer.model.",
+            "qwen3_4b.transformer.model.", "qwen3_8b.transformer.model.",
         ),
+        kinds=("Qwen3",),
+        gguf_names={"attn_q_norm.weight": "self_attn.q_norm"},
         head=128,
         constants=_CONSTANTS,
         signature=("layers.0.self_attn.q_norm.weight",),

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ...errors import FileError
+from ...layers.fill import no_memory, out_of_memory
 
 
 class FolderTokenizer:
@@ -28,8 +29,10 @@ class FolderTokenizer:
                 str(folder), local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            # the library's exceptions for a damaged file are of every kind
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            if out_of_memory(error):
+                raise no_memory(f"the tokenizer of {name!r}") from error
+            # the library's exceptions for a damaged file are of every kind, and their texts name paths
+            reason = type(error).__name__
             raise FileError(f"The tokenizer of {name!r} cannot be used ({reason}). Download it again.") from error
         if self.tokenizer.pad_token_id is None:
             raise FileError(f"The tokenizer of {name!r} has no padding token. Download it again.")

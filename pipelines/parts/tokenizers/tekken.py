@@ -28,6 +28,10 @@ _MOST_SPECIAL = 1 << 16  # more than any file has: Mistral's have 1000
 _FILLER = "<SPECIAL_{}>"  # the name of a special token that the file counts and does not name
 
 
+class _OddTekken(ValueError):
+    """Says in words of ours what is wrong with a tekken.json."""
+
+
 class TekkenTokenizer:
     """Text to ids, equal to the released fast tokenizer's without its leading ``<s>``.
 
@@ -49,7 +53,8 @@ class TekkenTokenizer:
         try:
             special, ranks = _read(model)
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            # others' texts repeat what the file holds
+            reason = str(error) if isinstance(error, _OddTekken) else type(error).__name__
             raise FileError(f"The tokenizer in {name!r} is damaged: it is no tekken.json ({reason}).") from error
         self.bos_id, self.pad_id = special["<s>"], special["<pad>"]
         self._special = special
@@ -75,24 +80,24 @@ class TekkenTokenizer:
 def _read(model: bytes) -> tuple[dict[str, int], dict[bytes, int]]:
     """Special token -> id, and byte string -> rank, in the order of ranks.
 
-    Raises ValueError with the reason, or whatever else comes of JSON of another shape.
+    Raises _OddTekken with the reason, or whatever else comes of JSON of another shape.
     """
     content = json.loads(model)
     config, listed, entries = content["config"], content["special_tokens"], content["vocab"]
     count = int(config.get("default_num_special_tokens") or len(listed))
     if count > _MOST_SPECIAL:
-        raise ValueError(f"{count} special tokens")
+        raise _OddTekken(f"{str(count)[:20]} special tokens")
     special = {_FILLER.format(token): token for token in range(len(listed), count)}
     special |= {str(entry["token_str"]): int(entry["rank"]) for entry in listed}
     if sorted(special.values()) != list(range(count)) or not {"<s>", "<pad>"} <= special.keys():
-        raise ValueError(f"its special tokens are not {count} with <s> and <pad> among them")
+        raise _OddTekken(f"its special tokens are not {count} with <s> and <pad> among them")
     # the released vocabulary goes on with strings that have no id
     kept = entries[: max(0, int(config.get("default_vocab_size") or count + len(entries)) - count)]
     ranks = {base64.b64decode(entry["token_bytes"], validate=True): int(entry["rank"]) for entry in kept}
     if list(ranks.values()) != list(range(len(kept))):
-        raise ValueError("the ranks of its vocabulary are not 0, 1, 2 and so on")
+        raise _OddTekken("the ranks of its vocabulary are not 0, 1, 2 and so on")
     if any(bytes([byte]) not in ranks for byte in range(256)):
-        raise ValueError("some bytes have no token in it")
+        raise _OddTekken("some bytes have no token in it")
     return special, ranks
 
 
