@@ -7,7 +7,11 @@ catalogue's own before the table's, and special ones before general ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..files.header import Header
 
 # key fragments as written by AI Toolkit, diffusers, kohya and ComfyUI
 _SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -38,11 +42,11 @@ _SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def recognise(keys: Iterable[str], metadata: Mapping[str, str]) -> str | None:
-    """The model that the keys look like, and what ``ss_base_model_version`` says; None where neither tells."""
+def recognise(header: Header, metadata: Mapping[str, str]) -> str | None:
+    """The model that a file looks like, and what ``ss_base_model_version`` says; None where neither tells."""
     from ..models import catalogue
 
-    keys = list(keys)
+    keys = list(header.tensors)
     own = [(model.title, tuple(model.lora.signature)) for model in catalogue().values()]
     titles = [
         title

@@ -12,7 +12,7 @@ from .kinds.kind import effective_alpha
 
 if TYPE_CHECKING:
     from .file import LoraFile
-    from .formats import LoraLayer
+    from .layers import LoraLayer
 
 # metadata keys of kohya's scripts (train_util.py) and of modelspec that say how a file was trained
 _SETTINGS = {
@@ -52,13 +52,13 @@ def summary(lora: LoraFile) -> str:
     lines = [f"{lora.name}: {lora.title}, {_layers(len(_files_layers(lora.layers)))}, dtype {', '.join(dtypes)}"]
     for part in lora.parts:
         own = _files_layers([layer for layer in lora.layers if layer.part == part])
-        differences = [layer for layer in own if layer.kind.accompanies and layer.kind is not lora.kind]
+        differences = [layer for layer in own if layer.kind.accompanies and layer.kind not in lora.kinds]
         trained = [layer for layer in own if layer not in differences]
         texts = [f"{_ranks(trained)}; {_alpha_text(trained, alphas)}"] if trained else []
         if differences:
             texts += [f"{'and ' if trained else ''}{len(differences)} plain differences (.diff, .diff_b)"]
         lines += [f"{part}: {_layers(len(trained or differences))}, {', '.join(texts)}"]
-    return "\n".join([*lines, *_facts(lora)])
+    return "\n".join([*lines, *lora.notes, *_facts(lora)])
 
 
 def _files_layers(layers: tuple[LoraLayer, ...] | list[LoraLayer]) -> list[LoraLayer]:
