@@ -95,7 +95,8 @@ class Reading:
         if trained is not None and trained != self.title:
             return f"Its metadata says that it was trained on {trained}."
         family = families.recognise(self.header, {})
-        if family is None or family.startswith(self.title) or self.title.startswith(family.split()[0]):
+        # Z-Image, Turbo and De-Turbo are one layout
+        if family is None or self.title.startswith(family) or self.title in family:
             return "Was it trained on another version or size of the model?"
         return f"It looks like one for {family}."
 

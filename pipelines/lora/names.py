@@ -120,7 +120,7 @@ def names_of(model_id: str, checkpoint: Checkpoint) -> Names:
     return _names(model_id, checkpoint)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name with one underscore between its steps."""
     return _SEPARATORS.sub("_", name).strip("_")
 
@@ -129,7 +129,7 @@ def _forms(name: str) -> Iterator[str]:
     """A name as it is compared: whole, then with what stands in front taken off, once, twice, ..."""
     if len(name) > _LONGEST:
         return
-    form = _plain(name)
+    form = plain(name)
     yield form
     for _ in range(_MOST_WRAPPERS):
         wrapper = next((wrapper for wrapper in _WRAPPERS if form.startswith(wrapper)), None)
@@ -152,11 +152,11 @@ def _names(model_id: str, checkpoint: Checkpoint) -> Names:
         for name, own in table.items():
             if name.endswith(facts.excluded) or not {piece.module for piece in own} <= set(modules):
                 continue
-            spelled = _plain(spelling.prefix + name)
+            spelled = plain(spelling.prefix + name)
             known = targets.setdefault(spelled, Target(spelling.part, name, own))
             if known.pieces != own:
                 raise ValueError(f"two spellings of {model_id} give {spelled!r} to {known.pieces} and {own}")
-    unused = {_plain(spelling.prefix + name) for spelling in facts.spellings for name in facts.unused}
+    unused = {plain(spelling.prefix + name) for spelling in facts.spellings for name in facts.unused}
     return Names(targets, frozenset(unused - targets.keys()), shapes)
 
 
