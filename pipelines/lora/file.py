@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from ..errors import LoraError
 from ..files.header import FileStamp, Header
 from ..files.safetensors import read_header, read_tensors
-from .formats import LoraLayer, recognise
+from .formats import recognise
+from .kinds import KINDS
 from .kinds.decomposed import Decomposed
 from .names import names_of
 from .peft_config import PeftConfig, companion_of, read_configs
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ..models.facts import ModelFacts
     from ..weights.checkpoint import Checkpoint
     from .kinds import Adapter, Kind
+    from .layers import LoraLayer
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class LoraFile:
         companion: PEFT's configuration beside it, where there is one.
         header: tensors' names and shapes, metadata.
         layers: what it changes, in the file's order; the model's main part first.
+        notes: what of it was skipped, and why; a sentence each.
     """
 
     name: str
@@ -39,21 +42,24 @@ class LoraFile:
     companion: FileStamp | None
     header: Header
     layers: tuple[LoraLayer, ...]
+    notes: tuple[str, ...] = ()
 
     @property
-    def kind(self) -> Kind:
-        """Of its layers; that of the others where some of them are plain differences."""
-        kinds = [layer.kind for layer in self.layers]
-        return next((kind for kind in kinds if not kind.accompanies), kinds[0])
+    def kinds(self) -> tuple[Kind, ...]:
+        """Of its layers, each once; those that others' files hold too are left out beside others."""
+        found = {layer.kind for layer in self.layers}
+        kinds = tuple(kind for kind in KINDS if kind in found)
+        return tuple(kind for kind in kinds if not kind.accompanies) or kinds
 
     @property
     def title(self) -> str:
         """The format, for people."""
-        return self.kind.title + (" with dora_scale" if any(layer.decomposed for layer in self.layers) else "")
+        title = " and ".join(kind.title for kind in self.kinds)
+        return title + (" with dora_scale" if any(layer.decomposed for layer in self.layers) else "")
 
     @property
     def mergeable(self) -> bool:
-        return self.kind.mergeable and not any(layer.decomposed for layer in self.layers)
+        return all(kind.mergeable for kind in self.kinds) and not any(layer.decomposed for layer in self.layers)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -77,11 +83,13 @@ def _open(stamp: FileStamp, companion: FileStamp | None, name: str, model_id: st
 
     model = find_model(model_id)
     header = read_header(stamp.path)
-    layers = recognise(header, name, model.title, names_of(model_id, checkpoint))
+    contents = recognise(header, name, model.title, names_of(model_id, checkpoint))
     configs = read_configs(companion, header.metadata, name, model.files.main)
     # the main part's first, whatever the file's order
-    layers.sort(key=lambda layer: layer.part != model.files.main)
-    return LoraFile(name, stamp, companion, header, tuple(_with_alpha(layer, configs) for layer in layers))
+    layers = sorted(contents.layers, key=lambda layer: layer.part != model.files.main)
+    return LoraFile(
+        name, stamp, companion, header, tuple(_with_alpha(layer, configs) for layer in layers), contents.notes
+    )
 
 
 def _with_alpha(layer: LoraLayer, configs: Mapping[str, PeftConfig]) -> LoraLayer:
@@ -101,9 +109,11 @@ def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
 
     # a whole LoKr's alpha is a mark, inf in float16, and not computed with
     marks = {layer.keys["alpha"] for layer in lora.layers if layer.rank is None and "alpha" in layer.keys}
+    marks -= {layer.keys["alpha"] for layer in lora.layers if layer.rank is not None and "alpha" in layer.keys}
+    used = {key: None for layer in lora.layers for key in layer.keys.values()}
     wanted = {key for layer in lora.layers if layer.part == part for key in layer.keys.values()}
     tensors: dict[str, torch.Tensor] = {}
-    for key, value in read_tensors(lora.header.path):
+    for key, value in read_tensors(lora.header.path, list(used)):
         # a copy even where the file is float32: what the library returns may still be mapped to the file
         tensor = value.to(torch.float32, copy=True)
         if key not in marks and not bool(torch.isfinite(tensor).all()):

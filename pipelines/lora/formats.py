@@ -1,89 +1,78 @@
 """What a LoRA file holds, read from its header alone.
 
-A key is a name and a suffix. Names come from the model's spellings (``names.py``), suffixes from the tables of the
-kinds; nothing is renamed by replacing strings.
+Each key is understood by itself: its end tells the role (``keys.py``), the rest is looked up among the model's names
+(``names.py``). A file may mix spellings and kinds. What changes nothing of the model is skipped and told; what would
+change something, and is not understood, refuses the file.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import LoraError
 from . import families
-from .kinds import DECOMPOSED, KINDS, Kind, Shape, full_rank
+from .keys import take_apart
+from .kinds import KINDS
+from .layers import DAMAGED, LoraLayer, Reading, check_overlap, layers_of, shown
+from .names import names_text_encoder
 
 if TYPE_CHECKING:
     from ..files.header import Header
-    from .names import Names, Target
+    from .names import Names
 
-_SUFFIXES = {suffix: role for kind in KINDS for suffix, role in kind.suffixes.items()} | DECOMPOSED
-# the longest first: .lora_A.default.weight ends in nothing shorter, but others may
-_BY_LENGTH = sorted(_SUFFIXES, key=len, reverse=True)
-# suffix -> what it belongs to, for what is recognised but not applied
-_OTHER = {
-    ".lokr_t2": "LoKr for convolutions (Tucker)",
-    ".hada_t1": "LoHa for convolutions (Tucker)",
-    ".hada_t2": "LoHa for convolutions (Tucker)",
-    ".lora_mid.weight": "LoRA for convolutions (Tucker)",
-    ".w_norm": "LyCORIS norm", ".b_norm": "LyCORIS norm",
-    ".set_weight": "whole weights", ".reshape_weight": "a LoRA that changes shapes",
-    ".a1.weight": "GLoRA", ".oft_blocks": "OFT", ".oft_diag": "OFT", ".on_input": "IA3",
-}  # fmt: skip
-_ADAPTER_NAME = re.compile(r"\.(lora_A|lora_B)\.\w+\.weight$")
-_FLOATS = ("F16", "BF16", "F32", "F64")
-_WHOLE = ("I64", "I32", "I16", "I8", "U8")
 _MOST_BLOCKS = 12  # lines of an error that list blocks
-_DAMAGED = "Export or download the file again."
+_MOST_NOTES = 8  # lines on what was skipped
+_STEPS = 3  # how many steps from the end of a key of no known kind may be its end
+
+# (name as spelled, leaf) -> role -> key
+Groups = dict[tuple[str, str], dict[str, str]]
 
 
-@dataclass(frozen=True, eq=False)
-class LoraLayer:
-    """One change of a file to one parameter; told from others by identity.
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds for a model.
 
     Attributes:
-        part: of the model.
-        name: of the layer in the file, without prefix and suffix.
-        module: in the model.
-        leaf: ``weight`` or ``bias``.
-        rows: first row and the one after the last in what the file holds; None is all of it.
-        into: first row and the one after the last of the parameter that it changes; None is all of it.
-        keys: role -> key in the file.
-        kind: what sort of change.
-        rank: read from the tensors: files mix ranks; None where the kind has none.
-        shape: of what it changes.
-        alpha: told beside the tensors; None where it is not.
+        layers: what it changes, in the file's order.
+        notes: what was skipped, and why; a sentence each.
     """
 
-    part: str
+    layers: list[LoraLayer]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Odd:
+    """A key that is no role of a kind that is applied."""
+
+    key: str
     name: str
-    module: str
-    leaf: str
-    rows: tuple[int, int] | None
-    into: tuple[int, int] | None
-    keys: Mapping[str, str]
-    kind: Kind
-    rank: int | None
-    shape: tuple[int, ...]
-    alpha: float | None = None
-
-    @property
-    def parameter(self) -> str:
-        """Its name in the model."""
-        return f"{self.module}.{self.leaf}"
-
-    @property
-    def decomposed(self) -> bool:
-        """Whether it comes with LyCORIS' ``dora_scale``."""
-        return "dora_scale" in self.keys
+    unapplied: str
 
 
-def recognise(header: Header, name: str, title: str, names: Names) -> list[LoraLayer]:
+class _Skipped:
+    """Counts what is left out, by reason."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[str]] = {}
+
+    def add(self, keys: Iterable[str], why: str) -> None:
+        self._found.setdefault(why, []).extend(keys)
+
+    def notes(self) -> tuple[str, ...]:
+        lines = [
+            f"skipped {len(keys)} key{'' if len(keys) == 1 else 's'}, as {shown(keys[0])}: {why}"
+            for why, keys in self._found.items()
+        ]
+        more = len(lines) - _MOST_NOTES
+        return (*lines[:_MOST_NOTES], *([f"skipped keys for {more} more reasons"] if more > 0 else []))
+
+
+def recognise(header: Header, name: str, title: str, names: Names) -> Contents:
     """The layers of a file.
 
     Args:
@@ -93,217 +82,150 @@ def recognise(header: Header, name: str, title: str, names: Names) -> list[LoraL
         names: of the model's layers.
 
     Raises:
-        LoraError: no LoRA; of another model; of a format that is not applied; parts missing; wrong shapes; formats or
-            namings mixed.
+        LoraError: no LoRA; of another model; of a format that is not applied; parts missing; wrong shapes; one thing
+            changed twice.
     """
     if not header.tensors:
         raise LoraError(f"{name!r} holds no tensors.")
-    groups, strange = _groups(header, name)
-    known = [spelled for spelled, _ in groups if spelled in names.targets]
-    if not known and not any(_without_suffix(key) in names.targets for key in strange):
-        family = families.recognise(header.tensors, header.metadata)
-        looks = f"It looks like one for {family}." if family else f"Its first key is {next(iter(header.tensors))!r}."
-        count = len(header.tensors)
-        raise LoraError(
-            f"{name!r} is no LoRA for {title}: none of its {count} keys names a layer of it. {looks} "
-            f"Choose a LoRA that was trained on {title}."
-        )
-    if strange:
-        raise LoraError(_strange_message(name, strange, len(header.tensors)))
-    _check_names(header, groups, names, name, title)
-    layers: dict[str, list[LoraLayer]] = {}
+    reading, skipped = Reading(header, name, title, names), _Skipped()
+    groups, odd = _groups(header, name)
+    _drop_unused(groups, odd, names, skipped)
+    targets = {spelled: target for spelled, _ in groups if (target := names.find(spelled)) is not None}
+    _check_kinds(reading, odd)
+    if not targets:
+        _raise_foreign(reading, groups, odd, skipped)
+    _check_odd(reading, odd, skipped)
+    _check_names(reading, [spelled for spelled, _ in groups if spelled not in targets])
+    layers: list[LoraLayer] = []
+    lone: list[str] = []
     for (spelled, leaf), roles in groups.items():
-        target = names.targets[spelled]
-        for layer in _layers(header, name, title, spelled, target, leaf, roles, names):
-            layers.setdefault(f"{layer.part} {layer.parameter}", []).append(layer)
-    _check_kinds(layers, name)
-    for found in layers.values():
-        _check_overlap(found, name)
-    return list(chain.from_iterable(layers.values()))
+        # a scale of nothing changes nothing
+        if roles.keys() == {"alpha"} and len(groups) > 1:
+            lone.append(roles["alpha"])
+            continue
+        layers += layers_of(reading, spelled, targets[spelled], leaf, roles)
+    if not layers:
+        raise LoraError(f"{name!r} is damaged: {shown(lone[0])} and its other keys are alphas alone. {DAMAGED}")
+    if lone:
+        skipped.add(lone, "an alpha without matrices changes nothing")
+    check_overlap(layers, name)
+    return Contents(layers, skipped.notes())
 
 
-def _groups(header: Header, name: str) -> tuple[dict[tuple[str, str], dict[str, str]], list[str]]:
-    """(name as spelled, leaf) -> role -> key; and the keys of no known suffix."""
-    groups: dict[tuple[str, str], dict[str, str]] = {}
-    strange: list[str] = []
+def _groups(header: Header, name: str) -> tuple[Groups, list[_Odd]]:
+    groups: Groups = {}
+    odd: list[_Odd] = []
     for key in header.tensors:
-        suffix = next((suffix for suffix in _BY_LENGTH if key.endswith(suffix)), "")
-        if not suffix:
-            # PEFT puts the adapter's name in
-            named = _ADAPTER_NAME.search(key)
-            if named is None:
-                strange.append(key)
-                continue
-            suffix, role = named[0], named[1]
-        else:
-            role = _SUFFIXES[suffix]
-        roles = groups.setdefault((key[: len(key) - len(suffix)], "bias" if role == "diff_b" else "weight"), {})
+        spelled, role, unapplied = take_apart(key)
+        if not role:
+            odd.append(_Odd(key, spelled, unapplied))
+            continue
+        roles = groups.setdefault((spelled, "bias" if role == "diff_b" else "weight"), {})
         if role in roles:
-            raise LoraError(f"{name!r} is damaged: it has both {roles[role]!r} and {key!r}, which mean one. {_DAMAGED}")
-        roles[role] = key
-    return groups, strange
-
-
-def _without_suffix(key: str) -> str:
-    end = next((suffix for suffix in _OTHER if key.endswith(suffix)), "")
-    return key.removesuffix(end) if end else key.rpartition(".")[0]
-
-
-def _strange_message(name: str, strange: list[str], total: int) -> str:
-    kinds = {kind for key in strange for suffix, kind in _OTHER.items() if key.endswith(suffix)}
-    some = ", ".join(repr(key) for key in strange[:4]) + (f" and {len(strange) - 4} more" if len(strange) > 4 else "")
-    applied = f"This pack applies {', '.join(kind.title for kind in KINDS)}."
-    if kinds:
-        return (
-            f"{name!r} holds {' / '.join(sorted(kinds))}, which is not applied. {applied} Keys that cannot be applied: "
-            f"{some}."
-        )
-    return f"{name!r} has {len(strange)} of {total} keys that are of no known kind: {some}. {applied}"
-
-
-def _check_names(header: Header, groups: Mapping[tuple[str, str], object], names: Names, name: str, title: str) -> None:
-    spelled = list(dict.fromkeys(spelled for spelled, _ in groups))
-    unmatched = [one for one in spelled if one not in names.targets]
-    if unmatched:
-        blocks = Counter(_block(one) for one in unmatched)
-        lines = [
-            f"  {block}: {count} layer{'' if count == 1 else 's'}"
-            for block, count in list(blocks.items())[:_MOST_BLOCKS]
-        ]
-        if len(blocks) > _MOST_BLOCKS:
-            lines.append(f"  and {len(blocks) - _MOST_BLOCKS} more blocks")
-        raise LoraError(
-            f"{name!r} does not fit these weights of {title}: {len(unmatched)} of its {len(spelled)} layers are not in "
-            f"the model, the first is {unmatched[0]!r}. {_origin(header, title)}\n" + "\n".join(lines)
-        )
-    common: dict[str, frozenset[int]] = {}
-    first: dict[str, str] = {}
-    for one in spelled:
-        target = names.targets[one]
-        both = common.get(target.part, target.spellings) & target.spellings
-        if not both:
             raise LoraError(
-                f"{name!r} mixes formats: it names layers in two ways, as in {first[target.part]!r} and {one!r}. "
-                + _DAMAGED
+                f"{name!r} is damaged: it has both {shown(roles[role])} and {shown(key)}, which mean one. {DAMAGED}"
             )
-        common[target.part] = both
-        first.setdefault(target.part, one)
+        roles[role] = key
+    return groups, odd
 
 
-def _origin(header: Header, title: str) -> str:
-    """Where a file comes from that fits in part: some models share names."""
-    trained = families.trained_on(header.metadata)
-    if trained is not None and trained != title:
-        return f"Its metadata says that it was trained on {trained}."
-    family = families.recognise(header.tensors, {})
-    if family is None or family.startswith(title) or title.startswith(family.split()[0]):
-        return "Was it trained on another version or size of the model?"
-    return f"It looks like one for {family}."
+def _drop_unused(groups: Groups, odd: list[_Odd], names: Names, skipped: _Skipped) -> None:
+    """Takes out what names things that the model does not use."""
+    why = "the model does not use it"
+    for spelled, leaf in list(groups):
+        if names.is_unused(spelled):
+            skipped.add(groups.pop((spelled, leaf)).values(), why)
+    for one in list(odd):
+        if any(names.is_unused(start) for start in _starts(one)):
+            odd.remove(one)
+            skipped.add([one.key], why)
+
+
+def _starts(odd: _Odd) -> Iterable[str]:
+    """What may be the name in an odd key: how much of it is the end is not known."""
+    yield odd.name
+    if not odd.unapplied:
+        steps = odd.name.rsplit(".", _STEPS)
+        yield from (".".join(steps[:count]) for count in range(len(steps) - 1, 0, -1))
+
+
+def _check_kinds(reading: Reading, odd: list[_Odd]) -> None:
+    """Names kinds that are known and not applied, whatever model they are for."""
+    unapplied = [one for one in odd if one.unapplied]
+    if unapplied:
+        kinds = " / ".join(sorted({one.unapplied for one in unapplied}))
+        raise LoraError(
+            f"{reading.name!r} holds {kinds}, which is not applied. {_applied()} Keys that cannot be applied: "
+            f"{_some([one.key for one in unapplied])}."
+        )
+
+
+def _check_odd(reading: Reading, odd: list[_Odd], skipped: _Skipped) -> None:
+    """Refuses keys of no known kind that name a layer of the model; the others change nothing."""
+    strange = [one.key for one in odd if any(reading.names.find(start) is not None for start in _starts(one))]
+    if strange:
+        raise LoraError(
+            f"{reading.name!r} has {len(strange)} of {len(reading.header.tensors)} keys that are of no known kind: "
+            f"{_some(strange)}. {_applied()}"
+        )
+    if odd:
+        skipped.add([one.key for one in odd], "it is no change of a layer")
+
+
+def _applied() -> str:
+    return f"This pack applies {', '.join(kind.title for kind in KINDS)}."
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(map(shown, keys[:4])) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def _raise_foreign(reading: Reading, groups: Groups, odd: list[_Odd], skipped: _Skipped) -> None:
+    """Says what a file is that names no layer of the model."""
+    header, name, title = reading.header, reading.name, reading.title
+    _check_odd(reading, odd, skipped)
+    if not groups and (notes := skipped.notes()):
+        raise LoraError(f"{name!r} changes nothing of {title}: {'; '.join(notes)}.")
+    _check_text_encoder(reading, [spelled for spelled, _ in groups])
+    family = families.recognise(header, header.metadata)
+    looks = f"It looks like one for {family}." if family else f"Its first key is {shown(next(iter(header.tensors)))}."
+    raise LoraError(
+        f"{name!r} is no LoRA for {title}: none of its {len(header.tensors)} keys names a layer of it. {looks} "
+        f"Choose a LoRA that was trained on {title}."
+    )
+
+
+def _check_text_encoder(reading: Reading, unmatched: list[str]) -> None:
+    """Names the half of a file that a model without LoRAs of its text encoder cannot have."""
+    theirs = [one for one in unmatched if names_text_encoder(one)]
+    if theirs and len(theirs) == len(unmatched) and "text_encoder" not in reading.names.shapes:
+        raise LoraError(
+            f"{reading.name!r} also changes the text encoder: {len(theirs)} layer{'' if len(theirs) == 1 else 's'}, as "
+            f"{shown(theirs[0])}. Of a LoRA for {reading.title} the text encoder's half cannot be applied, and without "
+            "it the pictures are not those of the training. Use a file that was trained on the transformer alone."
+        )
+
+
+def _check_names(reading: Reading, unmatched: list[str]) -> None:
+    unmatched = list(dict.fromkeys(unmatched))
+    if not unmatched:
+        return
+    _check_text_encoder(reading, unmatched)
+    blocks = Counter(map(_block, unmatched))
+    lines = [
+        f"  {shown(block)[1:-1]}: {count} layer{'' if count == 1 else 's'}"
+        for block, count in list(blocks.items())[:_MOST_BLOCKS]
+    ]
+    if len(blocks) > _MOST_BLOCKS:
+        lines.append(f"  and {len(blocks) - _MOST_BLOCKS} more blocks")
+    total = len({take_apart(key).name for key in reading.header.tensors})
+    raise LoraError(
+        f"{reading.name!r} does not fit these weights of {reading.title}: {len(unmatched)} of its {total} layers are "
+        f"not in the model, the first is {shown(unmatched[0])}. {reading.origin()}\n" + "\n".join(lines)
+    )
 
 
 def _block(spelled: str) -> str:
     """``layers.30.attn.to_q`` -> ``layers.30``; a name without a number stays as it is."""
     match = re.search(r"[._]\d+(?=[._]|$)", spelled)
     return spelled[: match.end()] if match else spelled
-
-
-def _layers(
-    header: Header, name: str, title: str, spelled: str, target: Target, leaf: str, roles: Mapping[str, str],
-    names: Names,
-) -> list[LoraLayer]:  # fmt: skip
-    try:
-        rows = names.rows(target, leaf)
-    except ValueError as error:
-        raise LoraError(
-            f"{name!r} does not fit these weights of {title}: {spelled!r} is a share of a layer, and {error}. "
-            + _origin(header, title)
-        ) from error
-    if rows is None:
-        raise LoraError(f"{name!r} does not fit these weights of {title}: {spelled!r} has no {leaf} in the model.")
-    kind = _kind_of(name, spelled, roles)
-    shape = _shape(header, name, kind, spelled, roles)
-    shapes = names.shapes[target.part]
-    tail = shapes[f"{target.pieces[0].module}.{leaf}"][1:]
-    whole = (rows[-1].held[1], *tail)
-    if shape.weight != whole:
-        # as wide as the layer: half of a LoRA, which alone reads as AI Toolkit's full rank
-        if kind is full_rank.KIND and shape.weight[1:] == whole[1:]:
-            raise LoraError(f"{name!r} is damaged: {spelled!r} lacks lora_B. {_DAMAGED}")
-        raise LoraError(
-            f"{name!r} does not fit these weights of {title}: {spelled!r} is {list(whole)} in the model, and the "
-            f"file's tensors make {list(shape.weight)}. {_origin(header, title)}"
-        )
-    split = len(rows) > 1
-    if split and "dora_scale" in roles and header.tensors[roles["dora_scale"]].shape[:1] != (shape.weight[0],):
-        raise LoraError(
-            f"{name!r} cannot be applied: dora_scale of {spelled!r} is by columns, and this model holds the layer in "
-            f"{len(rows)} pieces. Train with weight decomposition on the output (wd_on_out), LyCORIS' default."
-        )
-    return [
-        LoraLayer(
-            target.part, target.name, piece.module, leaf, held if split else None, into, roles, kind, shape.rank,
-            (held[1] - held[0], *tail),
-        )
-        for piece, (held, into) in zip(target.pieces, rows, strict=True)
-    ]  # fmt: skip
-
-
-def _kind_of(name: str, spelled: str, roles: Mapping[str, str]) -> Kind:
-    """The kind whose roles these are; an incomplete layer is the error of the kind that fits best."""
-    own = roles.keys() - {"alpha", "dora_scale"}
-    fitting = [kind for kind in KINDS if roles.keys() - {"dora_scale"} <= set(kind.suffixes.values())]
-    fitting = [kind for kind in fitting if own & set().union(*kind.complete)]
-    if "dora_scale" in roles:
-        fitting = [kind for kind in fitting if kind.decomposable] or fitting
-    for kind in fitting:
-        if own in kind.complete:
-            if "dora_scale" in roles and not kind.decomposable:
-                raise LoraError(f"{name!r} mixes formats: {spelled!r} is {kind.title} with a dora_scale. {_DAMAGED}")
-            return kind
-    if not fitting:
-        if not own:
-            raise LoraError(f"{name!r} is damaged: {spelled!r} has only {', '.join(sorted(roles))}. {_DAMAGED}")
-        raise LoraError(f"{name!r} mixes formats: {spelled!r} has {', '.join(sorted(roles))}. {_DAMAGED}")
-    nearest = max((whole for kind in fitting for whole in kind.complete), key=lambda whole: len(whole & own))
-    lacks, surplus = sorted(nearest - own), sorted(own - nearest)
-    what = f"lacks {', '.join(lacks)}" if lacks else f"has {', '.join(surplus)} beside a whole layer"
-    raise LoraError(f"{name!r} is damaged: {spelled!r} {what}. {_DAMAGED}")
-
-
-def _shape(header: Header, name: str, kind: Kind, spelled: str, roles: Mapping[str, str]) -> Shape:
-    infos = {role: header.tensors[key] for role, key in roles.items()}
-    for role, info in infos.items():
-        # kohya's network makes a whole number of an alpha that was not given
-        if info.dtype not in _FLOATS and not (role == "alpha" and info.dtype in _WHOLE):
-            raise LoraError(f"{name!r}: {roles[role]!r} is {info.dtype}; a LoRA is F32, BF16 or F16. {_DAMAGED}")
-    if "alpha" in infos and math.prod(infos["alpha"].shape) != 1:
-        raise LoraError(
-            f"{name!r} is damaged: {roles['alpha']!r} has shape {list(infos['alpha'].shape)}, not one value."
-        )
-    try:
-        shape = kind.shape(infos)
-        if "dora_scale" in infos:
-            rows, columns = shape.weight
-            if infos["dora_scale"].shape not in ((rows,), (rows, 1), (1, columns)):
-                raise ValueError(f"dora_scale {list(infos['dora_scale'].shape)} does not fit {[rows, columns]}")
-    except ValueError as error:
-        raise LoraError(f"{name!r} is damaged: {spelled!r}: {error}. {_DAMAGED}") from error
-    return shape
-
-
-def _check_kinds(layers: Mapping[str, list[LoraLayer]], name: str) -> None:
-    """One kind for a whole file, but for plain differences, which tools add for biases and norms."""
-    titles = {layer.kind.title for found in layers.values() for layer in found if not layer.kind.accompanies}
-    if len(titles) > 1:
-        raise LoraError(
-            f"{name!r} mixes formats: some of its layers are {', others '.join(sorted(titles))}. {_DAMAGED}"
-        )
-
-
-def _check_overlap(layers: list[LoraLayer], name: str) -> None:
-    """A file may change one parameter in several layers, but no row of it twice."""
-    spans = [(layer.into or (0, layer.shape[0]), layer) for layer in layers]
-    for ((_, end), upper), ((first, last), lower) in pairwise(sorted(spans, key=lambda span: span[0])):
-        if first < end:
-            where = f"rows {first} to {min(end, last) - 1} of {upper.parameter!r}"
-            raise LoraError(f"{name!r} changes {where} twice, by {upper.name!r} and {lower.name!r}. {_DAMAGED}")

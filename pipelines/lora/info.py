@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from .kinds.kind import effective_alpha
 
 if TYPE_CHECKING:
     from .file import LoraFile
-    from .formats import LoraLayer
+    from .layers import LoraLayer
 
 # metadata keys of kohya's scripts (train_util.py) and of modelspec that say how a file was trained
 _SETTINGS = {
@@ -33,16 +34,18 @@ _SETTINGS = {
     "architecture": ("modelspec.architecture",),
 }
 _LONGEST = 200  # characters of one value
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def trigger_word(lora: LoraFile) -> str:
     """The trigger word of an AI Toolkit job, or an empty string.
 
-    AI Toolkit writes it as the only tag of ``ss_tag_frequency`` (BaseSDTrainProcess.update_training_metadata).
+    AI Toolkit writes it as the only tag of ``ss_tag_frequency`` (BaseSDTrainProcess.update_training_metadata). It is
+    handed on into prompts, so it is one line of ordinary length, without what would steer a terminal.
     """
     tags = _json_object(lora.header.metadata.get("ss_tag_frequency"))
     words = {word for folder in tags.values() if isinstance(folder, dict) for word in folder}
-    return words.pop() if len(words) == 1 else ""
+    return _line(_ESCAPE.sub("", words.pop()[: 4 * _LONGEST])).strip() if len(words) == 1 else ""
 
 
 def summary(lora: LoraFile) -> str:
@@ -52,13 +55,13 @@ def summary(lora: LoraFile) -> str:
     lines = [f"{lora.name}: {lora.title}, {_layers(len(_files_layers(lora.layers)))}, dtype {', '.join(dtypes)}"]
     for part in lora.parts:
         own = _files_layers([layer for layer in lora.layers if layer.part == part])
-        differences = [layer for layer in own if layer.kind.accompanies and layer.kind is not lora.kind]
+        differences = [layer for layer in own if layer.kind.accompanies and layer.kind not in lora.kinds]
         trained = [layer for layer in own if layer not in differences]
         texts = [f"{_ranks(trained)}; {_alpha_text(trained, alphas)}"] if trained else []
         if differences:
             texts += [f"{'and ' if trained else ''}{len(differences)} plain differences (.diff, .diff_b)"]
         lines += [f"{part}: {_layers(len(trained or differences))}, {', '.join(texts)}"]
-    return "\n".join([*lines, *_facts(lora)])
+    return "\n".join([*lines, *lora.notes, *_facts(lora)])
 
 
 def _files_layers(layers: tuple[LoraLayer, ...] | list[LoraLayer]) -> list[LoraLayer]:
@@ -125,15 +128,19 @@ def _facts(lora: LoraFile) -> Iterator[str]:
     }
     for label, value in facts.items():
         if value not in (None, ""):
-            # one line, without what would steer a terminal
-            text = " ".join("".join(one if one.isprintable() else " " for one in str(value)).split())
-            yield f"{label}: {text[:_LONGEST]}{'...' if len(text) > _LONGEST else ''}"
+            text = str(value)
+            yield f"{label}: {_line(text)}{'...' if len(text) > _LONGEST else ''}"
     if any(key.startswith("base_model.model.") for key in lora.header.tensors) and not any(
         _alpha(layer, dict.fromkeys(layer.keys.values(), 0.0)) is not None for layer in lora.layers
     ):
         yield "PEFT keeps alpha in adapter_config.json: put it beside the file as PEFT saved it, or alpha is the rank"
     if kohya:
         yield "the system prompt of the training is not in the file: set it on the sampler, recipe sd-scripts"
+
+
+def _line(text: str) -> str:
+    """One line, without what would steer a terminal, cut."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text[: 4 * _LONGEST]).split())[:_LONGEST]
 
 
 def _json_object(text: str | None) -> dict:

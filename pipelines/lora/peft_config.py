@@ -21,24 +21,35 @@ _ADAPTER, _CONFIG = "adapter_model", "adapter_config.json"
 _METADATA = "lora_adapter_metadata"
 
 
+# a name, whole or its end, with a dot between its steps, which may be escaped as in a regular expression: all that PEFT
+# and diffusers write by themselves. Any other expression may be one that never ends
+_SIMPLE = re.compile(r"\^?((?:[\w-]+\\?\.)*[\w-]+)\$?", re.ASCII)
+_MOST_PATTERNS, _LONGEST_PATTERN = 10_000, 300
+_LARGEST = 1 << 24  # characters of a configuration
+
+
 @dataclass(frozen=True)
 class PeftConfig:
     """What decides the scale of a layer.
 
     Attributes:
         alpha: of every layer; None where the configuration has none.
-        patterns: (name or end of a name, as a regular expression; alpha) of layers with another one.
+        patterns: name or end of a name -> (its place in the list; whether it is the whole name; alpha).
         root: whether alpha is divided by the root of the rank (rsLoRA), not by the rank.
     """
 
     alpha: float | None
-    patterns: tuple[tuple[str, float], ...]
+    patterns: Mapping[str, tuple[int, bool, float]]
     root: bool
 
     def alpha_of(self, name: str, rank: int) -> float | None:
         """The alpha that, divided by the rank, is the scale of the layer that the file calls so, prefix left out."""
-        own = (value for pattern, value in self.patterns if re.match(rf"(.*\.)?({pattern})$", name))
-        alpha = next(own, self.alpha)
+        steps = name.split(".")
+        ends = [(".".join(steps[start:]), start == 0) for start in range(len(steps))]
+        found = [(self.patterns[end], whole) for end, whole in ends if end in self.patterns]
+        # as in PEFT, the first in the list counts
+        own = min((pattern for pattern, whole in found if whole or not pattern[1]), default=None)
+        alpha = self.alpha if own is None else own[2]
         return alpha * math.sqrt(rank) if alpha is not None and self.root else alpha
 
 
@@ -60,15 +71,14 @@ def read_configs(
     """
     try:
         if companion is not None:
-            return {main: _config(json.loads(companion.path.read_text("utf-8")))}
+            return {main: _config(_object(_text(companion)))}
         if _METADATA in metadata:
-            values = json.loads(metadata[_METADATA])
-            parts = {key.partition(".")[0] for key in values}
-            return {
-                part: _config({k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{part}.")})
-                for part in parts
-            }
-    except (OSError, ValueError, TypeError, AttributeError, re.error, RecursionError) as error:
+            parts: dict[str, dict[str, Any]] = {}
+            for key, value in _object(metadata[_METADATA]).items():
+                part, _, setting = key.partition(".")
+                parts.setdefault(part, {})[setting] = value
+            return {part: _config(values) for part, values in parts.items()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         where = _CONFIG if companion is not None else f"its metadata {_METADATA}"
         raise LoraError(
             f"{name!r}: {where} cannot be understood, and alpha is in it. Export the file again."
@@ -76,12 +86,38 @@ def read_configs(
     return {}
 
 
+def _text(companion: FileStamp) -> str:
+    if companion.size > _LARGEST:
+        raise ValueError("too large for a configuration")
+    return companion.path.read_text("utf-8")
+
+
+def _object(text: str) -> dict[str, Any]:
+    if len(text) > _LARGEST:
+        raise ValueError("too large for a configuration")
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError("no JSON object")
+    return value
+
+
 def _config(values: Mapping[str, Any]) -> PeftConfig:
     # LoRA and DoRA call it lora_alpha, LoKr and LoHa alpha
     alpha = values.get("lora_alpha", values.get("alpha"))
-    patterns = {str(key): float(value) for key, value in (values.get("alpha_pattern") or {}).items()}
-    for pattern in patterns:
-        re.compile(pattern)
-    return PeftConfig(
-        None if alpha is None else float(alpha), tuple(patterns.items()), bool(values.get("use_rslora", False))
-    )
+    own = values.get("alpha_pattern") or {}
+    if len(own) > _MOST_PATTERNS:
+        raise ValueError("too many patterns")
+    patterns: dict[str, tuple[int, bool, float]] = {}
+    for place, (pattern, value) in enumerate(own.items()):
+        simple = _SIMPLE.fullmatch(pattern) if len(pattern) <= _LONGEST_PATTERN else None
+        if simple is None:
+            raise ValueError("a pattern is no name")
+        patterns.setdefault(simple[1].replace("\\", ""), (place, pattern.startswith("^"), _number(value)))
+    return PeftConfig(None if alpha is None else _number(alpha), patterns, bool(values.get("use_rslora", False)))
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError("no finite number")
+    return number

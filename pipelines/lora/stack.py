@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from ..errors import FileError, LoraError
 from .file import open_lora, read_lora
-from .formats import LoraLayer
 from .kinds import Adapter
+from .layers import LoraLayer
 
 if TYPE_CHECKING:
     import torch
@@ -124,8 +124,7 @@ class LoraStack:
         self._weights = {file: value for file, value in self._weights.items() if file in kept}
         merged, live = [], []
         for lora, layers in weights:
-            # norms and biases are never held quantised, and a linear branch cannot change them
-            small = {layer: value for layer, value in layers.items() if len(layer.shape) == 1}
+            small = {layer: value for layer, value in layers.items() if layer.in_place}
             merged.append((lora, layers if lora.mode == "merged" else small))
             live.append((lora, {} if lora.mode == "merged" else {k: v for k, v in layers.items() if k not in small}))
         merged = [(lora, layers) for lora, layers in merged if layers]

@@ -47,9 +47,10 @@ class Spelling:
     """One way in which LoRA files name the layers of a part.
 
     Attributes:
-        prefix: stands before each name.
+        prefix: stands before each name. What tools put in front of any model's, such as ``diffusion_model.`` and
+            ``lora_unet_``, is taken off a file's names anyway and need not be listed.
         part: which part's layers.
-        separator: between the steps of a name, ``.`` or ``_``.
+        separator: between the steps of a name, ``.`` or ``_``: the two are not told apart.
         names: the part's modules -> another naming's module -> the pieces of the part's modules whose rows it holds, in
             order; None is the model's own naming.
     """
@@ -68,11 +69,13 @@ class LoraNames:
         spellings: every way; the trainer's own first.
         signature: parts of keys that only this model's files have, all of which must occur; names a stray file.
         excluded: ends of modules that no LoRA changes, e.g. embedding tables.
+        unused: what releases have and no forward reads, in the naming of the release; keys of it are skipped.
     """
 
     spellings: tuple[Spelling, ...]
     signature: Sequence[str]
     excluded: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

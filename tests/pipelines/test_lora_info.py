@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,3 +121,23 @@ def test_alphas_are_told_as_far_as_they_count(saved):
 def test_strange_metadata_is_no_trouble(saved, models, metadata, lines):
     found = saved(load_file(models / "loras" / "tiny.safetensors"), metadata).splitlines()
     assert found[2:] == lines
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("x" * 5_000_000, "x" * 200),
+        ("a\x1b[31mred\x1b[0m\x00b", "ared b"),
+        ("two\r\nlines\ttab", "two lines tab"),
+        ("half \ud800 of one", "half of one"),
+        ("\u202eright to left", "right to left"),
+        (" ohwx woman, <lora:x:1> ", "ohwx woman, <lora:x:1>"),
+        ("дракон 龍", "дракон 龍"),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_a_trigger_word_is_cut_and_cleaned(checkpoint, models, word, expected):
+    """It goes into prompts, reports and terminals."""
+    file = opened(models / "loras" / "tiny.safetensors", checkpoint)
+    metadata = {"ss_tag_frequency": json.dumps({"1": {word: 1}})}
+    assert trigger_word(replace(file, header=replace(file.header, metadata=metadata))) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.lora.file import open_lora
 from comfyui_aitk.pipelines.lora.info import summary
+from comfyui_aitk.pipelines.lora.peft_config import read_configs
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.utils.other import get_pattern_key
 from rendering import wanted
 from safetensors.torch import load_file, save_file
 
@@ -108,13 +111,60 @@ def test_a_file_that_diffusers_saved_with_its_metadata(engine, checkpoint, tmp_p
     assert "alpha 16, scale alpha / rank = 4" in summary(open_lora(path, path.name, MODEL, checkpoint))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"lora_alpha": "much"}', '{"lora_alpha": 1, "alpha_pattern": {"(": 2}}'])
+HOSTILE = [
+    json.dumps({"lora_alpha": 1, "alpha_pattern": patterns})
+    for patterns in (
+        # regular expressions that never end on a long name, and what no name is
+        {"(a+)+b": 2}, {"(.*)*x": 2}, {"(x|x)*y": 2}, {"a{99999}": 2}, {".*": 2}, {"to_[qk]": 2}, {"": 2},
+        {"a" * 301: 2}, {"a.": 2}, {"a..b": 2}, {"to_q\n": 2}, {str(number): 2 for number in range(10_001)}, ["to_q"],
+        {"to_q": float("inf")}, {"to_q": float("nan")}, {"to_q": 10**400}, {"to_q": [1]},
+    )
+]  # fmt: skip
+HOSTILE += [
+    '{"lora_alpha": Infinity}',
+    '{"lora_alpha": 1' + "0" * 5000 + "}",
+    "[" * 100_000,
+    '{"a": "' + "x" * (1 << 24),
+]
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"lora_alpha": "much"}', '{"lora_alpha": 1, "alpha_pattern": {"(": 2}}', *HOSTILE]
+)
 def test_a_configuration_that_cannot_be_understood_is_an_error(checkpoint, models, tmp_path, text):
     path = tmp_path / "adapter_model.safetensors"
     path.write_bytes((models / "loras" / "tiny.safetensors").read_bytes())
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(LoraError, match=r"'x': adapter_config.json cannot be understood, and alpha is in it"):
         open_lora(path, "x", MODEL, checkpoint)
+
+
+PATTERNS = {
+    # PEFT counts the first that fits; an end of a name is whole steps
+    "to_q": 3.0, "layers.1.attn.to_k": 5.0, "^layers.0.attn.to_k": 6.0, r"layers\.1\.attn\.to_k": 7.0, "o_k": 8.0,
+    r"feed_forward\.linear_1$": 9.0, "^linear_2": 10.0, "layers.1.attn.to_q": 11.0,
+}  # fmt: skip
+
+
+def test_simple_patterns_mean_what_they_mean_to_peft():
+    config = next(iter(read_configs(None, {"lora_adapter_metadata": json.dumps(
+        {"transformer.lora_alpha": 2, "transformer.alpha_pattern": PATTERNS}
+    )}, "x", "transformer").values()))  # fmt: skip
+    for layer in ("to_q", "to_k", "to_v", "linear_1"):
+        for block in ("layers.0", "layers.1", "noise_refiner.layers.0"):
+            name = f"{block}.{'feed_forward' if 'linear' in layer else 'attn'}.{layer}"
+            assert config.alpha_of(name, 4) == PATTERNS.get(get_pattern_key(PATTERNS, name), 2.0), name
+    assert config.alpha_of("linear_2", 4) == 10.0
+
+
+def test_many_patterns_and_parts_take_no_time():
+    begin = time.perf_counter()
+    patterns = {f"layers.{number}.attn.to_q": 2 for number in range(10_000)}
+    values = {f"transformer{number}.lora_alpha": 1 for number in range(20_000)} | {"t.alpha_pattern": patterns}
+    configs = read_configs(None, {"lora_adapter_metadata": json.dumps(values)}, "x", "transformer")
+    for number in range(5_000):
+        assert configs["t"].alpha_of(f"layers.{number}.attn.to_q", 4) == 2.0
+    assert time.perf_counter() - begin < 5
 
 
 def test_another_configuration_is_another_lora(checkpoint, models, tmp_path):

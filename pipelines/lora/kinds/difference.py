@@ -1,7 +1,8 @@
 """Plain differences: ``.diff`` of a weight, ``.diff_b`` of a bias; W' = W + m * diff.
 
-Tools that extract a LoRA from two models write them for norms and biases beside its pairs. Source: ComfyUI
-comfy/lora.py.
+Tools that extract a LoRA from two models write them for norms and biases beside its pairs, and so does ComfyUI's
+trainer. LyCORIS calls those of a norm ``w_norm`` and ``b_norm``. Sources: ComfyUI comfy/lora.py; LyCORIS
+lycoris/modules/norms.py.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ if TYPE_CHECKING:
 
 def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
     (shape,) = [info.shape for role, info in infos.items() if role != "alpha"]
-    if len(shape) not in (1, 2):
-        raise ValueError(f"a difference of shape {list(shape)} fits no layer")
     return Shape(shape, None)
 
 
 KIND = Kind(
     title="difference",
-    suffixes={".diff": "diff", ".diff_b": "diff_b"},
+    suffixes={".diff": "diff", ".w_norm": "diff", ".diff_b": "diff_b", ".b_norm": "diff_b"},
     complete=(frozenset({"diff"}), frozenset({"diff_b"})),
     shape=_shape,
     make=lambda tensors: FullRank(next(iter(tensors.values()))),

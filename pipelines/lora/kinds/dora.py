@@ -77,7 +77,6 @@ KIND = Kind(
         ".magnitude": "magnitude",
         ".lora_magnitude_vector": "magnitude",
         ".lora_magnitude_vector.weight": "magnitude",
-        ".lora_magnitude_vector.default.weight": "magnitude",
     },
     complete=(frozenset({"lora_A", "lora_B", "magnitude"}),),
     shape=_shape,

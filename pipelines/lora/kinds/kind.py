@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from ...files.header import TensorInfo
     from ...options import Arithmetic
 
-# AI Toolkit and PEFT, PEFT with an adapter's name, and kohya's names of the same two matrices
+# AI Toolkit's and PEFT's, and kohya's names of the same two matrices; adapters' names in them are taken out before
 PAIR = {
     ".lora_A.weight": "lora_A",
     ".lora_B.weight": "lora_B",
-    ".lora_A.default.weight": "lora_A",
-    ".lora_B.default.weight": "lora_B",
+    ".lora_A": "lora_A",
+    ".lora_B": "lora_B",
     # diffusers' older names
     ".lora.down.weight": "lora_A",
     ".lora.up.weight": "lora_B",
@@ -73,9 +73,9 @@ class Shape:
     rank: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
-    """One kind of change.
+    """One kind of change; told from others by identity.
 
     Attributes:
         title: for people.
@@ -85,7 +85,7 @@ class Kind:
         make: roles' tensors (float32) -> adapter.
         mergeable: False where its trainer never merges it.
         decomposable: whether LyCORIS' ``dora_scale`` may stand beside it.
-        accompanies: whether a file of another kind may hold some of it too.
+        accompanies: whether it is what other kinds' files hold beside their own, which name the file.
     """
 
     title: str

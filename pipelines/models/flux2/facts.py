@@ -23,29 +23,8 @@ _VAE_FILE = "ae.safetensors"
 _COMFY_VAE = "flux2-vae.safetensors"
 
 _LORA = LoraNames(
-    spellings=(
-        # AI Toolkit and ComfyUI; all-in-one tools; PEFT; nothing in front
-        Spelling("diffusion_model."),
-        Spelling("model.diffusion_model."),
-        Spelling("transformer."),
-        Spelling("base_model.model.diffusion_model."),
-        Spelling("base_model.model."),
-        Spelling(""),
-        # AI Toolkit with old_lokr_format, and LyCORIS
-        Spelling("lycoris_", separator="_"),
-        # kohya's and musubi-tuner's
-        Spelling("lora_unet_", separator="_"),
-        Spelling("lora_transformer_", separator="_"),
-        # diffusers' names
-        Spelling("transformer.", names=diffusers_modules),
-        Spelling("diffusion_model.", names=diffusers_modules),
-        Spelling("base_model.model.transformer.", names=diffusers_modules),
-        Spelling("base_model.model.", names=diffusers_modules),
-        Spelling("", names=diffusers_modules),
-        Spelling("lycoris_", separator="_", names=diffusers_modules),
-        Spelling("lora_unet_", separator="_", names=diffusers_modules),
-        Spelling("lora_transformer_", separator="_", names=diffusers_modules),
-    ),
+    # the released names: AI Toolkit, ComfyUI, kohya's scripts, musubi-tuner; and diffusers'
+    spellings=(Spelling(""), Spelling("", names=diffusers_modules)),
     # FLUX.1 has the double blocks' names too, but names its single blocks' layers alike only in this layout
     signature=("single_stream_modulation",),
 )

@@ -57,34 +57,21 @@ MODEL = ModelFacts(
     latent=LatentSpace("Flux", channels=16, downscale=8),
     lora=LoraNames(
         spellings=(
-            # AI Toolkit and diffusers; PEFT; nothing in front
-            Spelling("transformer."),
-            Spelling("base_model.model.transformer."),
-            Spelling("base_model.model."),
+            # diffusers' names: AI Toolkit, diffusers, PEFT
             Spelling(""),
-            # AI Toolkit with old_lokr_format
-            Spelling("lycoris_", separator="_"),
-            # ComfyUI
-            Spelling("diffusion_model.", names=_original_names),
-            Spelling("model.diffusion_model.", names=_original_names),
-            Spelling("base_model.model.diffusion_model.", names=_original_names),
-            Spelling("transformer.", names=_original_names),
+            # the original ones: ComfyUI, kohya's networks.lora_lumina, and LyCORIS on kohya
             Spelling("", names=_original_names),
-            Spelling("diffusion_model."),
-            # kohya's networks.lora_lumina, and LyCORIS on kohya
-            Spelling("lora_unet_", separator="_", names=_original_names),
-            Spelling("lycoris_", separator="_", names=_original_names),
-            Spelling("lora_unet_", separator="_"),
-            Spelling("lora_te_", "text_encoder", "_"),
-            Spelling("lora_te1_", "text_encoder", "_"),
+            Spelling("lora_te_", "text_encoder"),
+            Spelling("lora_te_model_", "text_encoder"),
+            Spelling("lora_te1_", "text_encoder"),
             Spelling("text_encoder.", "text_encoder"),
             Spelling("text_encoder.model.", "text_encoder"),
-            Spelling("base_model.model.text_encoder.", "text_encoder"),
             Spelling("text_encoders.gemma2_2b.transformer.model.", "text_encoder"),
         ),
         signature=("transformer.layers.", "feed_forward.linear_1"),
         # a table, and what a Gemma2ForCausalLM file has beside the encoder
         excluded=("embed_tokens", "lm_head"),
+        unused=("norm_final", "lm_head"),
     ),
     main_blocks=26,
     recipe_options=OPTIONS,

@@ -38,20 +38,7 @@ MODEL = ModelFacts(
     guidance="classifier-free",
     latent=LatentSpace("Flux", channels=16, downscale=8),
     lora=LoraNames(
-        spellings=(
-            # AI Toolkit and ComfyUI
-            Spelling("diffusion_model."),
-            Spelling("transformer."),
-            Spelling("model.diffusion_model."),
-            # PEFT; nothing in front
-            Spelling("base_model.model.diffusion_model."),
-            Spelling("base_model.model.transformer."),
-            Spelling("base_model.model."),
-            Spelling(""),
-            # AI Toolkit with old_lokr_format; kohya's way
-            Spelling("lycoris_", separator="_"),
-            Spelling("lora_unet_", separator="_"),
-        ),
+        spellings=(Spelling(""),),
         # Lumina Image 2.0 has the same blocks, under `transformer.`
         signature=("diffusion_model.layers.", "feed_forward.linear_1"),
     ),

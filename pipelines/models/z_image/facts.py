@@ -18,42 +18,22 @@ _TOKENIZER = ("tokenizer/*.json", "tokenizer/*.txt", "tokenizer/*.jinja")
 
 _LORA = LoraNames(
     spellings=(
-        # AI Toolkit; diffusers and PEFT; all-in-one tools; nothing in front
-        Spelling("diffusion_model."),
-        Spelling("transformer."),
-        Spelling("model.diffusion_model."),
-        Spelling("transformer.diffusion_model."),
-        Spelling("base_model.model.transformer."),
-        Spelling("base_model.model.diffusion_model."),
-        Spelling("base_model.model."),
+        # diffusers' names: AI Toolkit, diffusers, PEFT, musubi-tuner, OneTrainer
         Spelling(""),
-        # musubi-tuner and OneTrainer, also with a doubled separator; AI Toolkit with old_lokr_format, and LyCORIS
-        Spelling("lora_unet_", separator="_"),
-        Spelling("lora_unet__", separator="_"),
-        Spelling("lora_transformer_", separator="_"),
-        Spelling("lycoris_", separator="_"),
-        # the original names, with queries, keys and values in one: ComfyUI, OneTrainer, musubi-tuner's converter
-        Spelling("diffusion_model.", names=original_modules),
-        Spelling("transformer.", names=original_modules),
-        Spelling("model.diffusion_model.", names=original_modules),
-        Spelling("base_model.model.diffusion_model.", names=original_modules),
-        Spelling("base_model.model.", names=original_modules),
+        # the original ones, with queries, keys and values in one: ComfyUI, OneTrainer, musubi-tuner's converter
         Spelling("", names=original_modules),
-        Spelling("lora_unet_", separator="_", names=original_modules),
-        Spelling("lora_unet__", separator="_", names=original_modules),
-        Spelling("lycoris_", separator="_", names=original_modules),
         Spelling("text_encoder.", "text_encoder"),
         Spelling("text_encoder.model.", "text_encoder"),
-        Spelling("base_model.model.text_encoder.", "text_encoder"),
-        Spelling("base_model.model.text_encoder.model.", "text_encoder"),
         Spelling("text_encoders.qwen3_4b.transformer.model.", "text_encoder"),
-        Spelling("lora_te_", "text_encoder", "_"),
-        Spelling("lora_te1_", "text_encoder", "_"),
+        Spelling("lora_te_", "text_encoder"),
+        Spelling("lora_te_model_", "text_encoder"),
+        Spelling("lora_te1_", "text_encoder"),
     ),
     # other models of these blocks call it attn
     signature=("layers.", "attention.to_q"),
     # a table, and what a Qwen3ForCausalLM file has beside the encoder
     excluded=("embed_tokens", "lm_head"),
+    unused=("norm_final", "lm_head"),
 )
 
 

@@ -1,0 +1,372 @@
+"""LoRA files as trainers and converters really name them: each key is understood by itself.
+
+What is right is added up by hand, from the file's matrices, for each parameter of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_aitk.headless.tiny import flux2 as tiny_flux2
+from comfyui_aitk.headless.tiny import omnigen2 as tiny_omnigen2
+from comfyui_aitk.headless.tiny import z_image as tiny_z_image
+from comfyui_aitk.pipelines.errors import LoraError
+from comfyui_aitk.pipelines.files.header import Header, TensorInfo
+from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
+from comfyui_aitk.pipelines.lora.file import LoraFile, open_lora, read_lora
+from comfyui_aitk.pipelines.lora.formats import recognise
+from comfyui_aitk.pipelines.lora.info import summary
+from comfyui_aitk.pipelines.lora.keys import take_apart
+from comfyui_aitk.pipelines.lora.names import names_of
+from comfyui_aitk.pipelines.models import find_model
+from comfyui_aitk.pipelines.observer import SilentObserver
+from comfyui_aitk.pipelines.options import RuntimeOptions
+from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
+from rendering import wanted
+from safetensors.torch import save_file
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model, and files for it."""
+
+    model: str
+    checkpoint: Checkpoint
+    folder: Path
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: info.shape for name, info in self.checkpoint.source("transformer").tensor_infos().items()}
+
+    def open(self, tensors: Tensors) -> LoraFile:
+        path = self.folder / f"{len(list(self.folder.iterdir()))}.safetensors"
+        save_file(tensors, path)
+        return open_lora(path, "x", find_model(self.model), self.checkpoint)
+
+    def changes(self, tensors: Tensors, part: str = "transformer") -> Tensors:
+        """parameter -> the sum of what the file adds to it."""
+        found: Tensors = {}
+        shapes = {name: info.shape for name, info in self.checkpoint.source(part).tensor_infos().items()}
+        for layer, adapter in read_lora(self.open(tensors), part).items():
+            own = found.setdefault(layer.parameter, torch.zeros(shapes[layer.parameter]))
+            rows = own[slice(*(layer.into or (None,)))]
+            rows.copy_(adapter.merge(rows, 1.0, "cpu"))
+        return found
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, checkpoint) -> Callable[[str], Tiny]:
+    makers = {
+        "flux2": lambda folder: tiny_flux2.make_checkpoint(folder, "flux2"),
+        "flux2_klein_4b": lambda folder: tiny_flux2.make_checkpoint(folder, "flux2_klein_4b"),
+        "zimage": tiny_z_image.make_checkpoint,
+        "omnigen2": tiny_omnigen2.make_checkpoint,
+    }
+    made: dict[str, Tiny] = {}
+
+    def get(model: str) -> Tiny:
+        if model not in made:
+            files = tmp_path_factory.mktemp("files")
+            if model == "lumina2":
+                made[model] = Tiny(model, checkpoint, files)
+            else:
+                folder = makers[model](tmp_path_factory.mktemp("models") / "tiny")
+                made[model] = Tiny(model, Checkpoint.open(folder, "tiny", find_model(model).files), files)
+        return made[model]
+
+    return get
+
+
+def matrices(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B of rank 2."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(2, columns, generator=random), torch.randn(rows, 2, generator=random)
+
+
+def pair(name: str, rows: int, columns: int, ends: tuple[str, str] = (".lora_A.weight", ".lora_B.weight")) -> Tensors:
+    down, up = matrices(rows, columns)
+    return {name + ends[0]: down, name + ends[1]: up}
+
+
+KOHYA = (".lora_down.weight", ".lora_up.weight")
+OLD_DIFFUSERS = (".lora.down.weight", ".lora.up.weight")
+# model -> (a layer's parameter in the model, its name in the release, its name in diffusers, which rows)
+LAYERS = {
+    "flux2": ("double_blocks.0.img_attn.proj", "double_blocks.0.img_attn.proj", "transformer_blocks.0.attn.to_out.0"),
+    "flux2_klein_4b": ("single_blocks.0.linear2", "single_blocks.0.linear2", "single_transformer_blocks.0.attn.to_out"),
+    "zimage": ("layers.0.attention.to_out.0", "layers.0.attention.out", "layers.0.attention.to_out.0"),
+    "lumina2": ("layers.0.attn.to_out.0", "layers.0.attention.out", "layers.0.attn.to_out.0"),
+    "omnigen2": ("layers.0.attn.to_out.0", "layers.0.attn.to_out.0", "layers.0.attn.to_out.0"),
+}
+DOTTED = (
+    "", "diffusion_model.", "model.diffusion_model.", "transformer.", "base_model.model.", "unet.", "model.", "module.",
+    "base_model.model.transformer.", "base_model.model.diffusion_model.", "transformer.base_model.model.",
+    "transformer.diffusion_model.",
+)  # fmt: skip
+UNDERSCORED = ("lora_unet_", "lora_unet__", "lora_transformer_", "lycoris_")
+
+
+@pytest.mark.parametrize("model", LAYERS)
+def test_each_spelling_of_each_model_is_the_same_layer(tiny, model):
+    """L03, L18: also half dots and half underscores, as converters leave them."""
+    module, *spelled = LAYERS[model]
+    shape = tiny(model).shapes[f"{module}.weight"]
+    down, up = matrices(*shape)
+    names_found = [prefix + name for prefix in DOTTED for name in spelled]
+    names_found += [prefix + name.replace(".", "_") for prefix in UNDERSCORED for name in spelled]
+    # musubi-tuner's converter keeps the underscores behind the block's number
+    names_found += ["diffusion_model." + re_dotted(name) for name in spelled]
+    for name in dict.fromkeys(names_found):
+        for ends in (KOHYA, OLD_DIFFUSERS, (".lora_A.weight", ".lora_B.weight")):
+            found = tiny(model).changes(pair(name, *shape, ends))
+            assert found.keys() == {f"{module}.weight"}, name
+            assert torch.allclose(found[f"{module}.weight"], up @ down), name
+
+
+def re_dotted(name: str) -> str:
+    """``double_blocks.0.img_attn.qkv`` -> ``double_blocks.0.img_attn_qkv``."""
+    block, number, rest = name.split(".", 2)
+    return f"{block}.{number}.{rest.replace('.', '_')}"
+
+
+ADAPTERS = ["default", "default_0", "klein-9b-style", "my style (v2)", "ünï", "0"]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_adapter_may_have_any_name(tiny, adapter):
+    """L14: also where other kinds of PEFT's have it."""
+    module = "single_blocks.0.linear2"
+    own = tiny("flux2_klein_4b")
+    rows, columns = own.shapes[f"{module}.weight"]
+    down, up = matrices(rows, columns)
+    ends = (f".lora_A.{adapter}.weight", f".lora_B.{adapter}.weight")
+    found = own.changes(pair(f"base_model.model.{module}", rows, columns, ends))
+    assert torch.allclose(found[f"{module}.weight"], up @ down)
+    dora = pair(f"base_model.model.{module}", rows, columns, ends)
+    for end in (f".lora_magnitude_vector.{adapter}.weight", f".lora_magnitude_vector.{adapter}"):
+        assert own.open(dora | {f"base_model.model.{module}{end}": torch.ones(rows)}).title == "DoRA"
+    w1, w2 = torch.ones(2, 2), torch.ones(rows // 2, columns // 2)
+    lokr = {f"{module}.lokr_w1.{adapter}": w1, f"{module}.lokr_w2.{adapter}": w2}
+    assert torch.equal(own.changes(lokr)[f"{module}.weight"], torch.ones(rows, columns))
+
+
+def test_two_spellings_in_one_file_add_up(tiny):
+    """L01: the released names beside diffusers', and kohya's ends beside PEFT's."""
+    own = tiny("flux2")
+    qkv, proj = own.shapes["double_blocks.0.txt_attn.qkv.weight"], own.shapes["double_blocks.0.img_attn.proj.weight"]
+    third = (qkv[0] // 3, qkv[1])
+    down, up = matrices(*third)
+    whole, share = matrices(*proj), up @ down
+    tensors = pair("diffusion_model.double_blocks.0.img_attn.proj", *proj)
+    tensors |= pair("transformer.transformer_blocks.0.attn.add_k_proj", *third)
+    tensors |= pair("lora_unet_transformer_blocks_0_attn_add_v_proj", *third, KOHYA)
+    found = own.changes(tensors)
+    assert torch.allclose(found["double_blocks.0.img_attn.proj.weight"], whole[1] @ whole[0])
+    expected = torch.cat([torch.zeros(third), share, share])
+    assert torch.allclose(found["double_blocks.0.txt_attn.qkv.weight"], expected)
+
+
+def test_z_image_files_with_fused_and_split_layers_in_one_file_add_up(tiny):
+    """As in diffusers 13203: another layer each; the same rows twice are refused."""
+    own = tiny("zimage")
+    rows, columns = own.shapes["layers.0.attention.to_q.weight"]
+    tensors = pair("diffusion_model.layers.0.attention.qkv", 3 * rows, columns)
+    tensors |= pair("diffusion_model.layers.1.attention.to_q", rows, columns)
+    down, up = matrices(3 * rows, columns)
+    found = own.changes(tensors)
+    assert torch.allclose(found["layers.0.attention.to_k.weight"], up[rows : 2 * rows] @ down)
+    with pytest.raises(LoraError, match=r"changes rows 0 to \d+ of 'layers.0.attention.to_q.weight' twice"):
+        own.open(tensors | pair("layers.0.attention.to_q", rows, columns))
+
+
+def test_kinds_in_one_file_add_up(tiny):
+    """LyCORIS' presets give each layer its own; on one layer two kinds are two changes."""
+    own, module = tiny("omnigen2"), "layers.0.attn.to_out.0"
+    rows, columns = own.shapes[f"{module}.weight"]
+    down, up = matrices(rows, columns)
+    difference = torch.full((rows, columns), 0.5)
+    w1, w2 = torch.tensor([[2.0]]), torch.ones(rows, columns)
+    tensors = pair(module, rows, columns) | {f"{module}.diff": difference}
+    tensors |= {f"{module}.lokr_w1": w1, f"{module}.lokr_w2": w2}
+    file = own.open(tensors)
+    assert file.title == "LoRA and LoKr"
+    assert torch.allclose(own.changes(tensors)[f"{module}.weight"], up @ down + 2.5, atol=1e-5)
+
+
+DOUBLE = "double_blocks.0.img_attn.norm"
+SINGLE = "single_blocks.0.norm"
+NORMS = {
+    # L10: ComfyUI's own trainer, and diffusers' names
+    "diffusion_model.double_blocks.0.img_attn.norm.query_norm.diff": f"{DOUBLE}.query_norm.scale",
+    "diffusion_model.double_blocks.0.txt_attn.norm.key_norm.diff": "double_blocks.0.txt_attn.norm.key_norm.scale",
+    "diffusion_model.single_blocks.0.norm.query_norm.diff": f"{SINGLE}.query_norm.scale",
+    "transformer.transformer_blocks.0.attn.norm_q.diff": f"{DOUBLE}.query_norm.scale",
+    "transformer.transformer_blocks.0.attn.norm_k.diff": f"{DOUBLE}.key_norm.scale",
+    "transformer.transformer_blocks.0.attn.norm_added_q.diff": "double_blocks.0.txt_attn.norm.query_norm.scale",
+    "transformer.transformer_blocks.0.attn.norm_added_k.diff": "double_blocks.0.txt_attn.norm.key_norm.scale",
+    "transformer.single_transformer_blocks.0.attn.norm_k.diff": f"{SINGLE}.key_norm.scale",
+    # LU2: LyCORIS
+    "lycoris_double_blocks_0_img_attn_norm_query_norm.w_norm": f"{DOUBLE}.query_norm.scale",
+    "lora_unet_single_blocks_0_norm_key_norm.w_norm": f"{SINGLE}.key_norm.scale",
+}
+
+
+@pytest.mark.parametrize("key", NORMS)
+def test_differences_of_norms_that_are_called_scale(tiny, key):
+    own = tiny("flux2_klein_4b")
+    change = torch.linspace(-1, 1, *own.shapes[NORMS[key]])
+    assert {name: value.tolist() for name, value in own.changes({key: change}).items()} == {NORMS[key]: change.tolist()}
+
+
+# merging into quantised weights is refused
+HELD = [("merged", "none"), ("live", "none"), ("live", "model default")]
+
+
+@pytest.mark.parametrize(("application", "quantization"), HELD)
+def test_norms_are_changed_in_place_however_the_rest_is_held(engine, tiny, application, quantization):
+    own, name = tiny("flux2_klein_4b"), "single_blocks.0.norm.query_norm"
+    change = torch.linspace(-1, 1, *own.shapes[f"{name}.scale"])
+    file = own.open({f"diffusion_model.{name}.diff": change})
+    options = RuntimeOptions(transformer_quantization=quantization)
+    base = PipelineHandle(own.model, own.checkpoint, "float32", options)
+    spec = LoraSpec(file.header.path.name, file.stamp, 0.5, application, file.title, file.mergeable, file.parts)
+
+    def scale(handle: PipelineHandle) -> torch.Tensor:
+        engine.apply_loras(wanted(engine, handle, "trainer preview"), "transformer", SilentObserver())
+        with engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
+            return transformer.get_submodule(name).scale.detach().clone()
+
+    before = scale(base)
+    assert torch.equal(scale(base.with_lora(spec)), before + 0.5 * change)
+    assert torch.equal(scale(base), before)
+
+
+def test_parameters_without_a_module_take_differences(tiny):
+    """ComfyUI's converters name them as they are."""
+    for model, name in (("zimage", "x_pad_token"), ("omnigen2", "image_index_embedding")):
+        change = torch.ones(tiny(model).shapes[name])
+        assert torch.equal(tiny(model).changes({f"diffusion_model.{name}.diff": change})[name], change)
+
+
+BIASES = {"lumina2": "x_embedder.b_norm", "zimage": "cap_embedder.1.b_norm", "omnigen2": "x_embedder.diff_b"}
+
+
+@pytest.mark.parametrize("model", BIASES)
+def test_differences_of_biases(tiny, model):
+    own, (module, _, end) = tiny(model), BIASES[model].rpartition(".")
+    change = torch.ones(own.shapes[f"{module}.bias"])
+    assert torch.equal(own.changes({f"lycoris_{module.replace('.', '_')}.{end}": change})[f"{module}.bias"], change)
+
+
+UNUSED = {
+    # LU1b: the release has it, and no forward reads it
+    "lumina2": {"diffusion_model.norm_final.diff": torch.ones(96), "lora_unet_norm_final.w_norm": torch.ones(96)},
+    "zimage": {
+        "diffusion_model.norm_final.diff": torch.ones(3),
+        "text_encoder.lm_head.lora_A.weight": torch.ones(2, 9),
+    },
+    # what is no change of any layer
+    "flux2": {"global_step": torch.tensor(7), "ema.decay": torch.tensor(0.9), "logit_scale": torch.ones(1)},
+    # a scale of nothing
+    "omnigen2": {"layers.0.attn.to_q.alpha": torch.tensor(4.0)},
+}
+
+
+@pytest.mark.parametrize("model", UNUSED)
+def test_what_changes_nothing_is_skipped_with_a_note(tiny, model):
+    own, (module, *_) = tiny(model), LAYERS[model]
+    good = pair(f"diffusion_model.{module}", *own.shapes[f"{module}.weight"])
+    # skipped keys are not even read
+    odd = {key: value * float("nan") for key, value in UNUSED[model].items()}
+    file = own.open(good | odd)
+    assert own.changes(good | odd).keys() == {f"{module}.weight"}
+    assert sum(int(note.split()[1]) for note in file.notes) == len(odd)
+    assert all(note in summary(file) for note in file.notes)
+    assert not own.open(good).notes
+
+
+def test_a_file_of_nothing_else_is_refused_by_name(tiny):
+    with pytest.raises(LoraError, match=r"'x' changes nothing of Lumina Image 2.0: skipped 1 key, as 'diffusion_mod"):
+        tiny("lumina2").open({"diffusion_model.norm_final.diff": torch.ones(96)})
+    with pytest.raises(LoraError, match="is no LoRA for"):
+        recognise(
+            Header(Path("x"), {"a.lora_A.weight": TensorInfo("F32", (2, 2))}, {}), "x", "x",
+            names_of("lumina2", tiny("lumina2").checkpoint),
+        )  # fmt: skip
+
+
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_float8_is_widened(tiny, dtype):
+    """L13: the matrices and alpha."""
+    own, module = tiny("flux2_klein_4b"), "single_blocks.0.linear2"
+    rows, columns = own.shapes[f"{module}.weight"]
+    down, up = (value.to(dtype) for value in matrices(rows, columns))
+    tensors = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    tensors[f"{module}.alpha"] = torch.tensor(1.0).to(dtype)
+    found = own.changes(tensors)[f"{module}.weight"]
+    assert torch.allclose(found, up.float() @ down.float() * 0.5)
+
+
+REFUSED = {
+    # L15 and its kind: the file's kind, whatever it was trained on
+    "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks": "holds OFT, which is not applied",
+    "diffusion_model.double_blocks.0.img_attn.qkv.oft_R.weight": "holds OFT, which is not applied",
+    "base_model.model.double_blocks.0.img_attn.qkv.oft_R.default.weight": "holds OFT, which is not applied",
+    "lycoris_double_blocks_0_img_attn_qkv.oft_diag": "holds OFT, which is not applied",
+    "double_blocks.0.img_attn.qkv.boft_R": "holds BOFT, which is not applied",
+    "lycoris_double_blocks_0_img_attn_qkv.on_input": "holds IA3, which is not applied",
+    "base_model.model.double_blocks.0.img_attn.qkv.ia3_l": "holds IA3, which is not applied",
+    "lycoris_double_blocks_0_img_attn_qkv.a1.weight": "holds GLoRA, which is not applied",
+    "double_blocks.0.img_attn.qkv.lora_E": "holds AdaLoRA, which is not applied",
+    "double_blocks.0.img_attn.qkv.lora_B.bias": "holds biases of a LoRA's own matrices, which is not applied",
+    "diffusion_model.double_blocks.0.img_attn.qkv.set_weight": "holds whole weights, which is not applied",
+    "double_blocks.0.img_attn.qkv.wonder": "keys that are of no known kind",
+    "double_blocks.0.img_attn.qkv.weight": "keys that are of no known kind",
+    # what would change something that the model lacks
+    "diffusion_model.double_blocks.77.img_attn.qkv.diff": "1 of its 2 layers are not in the model",
+    "diffusion_model.double_blocks.0.img_attn.proj.diff_b": "has no bias in the model",
+    # L22
+    "lora_te_layers_0_self_attn_q_proj.diff": "also changes the text encoder: 1 layer, as 'lora_te_layers_0_self_att",
+    "text_encoder.model.layers.0.self_attn.q_proj.diff": "the text encoder's half cannot be applied",
+    "lora_te1_text_model_encoder_layers_0_mlp_fc1.diff": "the text encoder's half cannot be applied",
+    "text_encoders.qwen3_4b.transformer.model.layers.0.mlp.up_proj.diff": "the text encoder's half cannot be applied",
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_would_change_something_and_is_not_applied_is_refused_by_name(tiny, key):
+    own, module = tiny("flux2_klein_4b"), "single_blocks.0.linear2"
+    good = pair(f"diffusion_model.{module}", *own.shapes[f"{module}.weight"])
+    with pytest.raises(LoraError) as caught:
+        own.open(good | {key: torch.ones(4)})
+    assert REFUSED[key] in str(caught.value), str(caught.value)
+
+
+def test_endless_names_are_cut_in_messages(tiny):
+    own, module = tiny("flux2_klein_4b"), "single_blocks.0.linear2"
+    good = pair(f"diffusion_model.{module}", *own.shapes[f"{module}.weight"])
+    for key in (
+        "x" * 100_000 + ".diff",
+        f"{module}.{'y' * 100_000}",
+        "double_blocks.7" + ".z" * 50_000 + ".lora_A.weight",
+    ):
+        with pytest.raises(LoraError) as caught:
+            own.open(good | {key: torch.ones(4)})
+        assert len(str(caught.value)) < 2000
+
+
+def test_keys_are_taken_apart_at_the_longest_end():
+    assert take_apart("a.to_q_lora.down.weight") == ("a.to_q", "lora_A", "")
+    assert take_apart("a.lora_linear_layer.up.weight") == ("a", "lora_B", "")
+    assert take_apart("a.lora_B.default.weight") == ("a", "lora_B", "")
+    assert take_apart("a.lora_A.bias") == ("a", "", "biases of a LoRA's own matrices")
+    assert take_apart("lora_A.weight") == ("lora_A.weight", "", "")
