@@ -89,16 +89,27 @@ def engine() -> Engine:
     return Engine(PlainMachine())
 
 
+@pytest.fixture(scope="module")
+def kept_engine():
+    """For a module of many runs of a few models: what they load stays from test to test, as it does in ComfyUI."""
+    node_engine.cache_clear()
+    yield
+    node_engine.cache_clear()
+
+
 @pytest.fixture
-def host(models: Path, tmp_path: Path):
-    """The nodes' host for a test, with nothing loaded; pictures go to ``tmp_path / "output"``."""
+def host(request, models: Path, tmp_path: Path):
+    """The nodes' host for a test, with nothing loaded but by ``kept_engine``. Pictures: ``tmp_path / "output"``."""
     plain = PlainHost(models, tmp_path / "input", tmp_path / "output", "cpu")
     (tmp_path / "input").mkdir()
     use_host(plain)
-    node_engine.cache_clear()
+    kept = "kept_engine" in request.fixturenames
+    if not kept:
+        node_engine.cache_clear()
     yield plain
     use_host(None)
-    node_engine.cache_clear()
+    if not kept:
+        node_engine.cache_clear()
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from comfyui_aitk.headless.tiny.loras import write_kohya
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("kept_engine")
+
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "example_workflows").glob("*.json"))
 SMALL = ["AITKSampler.width=64", "AITKSampler.height=64", "AITKSampler.steps=2"]
 RELEASED = "default"  # weights from the hub

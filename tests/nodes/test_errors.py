@@ -18,6 +18,8 @@ from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.options import Chosen
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.usefixtures("kept_engine")
+
 GOOD = {
     "load": ("LoadAITKModel", {"model": "lumina2", "weights": "tiny", "dtype": "float32"}),
     "lora": (

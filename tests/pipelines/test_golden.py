@@ -28,6 +28,8 @@ from PIL import Image
 from rendering import denoising, job_of, wanted
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.usefixtures("kept_engine")
+
 # largest absolute differences on another CPU, from the recordings' own page; an order above the measured spread
 EMBEDS, PREDICTION, LATENTS, SIGMAS = 1e-4, 5e-5, 5e-5, 1e-6
 PIXEL_LEVELS, PIXEL_SHARE = 1, 0.01

@@ -15,6 +15,8 @@ from comfyui_aitk.nodes.host import PlainHost, use_host
 from PIL import Image
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.usefixtures("kept_engine")
+
 GOLDEN = Path(__file__).parent.parent / "golden"
 PIXEL_LEVELS, PIXEL_SHARE = 1, 0.01
 
