@@ -53,7 +53,7 @@ class LoadAITKModel:
                         "LoadAITKModel.weights",
                         "default: the model's own Hugging Face repository (or repo_id), from the cache or downloaded. "
                         "Others: model folders in ComfyUI's 'diffusers' folder, in diffusers' or AI Toolkit's layout, "
-                        "and single files in 'diffusion_models' (the transformer alone; also GGUF and scaled float8) "
+                        "and single files in 'diffusion_models' (the transformer alone; also GGUF and quantised files) "
                         "and 'checkpoints' (all in one).",
                     ),
                 ),

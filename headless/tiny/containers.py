@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Quant = Literal["Q4_0", "Q8_0", "Q4_K", "BF16"]
+Grouped = Literal["nvfp4", "mxfp8", "int8", "int8 rows", "rows", "blocks"]
 Spelling = Literal["old", "new", "metadata"]
 
 _METADATA = {"format": "pt"}
@@ -174,6 +176,100 @@ def write_scaled_float8(path: Path, plain: Path, spelling: Spelling, prefix: str
         layers = {layer.removeprefix(prefix): said for layer, said in described.items()}
         metadata["_quantization_metadata"] = json.dumps({"format_version": "1.0", "layers": layers})
     return write_tensors(path, tensors, metadata)
+
+
+def write_grouped(path: Path, plain: Path, kind: Grouped, spelling: Literal["new", "metadata"] = "new") -> Path:
+    """A file's copy with weights in its blocks of which groups of values have a scale; returns the path.
+
+    Args:
+        path: the file.
+        plain: a safetensors file of one part.
+        kind: ``nvfp4``, ``mxfp8``, ``int8`` and ``int8 rows`` as ComfyUI writes them, ``blocks`` as transformers does,
+            ``rows`` as others do.
+        spelling: of what ComfyUI's files say of their layers.
+    """
+    tensors, described = load_file(plain), {}
+    for name in [name for name in tensors if tensors[name].ndim == 2 and any(block in name for block in _BLOCKS)]:
+        if tensors[name].shape[1] % 32:
+            continue
+        layer, value = name.removesuffix(".weight"), tensors[name].float()
+        own, said = _GROUPED[kind](value)
+        tensors |= {f"{layer}.{leaf}": part for leaf, part in own.items()}
+        if said:
+            described[layer] = {"format": said}
+    metadata = dict(_METADATA)
+    if spelling == "metadata":
+        metadata["_quantization_metadata"] = json.dumps({"format_version": "1.0", "layers": described})
+    else:
+        for layer, said in described.items():
+            text = bytearray(json.dumps(said).encode())
+            tensors[f"{layer}.comfy_quant"] = torch.frombuffer(text, dtype=torch.uint8)
+    return write_tensors(path, tensors, metadata)
+
+
+def _nvfp4(value: torch.Tensor) -> tuple[Tensors, str]:
+    total = value.abs().max() / (448 * 6)
+    groups = value.reshape(len(value), -1, 16)
+    scales = (groups.abs().amax(-1) / 6 / total).to(torch.float8_e4m3fn)
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    scaled = groups / (scales.float() * total).clamp(min=1e-30).unsqueeze(-1)
+    codes = (scaled.abs().unsqueeze(-1) - table).abs().argmin(-1) + 8 * (scaled < 0)
+    codes = codes.reshape(len(value), -1, 2).to(torch.uint8)
+    packed = codes[..., 0] * 16 + codes[..., 1]
+    return {"weight": packed, "weight_scale": _tiled(scales), "weight_scale_2": total}, "nvfp4"
+
+
+def _mxfp8(value: torch.Tensor) -> tuple[Tensors, str]:
+    groups = value.reshape(len(value), -1, 32)
+    exponents = torch.ceil(torch.log2(groups.abs().amax(-1).clamp(min=2.0**-100) / 448)).to(torch.int32)
+    stored = (groups / torch.exp2(exponents.float()).unsqueeze(-1)).to(torch.float8_e4m3fn).reshape(value.shape)
+    return {"weight": stored, "weight_scale": _tiled((exponents + 127).to(torch.uint8))}, "mxfp8"
+
+
+def _int8(value: torch.Tensor, rows: bool) -> tuple[Tensors, str]:
+    largest = value.abs().amax(1, keepdim=True) if rows else value.abs().max()
+    scale = largest.clamp(min=1e-12) / 127
+    return {"weight": (value / scale).round().to(torch.int8), "weight_scale": scale}, "int8_tensorwise"
+
+
+def _float8_rows(value: torch.Tensor) -> tuple[Tensors, str]:
+    scale = (value.abs().amax(1, keepdim=True) / 448).to(torch.bfloat16)
+    return {"weight": (value / scale.float()).to(torch.float8_e4m3fn), "weight_scale": scale}, ""
+
+
+def _float8_blocks(value: torch.Tensor) -> tuple[Tensors, str]:
+    high, wide = (-(-side // 128) for side in value.shape)
+    scale = torch.empty(high, wide)
+    stored = torch.empty(value.shape, dtype=torch.float8_e4m3fn)
+    for row in range(high):
+        for column in range(wide):
+            place = slice(row * 128, row * 128 + 128), slice(column * 128, column * 128 + 128)
+            scale[row, column] = value[place].abs().max() / 448
+            stored[place] = (value[place] / scale[row, column]).to(torch.float8_e4m3fn)
+    return {"weight": stored, "weight_scale_inv": scale}, ""
+
+
+def _tiled(scales: torch.Tensor) -> torch.Tensor:
+    """Scales of one byte in the order that cuBLAS documents: tiles of 128 rows by 4; of rows 0, 32, 64, 96, 1, ..."""
+    rows, columns = scales.shape
+    high, wide = -(-rows // 128), -(-columns // 4)
+    tiled = torch.zeros(high * wide * 512, dtype=torch.uint8)
+    raw = scales.view(torch.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            tile = (row // 128) * wide + column // 4
+            tiled[tile * 512 + (row % 32) * 16 + (row % 128) // 32 * 4 + column % 4] = raw[row, column]
+    return tiled.view(scales.dtype).reshape(high * 128, wide * 4)
+
+
+_GROUPED: Mapping[str, Callable[[torch.Tensor], tuple[Tensors, str]]] = {
+    "nvfp4": _nvfp4,
+    "mxfp8": _mxfp8,
+    "int8": lambda value: _int8(value, rows=False),
+    "int8 rows": lambda value: _int8(value, rows=True),
+    "rows": _float8_rows,
+    "blocks": _float8_blocks,
+}
 
 
 def _kind(name: str, value: torch.Tensor, quant: Quant) -> GGMLQuantizationType:

@@ -40,3 +40,44 @@ BLOCK_TYPES = {
 
 # float8 values with a scale that is stored beside them: our name -> safetensors' name of the values' dtype
 SCALED_TYPES = {"scaled F8_E4M3": "F8_E4M3", "scaled F8_E5M2": "F8_E5M2"}
+
+
+@dataclass(frozen=True)
+class GroupedType:
+    """How a type stores small values of which each group in a row has a scale; of which there is one more for all.
+
+    Attributes:
+        values: safetensors' name of the values' dtype; two ``F4`` are in a byte, the first in its upper half.
+        group: values that share a scale; 0 is a whole row.
+        scale: safetensors' name of the scales' dtype.
+        total: whether a float32 scale of the whole weight follows.
+    """
+
+    values: str
+    group: int
+    scale: str
+    total: bool = False
+
+    def value_bytes(self, columns: int) -> int:
+        """Bytes of a row's values."""
+        return columns // 2 if self.values == "F4" else columns
+
+    def groups(self, columns: int) -> int:
+        """Scales of a row."""
+        return -(-columns // self.group) if self.group else 1
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of a row of a PackedTensor: its values, its scales, and the scale of all."""
+        width = 4 if self.scale == "F32" else 1
+        return self.value_bytes(columns) + self.groups(columns) * width + (4 if self.total else 0)
+
+
+GROUPED_TYPES = {
+    "float8 E4M3 with block scales": GroupedType("F8_E4M3", 128, "F32"),
+    "float8 E5M2 with block scales": GroupedType("F8_E5M2", 128, "F32"),
+    "float8 E4M3 with row scales": GroupedType("F8_E4M3", 0, "F32"),
+    "float8 E5M2 with row scales": GroupedType("F8_E5M2", 0, "F32"),
+    "int8": GroupedType("I8", 0, "F32"),
+    "mxfp8": GroupedType("F8_E4M3", 32, "F8_E8M0"),
+    "nvfp4": GroupedType("F4", 16, "F8_E4M3", total=True),
+}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import FileError
-from .block_types import BLOCK_TYPES, SCALED_TYPES
+from .block_types import BLOCK_TYPES, GROUPED_TYPES, SCALED_TYPES
 
 # what no real file comes near: beyond it, names and sizes are not handed on
 MAX_NAME = 1 << 10  # letters of a tensor's name
@@ -46,7 +46,8 @@ class FileStamp:
 class TensorInfo:
     """One tensor of a header: its shape, and its dtype.
 
-    The dtype is in safetensors' spelling (``"BF16"``), or a key of ``BLOCK_TYPES`` (``"Q4_K"``) or ``SCALED_TYPES``.
+    The dtype is in safetensors' spelling (``"BF16"``), or a key of ``BLOCK_TYPES`` (``"Q4_K"``), ``SCALED_TYPES`` or
+    ``GROUPED_TYPES``.
     """
 
     dtype: str
@@ -55,7 +56,7 @@ class TensorInfo:
     @property
     def packed(self) -> bool:
         """Whether the tensor that is read is a PackedTensor."""
-        return self.dtype in BLOCK_TYPES or self.dtype in SCALED_TYPES
+        return self.dtype in BLOCK_TYPES or self.dtype in SCALED_TYPES or self.dtype in GROUPED_TYPES
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..files.block_types import BLOCK_TYPES
+from ..files.block_types import BLOCK_TYPES, GROUPED_TYPES
 from ..machine.plan import PartSizes
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def _stored(
         return None
     shape = module.get_parameter(leaf).shape
     if info.packed and isinstance(module, nn.Linear):
+        if info.dtype in GROUPED_TYPES:
+            return shape[0] * GROUPED_TYPES[info.dtype].row_bytes(shape[1])
         # what is packed otherwise takes a byte for each value
         block = BLOCK_TYPES.get(info.dtype)
         return shape.numel() if block is None else shape.numel() // block.values * block.size

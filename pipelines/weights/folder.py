@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
-from ..files.header import FileStamp, Header, TensorInfo
-from ..files.safetensors import read_header, read_tensors
+from ..files.header import FileStamp, TensorInfo
+from ..files.scaled_float8 import read_infos, read_tensors
 from .layout import Placed, placed
 from .untrusted_config import checked_config
 
@@ -33,6 +33,7 @@ _VARIANT = re.compile(
     r"(?:\.([\w-]+)\.safetensors(?:\.index\.json)?|\.safetensors\.index\.([\w-]+)\.json)"
 )
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\..+)?\.safetensors")
+_BLOCKS = (None, [128, 128])
 _MAX_JSON = 1 << 25  # bytes; an index names every tensor of a model
 _SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # what a change of makes another checkpoint
 _TOKENIZER, _SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
@@ -103,19 +104,14 @@ class FolderSource:
         return dict(_config(self))
 
     def tensor_infos(self) -> dict[str, TensorInfo]:
-        self.headers()
+        self.paths()
         return dict(_placed(self).infos)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
-        headers = self.headers()
+        paths = self.paths()
         found = _placed(self)
         needed = found.needed(names)
-        stored = (
-            pair
-            for header in headers
-            for pair in read_tensors(header.path, [key for key in header.tensors if key in needed])
-        )
-        yield from found.fill(stored, needed)
+        yield from found.fill(read_tensors(paths, list(needed)), needed)
 
     def tokenizer(self) -> Path | bytes | None:
         folder = self.folder / self.tokenizer_folder
@@ -131,12 +127,11 @@ class FolderSource:
     def tokenizer_name(self) -> str:
         return f"{self.tokenizer_folder}/{_TOKENIZER}" if self.tokenizer_folder else _TOKENIZER
 
-    def headers(self) -> list[Header]:
-        """The checked headers of the weight files.
+    def paths(self) -> list[Path]:
+        """The weight files.
 
         Raises:
-            FileError: see :meth:`_paths`; a file is damaged, or is not the one that was there when the folder was
-                opened.
+            FileError: see :meth:`_paths`; or a file is not the one that was there when the folder was opened.
         """
         paths = self._paths()
         for path in paths:
@@ -144,7 +139,7 @@ class FolderSource:
                 raise FileError(
                     f"{self._where}{path.name} of {self.name!r} was replaced after its node ran. Run again."
                 )
-        return [read_header(path) for path in paths]
+        return paths
 
     @property
     def _where(self) -> str:
@@ -211,7 +206,8 @@ def _check_readable(config: Path, name: str) -> None:
     except FileError:
         # whoever needs the configuration says what is wrong with it
         return
-    if not isinstance(said, dict):
+    # float8 with scales of blocks or rows
+    if not isinstance(said, dict) or (said.get("quant_method") == "fp8" and said.get("weight_block_size") in _BLOCKS):
         return
     method = str(said.get("quant_method", ""))[:40]
     if method == "bitsandbytes" or any(key.startswith(("load_in_", "bnb_")) for key in said):
@@ -248,7 +244,7 @@ def _config(source: FolderSource) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _placed(source: FolderSource) -> Placed:
-    stored = {key: info for header in source.headers() for key, info in header.tensors.items()}
+    stored = read_infos(source.paths())
     for layout in source.facts.files.layouts:
         prefix = layout.prefix_in(stored)
         if prefix is not None:

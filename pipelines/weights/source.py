@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import FileError
 from ..files import read_header
-from ..files.block_types import SCALED_TYPES
+from ..files.block_types import BLOCK_TYPES, SCALED_TYPES
 
 if TYPE_CHECKING:
     import torch
@@ -82,9 +82,9 @@ class Source(Protocol):
 def packed_as(source: Source) -> str:
     """How the weights are packed, which cannot be written to: ``GGUF Q4_K, Q8_0``; empty where all are plain."""
     types = sorted({info.dtype for info in source.tensor_infos().values() if info.packed})
-    if all(name in SCALED_TYPES for name in types):
-        return "scaled float8" if types else ""
-    return f"GGUF {', '.join(types)}"
+    blocks = [name for name in types if name in BLOCK_TYPES]
+    kinds = ["scaled float8" if name in SCALED_TYPES else name for name in types if name not in BLOCK_TYPES]
+    return ", ".join(dict.fromkeys([f"GGUF {', '.join(blocks)}"] * bool(blocks) + kinds))
 
 
 def check_complete(source: Source, expected: Mapping[str, Sequence[int]], surplus: Sequence[str] = ()) -> None:

@@ -190,9 +190,17 @@ def _with(**leaves: torch.Tensor) -> Callable[[dict], dict]:
 BAD = {
     "nvfp4": (
         "new", _with(weight=torch.zeros(192, 48, dtype=torch.uint8), comfy_quant=_said(format="nvfp4")),
-        f"holds weights in nvfp4 (the first is '{LAYER}'), which is not read. Get the bfloat16 file, a scaled",
+        f"the scales of '{LAYER}', nvfp4, are F32",
     ),
-    "mxfp8": ("new", _with(comfy_quant=_said(format="mxfp8")), "holds weights in mxfp8 (the first is"),
+    "mxfp8": ("new", _with(comfy_quant=_said(format="mxfp8")), f"the scales of '{LAYER}', mxfp8, are F32"),
+    "turned int8": (
+        "new", _with(comfy_quant=_said(format="int8_tensorwise", convrot=True)),
+        f"holds weights in int8_tensorwise with convrot (the first is '{LAYER}'), which is not read. Get the bfloat16",
+    ),
+    "int4": ("new", _with(comfy_quant=_said(format="convrot_w4a4")), "holds weights in convrot_w4a4 (the first is"),
+    "a format of a megabyte": (
+        "new", _with(comfy_quant=_said(format="x" * 1_000_000)), "holds weights in " + "x" * 60 + " (the first",
+    ),
     "an unknown format": ("new", _with(comfy_quant=_said(format=["x"])), "holds weights in ['x'] (the first is"),
     "no format": ("new", _with(comfy_quant=_said(form="x")), "holds weights in None (the first is"),
     "another dtype than said": (
@@ -202,9 +210,15 @@ BAD = {
     "no scale": ("new", _without(f"{LAYER}.weight_scale"), f"the scale of '{LAYER}' is missing. Download"),
     "no scale, metadata": ("metadata", _without(f"{LAYER}.weight_scale"), f"the scale of '{LAYER}' is missing"),
     "no weight": ("old", _without(f"{LAYER}.weight"), f"'{LAYER}.scale_weight' is the scale of a weight that is miss"),
-    "a scale for each row": (
-        "new", _with(weight_scale=torch.ones(192, 1)),
-        f"'{LAYER}.weight_scale' has shape [192, 1]: scales of rows or blocks are not read",
+    "scales of other blocks": (
+        "new", _with(weight_scale=torch.ones(12, 6)),
+        f"'{LAYER}.weight_scale' has shape [12, 6], which does not fit its weight: one scale for a weight is read",
+    ),
+    "bitsandbytes": (
+        "new", _with(**{"weight.absmax": torch.ones(4)}), "holds weights quantised by bitsandbytes (the first is",
+    ),
+    "nvfp4 of another tool": (
+        "new", _with(weight_scale_2=torch.ones(())), "quantised by nvfp4 of another tool than ComfyUI's (the first is",
     ),
     "a scale of NaN": ("old", _with(scale_weight=torch.tensor(torch.nan)), f"the scale '{LAYER}.scale_weight' is nan"),
     "a scale of whole numbers": (
@@ -250,7 +264,10 @@ def test_bad_files(host, folder, tmp_path, case):
         ("{", "its _quantization_metadata is not valid JSON"),
         ("[]", "its _quantization_metadata is no JSON object"),
         ('{"layers": []}', "its _quantization_metadata names no layers"),
-        ('{"layers": {"layers.0.attention.qkv": {"format": "int8_tensorwise"}}}', "holds weights in int8_tensorwise"),
+        (
+            '{"layers": {"layers.0.attention.qkv": {"format": "int8_tensorwise"}}}',
+            "is said to be int8_tensorwise, and its",
+        ),
     ],
 )
 def test_bad_metadata(host, folder, tmp_path, text, message):
