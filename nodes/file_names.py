@@ -76,9 +76,13 @@ def why_unusable(prefix: object) -> str:
         name = check_name(prefix, "filename_prefix")  # pyright: ignore[reportArgumentType]
     except FileError as error:
         return str(error)
-    # placeholders become longer or shorter
-    longest = max(len(part.encode("utf-8", "replace")) for part in name.parts)
-    if "%" not in str(name) and max(longest, len(name.name.encode("utf-8", "replace")) + _ENDING) > LONGEST_NAME:
+    if "%" in str(name):
+        # placeholders become longer or shorter
+        return ""
+    *folders, last = (len(part.encode("utf-8", "replace")) for part in name.parts)
+    if max(folders, default=0) > LONGEST_NAME:
+        return f"The folder of filename_prefix {shown(str(name), 40)} cannot be made: File name too long."
+    if last + _ENDING > LONGEST_NAME:
         return f"filename_prefix {shown(str(name), 40)} is too long: a file's name has at most {LONGEST_NAME} bytes."
     return ""
 

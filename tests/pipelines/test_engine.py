@@ -366,3 +366,32 @@ def test_giving_back_waits_for_the_run_that_goes_on(engine, handle):
     giving.join()
     assert engine.resident == frozenset()
     assert torch.equal(done[0].images, expected)
+
+
+def test_a_merge_and_its_undoing_leave_every_tensor_where_it_is(engine, checkpoint, handle):
+    """A new tensor for each merged layer leaves holes in the process' memory that no other one fits into."""
+    base, request = PipelineHandle("lumina2", checkpoint), replace(REQUEST, batch_size=1, steps=1)
+    sample(engine, base, request, SilentObserver())
+    module = engine._parts["transformer"].module
+    pristine = {name: (value.data_ptr(), value.clone()) for name, value in module.state_dict().items()}
+    for wanted_now in (handle, replace(handle, loras=(replace(handle.loras[0], strength=-1.0),)), base):
+        sample(engine, wanted_now, request, SilentObserver())
+        state = module.state_dict()
+        assert {name: value.data_ptr() for name, value in state.items()} == {n: p for n, (p, _) in pristine.items()}
+        assert all(torch.equal(state[n], value) for n, (_, value) in pristine.items()) is (wanted_now is base)
+
+
+def test_a_tensor_that_another_name_shares_is_not_written_to(engine, checkpoint, handle):
+    request = replace(REQUEST, batch_size=1, steps=1)
+    sample(engine, PipelineHandle("lumina2", checkpoint), request, SilentObserver())
+    module = engine._parts["transformer"].module
+    first, second = (module.get_submodule(f"layers.{n}.attn.to_q") for n in (0, 1))
+    before = first.weight.clone()
+    # as tied weights are: one tensor under two names
+    second.weight = first.weight
+    expected = sample(Engine(engine._machine), handle, request, SilentObserver())
+    assert expected.images.shape[0] == 1
+    sample(engine, handle, request, SilentObserver())
+    assert not torch.equal(first.weight, second.weight)
+    sample(engine, PipelineHandle("lumina2", checkpoint), request, SilentObserver())
+    assert torch.equal(first.weight, before)
