@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from ..nodes.host import PlainHost
 from ..pipelines.errors import FileError
+from ..pipelines.pictures.saving import make_folder, replace_file
 from .local import exit_status, run_document, saved_pictures
 from .server import reports_in, run_on_server
 from .workflow import read_workflow
@@ -60,6 +62,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    # before the run: its pictures may take hours
+    make_folder(arguments.output, f"--output {str(arguments.output)!r}")
+    if arguments.report:
+        if os.path.isdir(arguments.report):
+            raise FileError(f"--report {str(arguments.report)!r} is a folder. Name a file.")
+        make_folder(arguments.report.parent, f"--report {str(arguments.report)!r}")
     made = _run_on_server(arguments) if arguments.server else _run_here(arguments)
     for image in made.images:
         print(image)
@@ -69,10 +77,6 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _run_here(arguments: argparse.Namespace) -> _Made:
     document = read_workflow(arguments.workflow)
-    if arguments.report and arguments.report.is_dir():
-        raise FileError(f"--report {str(arguments.report)!r} is a folder. Name a file.")
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise FileError(f"--output {str(arguments.output)!r} is a file. Name a folder.")
     if not arguments.models.is_dir():
         raise FileError(f"--models {str(arguments.models)!r} is no folder. It holds diffusers, loras, ...")
     host = PlainHost(arguments.models, arguments.input, arguments.output, arguments.device)
@@ -98,5 +102,4 @@ def _write_report(path: Path, made: _Made, output: Path) -> None:
         "reports": made.reports,
         "seconds": round(made.seconds, 3),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

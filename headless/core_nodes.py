@@ -7,18 +7,26 @@ not registered: core's own nodes are there.
 from __future__ import annotations
 
 import json
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..nodes.file_names import numbered, prefix_of, why_unusable
 from ..nodes.host import PlainHost, current_host
+from ..nodes.save_image import check_pictures
 from ..pipelines.errors import FileError, WorkflowError
+from ..pipelines.pictures.saving import reason, save_new
 from ..pipelines.weights.untrusted_names import resolve_name
+from ..pipelines.words import shown
 
 if TYPE_CHECKING:
     import numpy
     import torch
     from PIL import Image
 
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's names
+_MOST_PIXELS = 100_000_000  # 1.2 GB as floats
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -42,35 +50,39 @@ class LoadImage:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        folder = _plain_host().input
-        there = folder.iterdir() if folder.is_dir() else ()
-        pictures = sorted(path.name for path in there if path.suffix.lower() in _PICTURES)
+        try:
+            there = [path.name for path in _plain_host().input.iterdir()]
+        except OSError:
+            # a folder that is not there, or not ours to read, has no pictures for us
+            there = []
+        pictures = sorted(name for name in there if name.lower().endswith(_PICTURES))
         return {"required": {"image": (pictures, {"image_upload": True})}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, image: str | None) -> bool | str:
         try:
             if image is not None:  # None: the name comes over a link
-                _input_picture(image)
+                _opened(image).close()
         except FileError as error:
             return str(error)
         return True
 
     def load_image(self, image: str) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import ImageOps
 
-        path = _input_picture(image)
         try:
-            with Image.open(path) as opened:
+            with _opened(image) as opened:
                 picture = ImageOps.exif_transpose(opened)
                 pixels = torch.from_numpy(_rgb(picture))[None]
                 if not picture.has_transparency_data:
                     return pixels, torch.zeros((1, 64, 64))
                 alpha = _unit_floats(picture.convert("RGBA").getchannel("A"))
                 return pixels, 1.0 - torch.from_numpy(alpha)[None]
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's words for damaged files
-            raise FileError(f"Image {image!r} cannot be read: {error}. Save it again as PNG or JPEG.") from error
+        except FileError:
+            raise
+        except Exception as error:
+            raise _unreadable(image, error) from error
 
 
 class SaveImage:
@@ -88,6 +100,10 @@ class SaveImage:
             "required": {"images": ("IMAGE",), "filename_prefix": ("STRING", {"default": "ComfyUI"})},
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:
+        return filename_prefix is None or why_unusable(filename_prefix) or True
 
     def save_images(
         self,
@@ -217,10 +233,12 @@ def input_name(value: str) -> str:
     Raises:
         FileError: the page wrote another folder behind the name.
     """
+    if not isinstance(value, str):
+        raise FileError(f"No image is given: {shown(value)} is no name.")
     for folder in ("output", "temp"):
         if value.endswith(f" [{folder}]"):
             raise FileError(
-                f"Image {value!r} lies in ComfyUI's {folder} folder, and only pictures of the input folder can be "
+                f"Image {shown(value)} lies in ComfyUI's {folder} folder, and only pictures of the input folder can be "
                 "loaded here. Copy it into the input folder and name it without the brackets."
             )
     return value.removesuffix(" [input]")
@@ -228,6 +246,37 @@ def input_name(value: str) -> str:
 
 def _input_picture(name: str) -> Path:
     return resolve_name(input_name(name), [_plain_host().input], "image")
+
+
+def _opened(name: str) -> Image.Image:
+    """A picture of the input folder, of which only the header is read.
+
+    Raises:
+        FileError: it is none, or larger than a picture of this kind can be: a small file may unpack to gigabytes.
+    """
+    from PIL import Image
+
+    path = _input_picture(name)
+    with warnings.catch_warnings():
+        # Pillow warns of large pictures; they are refused below
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            picture = Image.open(path, formats=_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise FileError(f"Image {shown(name)} is too large: it has more than {_MOST_PIXELS:,} pixels.") from error
+        except Exception as error:
+            raise _unreadable(name, error) from error
+    if picture.width * picture.height > _MOST_PIXELS:
+        size = f"{picture.width:,} x {picture.height:,}"
+        picture.close()
+        raise FileError(f"Image {shown(name)} is too large: {size} pixels, and at most {_MOST_PIXELS:,} are read.")
+    return picture
+
+
+def _unreadable(name: str, error: Exception) -> FileError:
+    # Pillow's words hold the whole path
+    why = reason(error) if isinstance(error, OSError) and error.strerror else "it is damaged, or no picture"
+    return FileError(f"Image {shown(name)} cannot be read: {why}. Save it again as PNG or JPEG.")
 
 
 def _unit_floats(picture: Image.Image, white: float = 255.0) -> numpy.ndarray:
@@ -254,6 +303,8 @@ def _save(
     from PIL.PngImagePlugin import PngInfo
 
     host = _plain_host()
+    check_pictures(images)
+    prefix = prefix_of(prefix, prompt, extra)
     target = host.save_target(prefix, width=images.shape[2], height=images.shape[1])
     metadata = PngInfo()
     for key, value in {"prompt": prompt, **(extra or {})}.items():
@@ -262,11 +313,11 @@ def _save(
     saved: list[dict[str, str]] = []
     for number, image in enumerate(images):
         stem = target.stem.replace("%batch_num%", str(number))
-        name = f"{stem}_{target.counter + number:05}_.png"
         # Cut off, not rounded, as core does: equal tensors give equal files here and there.
         pixels = numpy.clip(255.0 * image.cpu().numpy(), 0, 255).astype(numpy.uint8)
-        Image.fromarray(pixels).save(target.folder / name, pnginfo=metadata, compress_level=4)
-        saved.append({"filename": name, "subfolder": target.subfolder})
+        write = partial(Image.fromarray(pixels).save, format="PNG", pnginfo=metadata, compress_level=4)
+        path = save_new(target.folder, numbered(stem, target.counter + number, "png"), write)
+        saved.append({"filename": path.name, "subfolder": target.subfolder})
     return saved
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..nodes.host import PlainHost
 from ..pipelines.errors import FileError
+from ..pipelines.pictures.saving import make_folder
 from .local import exit_status, run_document, saved_pictures
 from .server import reports_in
 from .workflow import read_workflow
@@ -51,6 +52,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
+    make_folder(arguments.output, f"--output {str(arguments.output)!r}")
     models = arguments.output / "models"
     roots: dict[str, Path] = {}
     lora = arguments.lora

@@ -10,6 +10,7 @@ from typing import Any
 from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.host import PlainHost, use_host
 from ..pipelines.errors import AITKError
+from ..pipelines.words import printable
 from .core_nodes import CORE_CLASSES, CORE_NAMES
 from .execute import RunResult, run_prompt
 from .workflow import apply_sets, definitions_of, is_editor_format, to_prompt
@@ -38,7 +39,7 @@ def exit_status(command: Callable[[], None]) -> int:
     try:
         command()
     except AITKError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
+from ..nodes.file_names import fill_in
 from ..nodes.save_image import REPORT_KEY
 from ..pipelines.errors import FileError, WorkflowError
+from ..pipelines.pictures.saving import reason as words_of
+from ..pipelines.pictures.saving import save_new
 from ..pipelines.weights.untrusted_names import check_name, resolve_name
+from ..pipelines.words import cut
 from .connection import Connection
 from .core_nodes import input_name
 from .inputs import declared_inputs
@@ -22,6 +26,7 @@ from .workflow import apply_sets, is_editor_format, to_prompt
 
 _QUIET_SECONDS = 10.0
 _HISTORY_TRIES = 50
+_MOST_ALIKE = 10_000  # pictures of one name
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def run_on_server(
     connection = Connection(url)
     definitions = connection.get_json("/object_info")
     prompt = apply_sets(to_prompt(document, definitions), sets, definitions)
+    prompt = _with_names(prompt, document if is_editor_format(document) else None)
     if input is not None:
         _upload_pictures(connection, prompt, definitions, input, progress)
     start = time.monotonic()
@@ -123,6 +129,16 @@ class _Watch:
     def _label(self, data: Mapping[str, Any]) -> str:
         node_id = str(data.get("node_id") or data.get("node"))
         return node_label(node_id, self.prompt[node_id]) if node_id in self.prompt else node_id
+
+
+def _with_names(prompt: Prompt, workflow: Mapping[str, Any] | None) -> Prompt:
+    """The prompt with file names filled in: the server leaves that to the page."""
+    filled = {}
+    for node_id, node in prompt.items():
+        prefix = node["inputs"].get("filename_prefix")
+        own = {"filename_prefix": fill_in(prefix, prompt, workflow)} if isinstance(prefix, str) else {}
+        filled[node_id] = {**node, "inputs": {**node["inputs"], **own}}
+    return filled
 
 
 def _upload_pictures(
@@ -251,13 +267,23 @@ def _save(connection: Connection, entry: Mapping[str, Any], folder: Path) -> Pat
             f"Picture {relative.as_posix()!r} of the server is refused: its folder is a link that leads out of the "
             "output folder. Remove the link."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while path.exists() and path.read_bytes() != data:
-        path = path.with_name(f"{relative.stem}({number}){relative.suffix}")
-        number += 1
-    path.write_bytes(data)
-    return path
+    names = [relative.name, *(f"{relative.stem}({number}){relative.suffix}" for number in range(1, _MOST_ALIKE))]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            there = path.with_name(name)
+            if not there.exists():
+                break
+            if there.read_bytes() == data:
+                # the same picture, brought here by an earlier run
+                return there
+    except OSError as error:
+        raise FileError(f"Picture {cut(relative.as_posix())!r} cannot be saved: {words_of(error)}.") from error
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    return save_new(path.parent, names, write)
 
 
 def reports_in(outputs: Mapping[str, Any]) -> dict[str, Any]:

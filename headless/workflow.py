@@ -40,6 +40,9 @@ def read_workflow(path: Path) -> dict[str, Any]:
             f"Workflow {str(path)!r} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
             "Save it from ComfyUI again."
         ) from error
+    except ValueError as error:
+        # Python reads no number of thousands of digits
+        raise WorkflowError(f"Workflow {str(path)!r} holds a number that is too long. Save it again.") from error
     if not isinstance(document, dict):
         raise WorkflowError(f"Workflow {str(path)!r} holds a JSON {_kind(document)}, not an object. {_FORMATS}")
     if not is_editor_format(document) and not _is_api_format(_unwrapped(document)):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from ..pipelines.errors import FileError, InputError
+from ..pipelines.errors import AITKError, FileError, InputError
 from ..pipelines.files import SUFFIXES
 from ..pipelines.handle import PipelineHandle
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
@@ -21,8 +21,9 @@ from ..pipelines.weights.choose import (
     choose,
     local_sources,
 )
+from ..pipelines.words import cut, shown
 from .host import current_host
-from .shared import CATEGORY, roots, search_words, tooltip, why_refused
+from .shared import CATEGORY, check_texts, roots, search_words, tooltip, why_refused
 
 if TYPE_CHECKING:
     from ..pipelines.models.facts import ModelFacts
@@ -141,11 +142,14 @@ class LoadAITKModel:
         text_encoder: str = DEFAULT,
         vae: str = DEFAULT,
     ) -> tuple[PipelineHandle]:
+        texts = {"model": model, "weights": weights, "dtype": dtype, "repo_id": repo_id}
+        check_texts(texts | {"text_encoder": text_encoder, "vae": vae})
+        if options is not None and not isinstance(options, RuntimeOptions):
+            raise InputError("options is no AITK_OPTIONS. Connect AITK Runtime Options.")
         facts = find_model(model)
         if dtype != "auto" and dtype not in DTYPES:
-            raise InputError(f"dtype {dtype!r} is unknown. Choose auto, {', '.join(DTYPES)}.")
-        checkpoint = choose(facts.files, _choice(weights, text_encoder, vae, repo_id), roots)
-        _check_family(facts, checkpoint)
+            raise InputError(f"dtype {shown(dtype)} is unknown. Choose auto, {', '.join(DTYPES)}.")
+        checkpoint = _chosen(facts, _choice(weights, text_encoder, vae, repo_id))
         run_dtype = "bfloat16" if dtype == "auto" else cast("DType", dtype)
         return (PipelineHandle(facts.id, checkpoint, run_dtype, options or RuntimeOptions()),)
 
@@ -154,13 +158,48 @@ def _choice(weights: str, text_encoder: str, vae: str, repo_id: str = "") -> Cho
     return Choice(weights, repo_id, {"encoder": text_encoder, "autoencoder": vae})
 
 
-def _check_family(facts: ModelFacts, checkpoint: Checkpoint) -> None:
+def _chosen(facts: ModelFacts, choice: Choice) -> Checkpoint:
+    """The checkpoint of a choice; where it is none of this model, the error says of which model it is one."""
+    try:
+        if choice.weights != DEFAULT:
+            # first: what another model's folder lacks must not be downloaded
+            main = local_sources(facts.files, choice, roots).get(facts.files.main)
+            if main is not None:
+                _check_family(facts, main.name, main.config())
+        checkpoint = choose(facts.files, choice, roots)
+        _check_family(facts, checkpoint.name, checkpoint.config(facts.files.main))
+        return checkpoint
+    except OSError as error:
+        raise FileError(f"{shown(choice.weights)} cannot be read: {error.strerror or type(error).__name__}.") from error
+    except FileError as error:
+        fits = [] if "Set model to" in str(error) else _models_of(choice, facts)
+        if not fits:
+            raise
+        titles, ids = (" or ".join(names) for names in zip(*((m.title, m.id) for m in fits), strict=True))
+        raise FileError(f"{error} It holds {titles}: set model to {ids}.") from error
+
+
+def _models_of(choice: Choice, but: ModelFacts) -> list[ModelFacts]:
+    """The other models that the chosen weights are of, as far as their configuration tells; nothing is fetched."""
+    found = []
+    for other in catalogue().values():
+        try:
+            main = None if other is but else local_sources(other.files, choice, roots).get(other.files.main)
+            fits = main is not None and main.config().get("_class_name") == other.files.main_class
+        except (AITKError, OSError):
+            continue
+        if fits:
+            found.append(other)
+    return found
+
+
+def _check_family(facts: ModelFacts, name: str, config: Mapping[str, Any]) -> None:
     files = facts.files
-    found = checkpoint.config(files.main).get("_class_name")
+    found = config.get("_class_name")
     if found != files.main_class:
         fits = [other.id for other in catalogue().values() if other.files.main_class == found]
-        hint = f"Set model to {fits[0]}." if fits else f"Choose weights that hold {facts.title}."
-        raise FileError(f"{checkpoint.name!r} holds a {found}, and {facts.title} is a {files.main_class}. {hint}")
+        hint = f"Set model to {' or '.join(fits)}." if fits else f"Choose weights that hold {facts.title}."
+        raise FileError(f"{shown(name)} holds a {cut(str(found))}, and {facts.title} is a {files.main_class}. {hint}")
 
 
 def _markers() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..pipelines.errors import InputError
@@ -12,7 +12,7 @@ from ..pipelines.machine.ram import total_ram
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
 from ..pipelines.models.recipe import SUMMARIES
 from ..pipelines.options import Chosen
-from ..pipelines.run.request import MAX_BATCH, MAX_SEED, MAX_STEPS, MIN_DENOISE, SampleRequest
+from ..pipelines.run.request import MAX_BATCH, MAX_STEPS, MIN_DENOISE, SampleRequest, check_seed
 from .host import Host, ProgressBar, current_host
 from .save_image import REPORT_KEY
 from .shared import CATEGORY, check_pipeline, search_words, takes_control_images, tooltip
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..pipelines.engine.engine import Engine
     from ..pipelines.machine.plan import DeviceMemory
 
+MAX_WIDGET_SEED = 2**53  # the largest whole number that the editor, a JavaScript program, holds exactly
 _MAX_SIDE = 16384  # ComfyUI's own limit of a side; the model's, which the run checks, is lower
 
 
@@ -42,13 +43,29 @@ class _HostMachine:
         return total_ram()
 
 
-@cache
-def engine() -> Engine:
-    """The one engine of this process: every sampler node shares its weights."""
-    # here and below: torch and diffusers are imported by the first run, not by the pack
-    from ..pipelines.engine.engine import Engine
+class _OneEngine:
+    """The one engine of this process: every sampler node shares its weights, whichever thread it is in."""
 
-    return Engine(_HostMachine())
+    def __init__(self) -> None:
+        self._made: Engine | None = None
+        self._making = Lock()
+
+    def __call__(self) -> Engine:
+        # here and below: torch and diffusers are imported by the first run, not by the pack
+        from ..pipelines.engine.engine import Engine
+
+        with self._making:
+            if self._made is None:
+                self._made = Engine(_HostMachine())
+            return self._made
+
+    def cache_clear(self) -> None:
+        """Forgets it: the next call makes another one."""
+        with self._making:
+            self._made = None
+
+
+engine = _OneEngine()
 
 
 class _NodeObserver:
@@ -87,13 +104,14 @@ class AITKSampler:
                     {
                         "default": "",
                         "multiline": True,
-                        "dynamicPrompts": True,
+                        # the editor would take a prompt's braces for choices and `//` for a comment
+                        "dynamicPrompts": False,
                         "tooltip": "What to render. [trigger] is replaced by trigger_word.",
                     },
                 ),
                 "negative_prompt": (
                     "STRING",
-                    {"default": "", "multiline": True}
+                    {"default": "", "multiline": True, "dynamicPrompts": False}
                     | tooltip(
                         "AITKSampler.negative_prompt",
                         "What to steer away from; used where guidance_scale is above 1.",
@@ -124,7 +142,7 @@ class AITKSampler:
                     {
                         "default": defaults.seed,
                         "min": 0,
-                        "max": MAX_SEED,
+                        "max": MAX_WIDGET_SEED,
                         "control_after_generate": "fixed",
                     }
                     | tooltip(
@@ -149,7 +167,7 @@ class AITKSampler:
                 ),
                 "system_prompt": (
                     "STRING",
-                    {"default": "", "multiline": True}
+                    {"default": "", "multiline": True, "dynamicPrompts": False}
                     | tooltip(
                         "AITKSampler.system_prompt",
                         "The instruction in front of the prompt; empty is the recipe's own.",
@@ -208,6 +226,18 @@ class AITKSampler:
     DESCRIPTION = "Renders as the chosen reference does: schedule, templates, snapping, guidance, seeding and LoRA."
     SEARCH_ALIASES = search_words("ai toolkit sampler", "ksampler", "preview", "ostris")
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, seed: int | None = None) -> bool | str:
+        """The range of seeds is the generators', which is larger than the widget's: ComfyUI leaves it to this."""
+        if seed is None:
+            # linked, and not known yet
+            return True
+        try:
+            check_seed(seed)
+        except InputError as error:
+            return str(error)
+        return True
+
     def sample(
         self,
         pipeline: PipelineHandle,
@@ -244,11 +274,12 @@ class AITKSampler:
             steps=steps,
             guidance_scale=guidance_scale,
             seed=seed,
-            trigger_word=trigger_word.strip(),
+            trigger_word=trigger_word.strip() if isinstance(trigger_word, str) else trigger_word,
             system_prompt=system_prompt,
             batch_size=batch_size,
             denoise=denoise,
             latent=None if latent is None else latent_samples(latent),
+            latent_downscale=None if latent is None else _downscale(latent),
             control=control,
             recipe_options=recipe_options or Chosen(),
         )
@@ -274,9 +305,17 @@ def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
     """
     if not isinstance(latent, dict) or "samples" not in latent:
         raise InputError("latent is no LATENT. Connect a node that gives one.")
+    if latent["samples"] is None:
+        raise InputError("latent is empty: it has no samples. Connect another node.")
     if latent.get("noise_mask") is not None:
         raise InputError("The latent carries an inpainting mask, which this sampler does not apply. Remove the mask.")
     return latent["samples"]
+
+
+def _downscale(latent: dict[str, Any]) -> int | None:
+    """Pixels per latent pixel, as ComfyUI's newer nodes for empty latents say it."""
+    value = latent.get("downscale_ratio_spacial")
+    return int(value) if isinstance(value, int | float) and 1 <= value <= 64 else None
 
 
 def _side(name: str, default: int) -> tuple[str, dict[str, Any]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..pipelines.errors import InputError
+from ..pipelines.pictures.saving import save_new
+from ..pipelines.words import shown
+from .file_names import numbered, prefix_of, why_unusable
 from .host import current_host
-from .shared import CATEGORY
+from .shared import CATEGORY, check_texts
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from PIL.Image import Image
 
@@ -19,6 +23,7 @@ FORMATS = ("png", "jpg", "webp")
 REPORT_KEY = "aitk_report"
 # EXIF tags, as ComfyUI writes a workflow into WebP: one "name:JSON" string in each tag from Make (0x010F) downwards
 _FIRST_TAG = 0x010F
+_NAME = re.compile(r"[\x20-\x7E]{1,79}")
 _JPEG_EXIF_LIMIT = 65533 - 6  # bytes: one APP1 segment without its "Exif\0\0"
 
 
@@ -30,16 +35,23 @@ class AITKSaveImage:
         return {
             "required": {
                 "images": ("IMAGE", {"tooltip": "The pictures to save."}),
+            },
+            # all the others: workflows know an input by its position, and required ones would come before the report
+            "optional": {
                 "report": (
                     "STRING",
-                    {"forceInput": True, "tooltip": "The sampler's report; it is stored in the file."},
+                    {
+                        "forceInput": True,
+                        "tooltip": "The sampler's report, to be stored in the file.",
+                    },
                 ),
                 "filename_prefix": (
                     "STRING",
                     {
                         "default": "aitk",
                         "tooltip": "Start of the file name, below the output folder. A / makes a subfolder; %width%, "
-                        "%height%, %year%, %month%, %day%, %hour%, %minute% and %second% are filled in.",
+                        "%height%, %year%, %month%, %day%, %hour%, %minute%, %second%, %date:yyyy-MM-dd% and "
+                        "%Node.input% are filled in.",
                     },
                 ),
                 "format": (
@@ -61,10 +73,15 @@ class AITKSaveImage:
     DESCRIPTION = "Saves pictures with the workflow and the sampler's report inside."
     SEARCH_ALIASES = ["save image", "export", "output", "jpg", "webp", "metadata"]
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:
+        """Refuses a name that no file can have before the pictures are made; a linked one waits."""
+        return filename_prefix is None or why_unusable(filename_prefix) or True
+
     def save(
         self,
         images: torch.Tensor,
-        report: str,
+        report: str | None = None,
         filename_prefix: str = "aitk",
         format: str = "png",
         prompt: dict[str, Any] | None = None,
@@ -74,34 +91,54 @@ class AITKSaveImage:
         from PIL import Image
 
         if format not in FORMATS:
-            raise InputError(f"format {format!r} is unknown. Choose one of: {', '.join(FORMATS)}.")
-        if images.ndim != 4 or images.shape[3] not in (3, 4):
-            raise InputError(f"images has shape {list(images.shape)}; pictures are [batch, height, width, 3 or 4].")
+            raise InputError(f"format {shown(format)} is unknown. Choose one of: {', '.join(FORMATS)}.")
+        check_texts({} if report is None else {"report": report})
+        check_pictures(images)
         host = current_host()
-        texts: dict[str, str] = {}
-        if host.metadata_enabled():
-            if prompt is not None:
-                texts["prompt"] = json.dumps(prompt)
-            texts |= {name: json.dumps(value) for name, value in (extra_pnginfo or {}).items()}
-            texts[REPORT_KEY] = report
-        target = host.save_target(filename_prefix, images.shape[2], images.shape[1])
+        texts = _texts(report, prompt, extra_pnginfo) if host.metadata_enabled() else {}
+        prefix = prefix_of(filename_prefix, prompt, extra_pnginfo)
+        target = host.save_target(prefix, images.shape[2], images.shape[1])
         saved = []
         for index, image in enumerate(images):
-            name = f"{target.stem}_{target.counter + index:05}_.{format}"
             pixels = (image.float().cpu() * 255).round().clamp(0, 255).byte().numpy()
             picture = Image.fromarray(pixels)
             if format == "jpg":
                 # JPEG has no alpha
                 picture = picture.convert("RGB")
-            left_out = write_image(picture, target.folder / name, format, texts)
+            texts_in, left_out = _that_fit(texts, format)
+            names = numbered(target.stem, target.counter + index, format)
+            path = save_new(target.folder, names, partial(write_image, picture, format, texts_in))
             if left_out:
-                host.show_text(unique_id, left_out)
-            saved.append({"filename": name, "subfolder": target.subfolder, "type": "output"})
+                host.show_text(unique_id, f"{path.name} {left_out}")
+            saved.append({"filename": path.name, "subfolder": target.subfolder, "type": "output"})
         return {"ui": {"images": saved}}
 
 
-def write_image(image: Image, path: Path, format: str, texts: dict[str, str]) -> str:
-    """Writes one picture; returns what the user should know about its metadata, or an empty string.
+def check_pictures(images: object) -> None:
+    """Raises InputError where something is no IMAGE."""
+    import torch
+
+    if not isinstance(images, torch.Tensor):
+        raise InputError(f"images is {shown(images)}, no IMAGE. Connect pictures.")
+    if images.ndim != 4 or images.shape[3] not in (3, 4):
+        raise InputError(f"images has shape {list(images.shape)}; pictures are [batch, height, width, 3 or 4].")
+    if 0 in images.shape:
+        raise InputError(f"images has shape {list(images.shape)}: there is no picture in it.")
+
+
+def _texts(report: str | None, prompt: object, extra_pnginfo: Mapping[str, Any] | None) -> dict[str, str]:
+    """What goes into the file: the graph in both formats, and the report."""
+    texts = {} if prompt is None else {"prompt": json.dumps(prompt)}
+    # a name that PNG does not take is no workflow's
+    texts |= {name: json.dumps(value) for name, value in (extra_pnginfo or {}).items() if _NAME.fullmatch(name)}
+    if report is not None:
+        # a lone half of a character has no bytes, and NUL ends a text
+        texts[REPORT_KEY] = report.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
+    return texts
+
+
+def write_image(image: Image, format: str, texts: Mapping[str, str], file: BinaryIO) -> None:
+    """Writes one picture.
 
     Pixels are encoded with Pillow's defaults, as AI Toolkit does (``image.save(path)``): JPEG quality 75 with 4:2:0
     chroma, WebP quality 80. Texts go into PNG text chunks, or into EXIF.
@@ -112,27 +149,32 @@ def write_image(image: Image, path: Path, format: str, texts: dict[str, str]) ->
         info = PngInfo()
         for key, value in texts.items():
             info.add_text(key, value)
-        image.save(path, pnginfo=info)
-        return ""
+        image.save(file, "PNG", pnginfo=info)
+        return
     data = _exif(texts)
-    note = ""
-    if format == "jpg" and len(data) > _JPEG_EXIF_LIMIT:
-        note = (
-            f"{path.name} was saved without the workflow: it needs {len(data):,} bytes, and a JPEG holds "
-            f"{_JPEG_EXIF_LIMIT:,}. Save as png or webp to keep it."
-        )
-        data = _exif({REPORT_KEY: texts[REPORT_KEY]})
-        if len(data) > _JPEG_EXIF_LIMIT:
-            data = b""
-            note = note.replace("the workflow", "the workflow and the report")
+    own = {"jpg": "JPEG", "webp": "WEBP"}[format]
     if data:
-        image.save(path, exif=data)
+        image.save(file, own, exif=data)
     else:
-        image.save(path)
-    return note
+        image.save(file, own)
 
 
-def _exif(texts: dict[str, str]) -> bytes:
+def _that_fit(texts: Mapping[str, str], format: str) -> tuple[Mapping[str, str], str]:
+    """The texts that a file of the format holds, and what the user should know of the others."""
+    size = len(_exif(texts)) if format == "jpg" else 0
+    if size <= _JPEG_EXIF_LIMIT:
+        return texts, ""
+    alone = {name: value for name, value in texts.items() if name == REPORT_KEY}
+    fits = len(_exif(alone)) <= _JPEG_EXIF_LIMIT
+    what = "the workflow" if fits else "the workflow and the report"
+    note = (
+        f"was saved without {what}: it needs {size:,} bytes, and a JPEG holds {_JPEG_EXIF_LIMIT:,}. Save as png or "
+        "webp to keep it."
+    )
+    return alone if fits else {}, note
+
+
+def _exif(texts: Mapping[str, str]) -> bytes:
     """``texts`` as EXIF, empty without any."""
     from PIL.Image import Exif
 

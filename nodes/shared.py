@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from ..pipelines.errors import InputError
 from ..pipelines.handle import PipelineHandle
 from ..pipelines.models import catalogue
 from ..pipelines.weights.choose import why_refused as why_name_refused
+from ..pipelines.words import shown
 from .host import current_host
 
 if TYPE_CHECKING:
@@ -22,6 +23,13 @@ def check_pipeline(value: object) -> None:
     """Raises InputError where something else than a pipeline is connected, which a hand-written prompt can do."""
     if not isinstance(value, PipelineHandle):
         raise InputError("pipeline is no AITK_PIPELINE. Connect Load AITK Model or Apply AITK LoRA.")
+
+
+def check_texts(values: Mapping[str, object]) -> None:
+    """Raises InputError where an input is no text: ComfyUI hands on what comes over a wire as it is."""
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise InputError(f"{name} is {shown(value)}: it must be a text.")
 
 
 def why_refused(name: str, kinds: Sequence[str], what: str) -> str:

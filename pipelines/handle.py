@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .options import RuntimeOptions
+from .words import cut
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from .files.header import FileStamp
     from .options import Application, Arithmetic, DType
     from .weights.checkpoint import Checkpoint
+
+_SHOWN_LORAS = 3  # in a handle's own words
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class LoraSpec:
     companion: FileStamp | None = None
     arithmetic: Arithmetic | None = None
 
+    def __repr__(self) -> str:
+        # ComfyUI's errors and text previews show it: no path, which may hold a user's name
+        return f"{cut(self.name, 60)} at {self.strength:g}"
+
 
 @dataclass(frozen=True)
 class PipelineHandle:
@@ -63,6 +70,12 @@ class PipelineHandle:
     options: RuntimeOptions = field(default_factory=RuntimeOptions)
     loras: tuple[LoraSpec, ...] = ()
 
+    def __repr__(self) -> str:
+        loras = [f", LoRA {lora!r}" for lora in self.loras[:_SHOWN_LORAS]]
+        more = len(self.loras) - len(loras)
+        rest = f", and {more} more" if more else ""
+        return f"AITK pipeline: {self.model}, {cut(self.checkpoint.name)}, {self.dtype}{''.join(loras)}{rest}"
+
     def with_lora(self, lora: LoraSpec) -> PipelineHandle:
         """A new handle with one more LoRA after the others; this one stays as it is."""
         return replace(self, loras=(*self.loras, lora))
@@ -74,6 +87,12 @@ class ControlImages:
 
     Attributes:
         images: each [1, H, W, 3], float, 0..1. They may differ in size.
+        notes: what the user should know of them.
     """
 
     images: tuple[torch.Tensor, ...]
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        sizes = [f"{image.shape[2]} x {image.shape[1]}" for image in self.images]
+        return f"AITK control images: {', '.join(sizes)}"

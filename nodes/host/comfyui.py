@@ -7,16 +7,23 @@ No other module of this pack imports ComfyUI.
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import html
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...pipelines.errors import FileError
 from ...pipelines.machine.plan import DeviceMemory
+from ...pipelines.pictures.saving import reason
 from ...pipelines.weights.untrusted_names import check_name, list_files, list_folders_with
+from ...pipelines.words import cut, printable, shown
 from .protocol import ProgressBar, SaveTarget
 
 if TYPE_CHECKING:
     import torch
+
+
+_LONGEST_TEXT = 4000  # characters on a node
 
 
 class _ComfyBar:
@@ -56,9 +63,17 @@ class ComfyHost:
         import folder_paths
 
         check_name(prefix, "filename_prefix")
-        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
-            prefix, folder_paths.get_output_directory(), width, height
-        )
+        try:
+            folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
+                prefix, folder_paths.get_output_directory(), width, height
+            )
+        except OSError as error:
+            raise FileError(f"The output folder for {shown(prefix)} cannot be used: {reason(error)}.") from error
+        except Exception as error:
+            # its only other one, whose text holds the whole paths
+            raise FileError(
+                f"filename_prefix {shown(prefix)} is refused: it leads out of the output folder."
+            ) from error
         return SaveTarget(Path(folder), stem, counter, subfolder)
 
     def metadata_enabled(self) -> bool:
@@ -109,5 +124,7 @@ class ComfyHost:
 
         server = getattr(PromptServer, "instance", None)
         if node_id is not None and server is not None:
+            # the page takes it for HTML; a prompt's flags and a file's name are other people's
+            text = html.escape(cut(printable(text), _LONGEST_TEXT), quote=False)
             # to the page that queued the prompt: others have other nodes under the same id
             server.send_progress_text(text, node_id, server.client_id)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...pipelines.errors import FileError, InputError
 from ...pipelines.machine.plan import DeviceMemory
+from ...pipelines.pictures.saving import reason
 from ...pipelines.weights.untrusted_names import check_name, list_files, list_folders_with
+from ...pipelines.words import printable, shown
 from .protocol import ProgressBar, SaveTarget
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 # ComfyUI's model kinds that have an older folder beside the one of their name, which users still fill
 _OLDER_FOLDERS = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
+_LONGEST_COUNTER = 15  # digits
 
 
 class _TerminalBar:
@@ -95,19 +98,22 @@ class PlainHost:
         for name, value in values.items():
             prefix = prefix.replace(f"%{name}%", value)
         relative = check_name(prefix, "filename_prefix")
-        folder = (self.output / relative.parent).resolve()
-        if not folder.is_relative_to(self.output.resolve()):
-            raise FileError(f"filename_prefix {prefix!r} is refused: it leads out of the output folder.")
         try:
+            folder = (self.output / relative.parent).resolve()
+            if not folder.is_relative_to(self.output.resolve()):
+                raise FileError(f"filename_prefix {shown(prefix)} is refused: it leads out of the output folder.")
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"The output folder for {prefix[:80]!r} cannot be made: {error.strerror}.") from error
+            names = [path.name for path in folder.iterdir()]
+        except (OSError, RuntimeError) as error:
+            why = reason(error) if isinstance(error, OSError) else "its links go round in a circle"
+            raise FileError(f"The output folder for {shown(prefix)} cannot be made: {why}.") from error
         stem = relative.name
         taken = [0]
-        for path in folder.glob("*"):
-            if path.name.startswith(stem + "_"):
-                digits = path.name[len(stem) + 1 :].split(".")[0].split("_")[0]
-                taken.append(int(digits) if digits.isdecimal() else 0)
+        for name in names:
+            if name.startswith(stem + "_"):
+                digits = name[len(stem) + 1 :].split(".")[0].split("_")[0]
+                # no counter of ours or of ComfyUI's is longer
+                taken.append(int(digits) if digits.isdecimal() and len(digits) <= _LONGEST_COUNTER else 0)
         subfolder = "" if relative.parent.as_posix() == "." else relative.parent.as_posix()
         return SaveTarget(folder, stem, max(taken) + 1, subfolder)
 
@@ -161,4 +167,4 @@ class PlainHost:
 
     def show_text(self, node_id: str | None, text: str) -> None:
         where = f"node {node_id}: " if node_id else ""
-        sys.stderr.write("".join(f"{where}{line}\n" for line in text.splitlines()))
+        sys.stderr.write("".join(f"{where}{line}\n" for line in printable(text).splitlines()))

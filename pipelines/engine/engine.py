@@ -8,6 +8,7 @@ as far as the plan (``machine/plan.py``) finds room for it there.
 from __future__ import annotations
 
 import gc
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
 
 _EVERYTHING = 1 << 62  # bytes: more than there are
+_ASK_EVERY = 0.05  # seconds between two looks at a waiting run's observer
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Engine:
         self._embeddings = Embeddings()
         self._models: dict[str, Model] = {}
         self._checked: tuple[str, Checkpoint] | None = None
+        self._turn = threading.RLock()
 
     @property
     def device(self) -> str:
@@ -88,11 +91,32 @@ class Engine:
         return frozenset(self._parts)
 
     def release(self) -> None:
-        """Gives everything back: weights, embeddings, and the device's memory. Handles stay valid."""
-        self._parts.clear()
-        self._embeddings.clear()
-        gc.collect()
-        self._empty_cache()
+        """Gives everything back: weights, embeddings, and the device's memory. Handles stay valid.
+
+        Waits for the end of a run that is going on in another thread.
+        """
+        with self._turn:
+            self._parts.clear()
+            self._embeddings.clear()
+            self._checked = None
+            gc.collect()
+            self._empty_cache()
+
+    @contextmanager
+    def turn(self, observer: Observer) -> Iterator[None]:
+        """Holds the engine for one run: parts, LoRAs and counters are one run's at a time, and others wait.
+
+        Args:
+            observer: of the run that waits or works; its own interruption ends its waiting, and nobody else's.
+        """
+        if not self._turn.acquire(blocking=False):
+            observer.stage("waiting for another run to end")
+            while not self._turn.acquire(timeout=_ASK_EVERY):
+                observer.check()
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def model(self, handle: PipelineHandle) -> Model:
         """The model's code, imported when it is first used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
@@ -99,6 +100,7 @@ class LoraStack:
         self._device = device
         self._merged: dict[str, LoraLayer] = {}
         self._merged_of: list[AppliedLora] = []
+        self._memory: Counter[int] | None = None
         self._live: dict[str, LiveLayer] = {}
         self._weights: dict[tuple[FileStamp, FileStamp | None], Weights] = {}
 
@@ -128,6 +130,8 @@ class LoraStack:
             merged.append((lora, layers if lora.mode == "merged" else small))
             live.append((lora, {} if lora.mode == "merged" else {k: v for k, v in layers.items() if k not in small}))
         merged = [(lora, layers) for lora, layers in merged if layers]
+        # again for each change: a part's tensors may have been moved meanwhile
+        self._memory = None
         same_merge = self.applied is not None and [lora for lora, _ in merged] == self._merged_of
         self.applied = None
         try:
@@ -200,14 +204,30 @@ class LoraStack:
         return cast("torch.Tensor", getattr(self._module.get_submodule(layer.module), layer.leaf))
 
     def _put(self, layer: LoraLayer, value: torch.Tensor) -> None:
-        """Puts a copy of ``value`` in a parameter's place, in that parameter's dtype and on its device."""
+        """Puts ``value`` in a parameter's place, in that parameter's dtype and on its device.
+
+        In place where nobody else has the parameter: a new tensor for each layer leaves holes in the process' memory
+        that no other one fits into.
+        """
         import torch
 
         old = self._owner(layer)
+        if self._is_alone(old) and old.shape == value.shape:
+            with torch.no_grad():
+                old.copy_(value)
+            return
         new = value.to(old.device, old.dtype, copy=True)
         if isinstance(old, torch.nn.Parameter):
             new = torch.nn.Parameter(new, requires_grad=False)
         setattr(self._module.get_submodule(layer.module), layer.leaf, new)
+
+    def _is_alone(self, value: torch.Tensor) -> bool:
+        """True for a tensor whose memory no other one of the module has a share in."""
+        if self._memory is None:
+            module = self._module
+            named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+            self._memory = Counter(_memory(tensor) for _, tensor in named)
+        return type(value.data).__name__ == "Tensor" and self._memory[_memory(value)] == 1
 
     def _add_live(self, loras: Sequence[tuple[AppliedLora, Weights]]) -> None:
         from .live import LiveLayer
@@ -225,3 +245,11 @@ class LoraStack:
         for layer in self._live.values():
             layer.remove()
         self._live.clear()
+
+
+def _memory(value: torch.Tensor) -> int:
+    """Tells the memory of one tensor from another's; of those that are made of several, the tensor itself."""
+    try:
+        return value.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return id(value)

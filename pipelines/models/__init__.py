@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..words import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +47,7 @@ def find_model(model_id: str) -> ModelFacts:
     try:
         return catalogue()[model_id]
     except KeyError:
-        raise InputError(f"There is no model {model_id!r}. The models are: {', '.join(catalogue())}.") from None
+        raise InputError(f"There is no model {shown(model_id)}. The models are: {', '.join(catalogue())}.") from None
 
 
 def load_model(facts: ModelFacts) -> Model:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeGuard
 
 from ..errors import InputError
 from ..options import Chosen
 from ..pictures.sizes import Size, snap
+from ..words import shown
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from ..models.model import Model
     from ..models.recipe import Recipe
 
-MAX_SEED = 2**53  # the largest whole number that the editor, a JavaScript program, holds exactly
+MAX_SEED = 2**64 - 1  # the largest that torch.Generator takes
+_DOWNSCALES = {128: 16}  # FLUX.2's; channels -> pixels per latent pixel and side
+_USUAL_DOWNSCALE = 8
 MAX_STEPS = 10_000
 MIN_DENOISE = 0.01  # the schedule has steps / denoise steps
 MAX_BATCH = 4096
@@ -33,13 +36,14 @@ class SampleRequest:
         width, height: pixels, before snapping; not used with ``latent``.
         steps: 1 or more.
         guidance_scale: as the model understands it.
-        seed: of the first picture, 0..2**53; picture i of a batch uses seed + i.
+        seed: of the first picture, 0..2**64 - 1; picture i of a batch uses seed + i.
         trigger_word: replaces ``[trigger]`` and ``[name]`` in the prompt; empty leaves them as they are.
         system_prompt: empty is the recipe's own.
         batch_size: pictures.
         denoise: 0.01 to 1; below 1 the last part of a longer schedule runs, from ``latent``.
         latent: [1 or batch_size, C, h, w], or with frames [1 or batch_size, C, frames, h, w], in ComfyUI's scale; None
             is noise alone.
+        latent_downscale: pixels per latent pixel and side, where the node that made the latent says so.
         control: reference images, or None.
         recipe_options: what the user changed of the options that only some recipes read.
     """
@@ -57,6 +61,7 @@ class SampleRequest:
     batch_size: int = 1
     denoise: float = 1.0
     latent: torch.Tensor | None = None
+    latent_downscale: int | None = None
     control: ControlImages | None = None
     recipe_options: Chosen = field(default_factory=Chosen)
 
@@ -67,31 +72,53 @@ def check_request(model: ModelFacts, request: SampleRequest) -> Recipe:
     Raises:
         InputError: names the value, its range and what to do.
     """
-    if request.recipe not in model.recipes:
-        raise InputError(f"{model.title} has no recipe {request.recipe!r}. It has: {', '.join(model.recipes)}.")
-    _check_numbers(request)
-    for name in ("prompt", "negative_prompt", "system_prompt", "trigger_word"):
+    for name in ("recipe", "prompt", "negative_prompt", "system_prompt", "trigger_word"):
+        text = getattr(request, name)
+        if not isinstance(text, str):
+            raise InputError(f"{name} is {shown(text)}: it must be a text.")
         try:
-            getattr(request, name).encode()
+            text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{name} holds half a character (a lone surrogate) at position {error.start}.") from error
+    if request.recipe not in model.recipes:
+        raise InputError(f"{model.title} has no recipe {shown(request.recipe)}. It has: {', '.join(model.recipes)}.")
+    _check_numbers(request)
     recipe = model.recipes[request.recipe]
     _check_control(model, recipe, len(request.control.images) if request.control is not None else 0)
     return recipe.configured(request.recipe_options, model.recipe_options)
 
 
+def check_seed(seed: object) -> None:
+    """Raises InputError where a seed is none that a generator takes."""
+    if not _is_whole(seed) or not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed is {shown(seed)}: choose 0 to 2^64 - 1.")
+
+
 def _check_numbers(request: SampleRequest) -> None:
     for name, low, high in (("steps", 1, MAX_STEPS), ("batch_size", 1, MAX_BATCH)):
-        if not low <= getattr(request, name) <= high:
-            raise InputError(f"{name} is {getattr(request, name)}: choose {low} to {high}.")
-    if not 0 <= request.seed <= MAX_SEED:
-        raise InputError(f"seed is {request.seed}: choose 0 to 2^53 ({MAX_SEED}).")
-    if not MIN_DENOISE <= request.denoise <= 1:
-        raise InputError(f"denoise is {request.denoise}: choose {MIN_DENOISE} to 1.")
-    if not 0 <= request.guidance_scale <= 1000:
-        raise InputError(f"guidance_scale is {request.guidance_scale}: choose 0 to 1000.")
+        value = getattr(request, name)
+        if not _is_whole(value) or not low <= value <= high:
+            raise InputError(f"{name} is {shown(value)}: choose {low} to {high}.")
+    for name in ("width", "height"):
+        if not _is_whole(getattr(request, name)):
+            raise InputError(f"{name} is {shown(getattr(request, name))}: choose a whole number of pixels.")
+    for name, low, high in (("denoise", MIN_DENOISE, 1), ("guidance_scale", 0, 1000)):
+        value = getattr(request, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise InputError(f"{name} is {shown(value)}: choose {low} to {high}.")
+    check_seed(request.seed)
+    if request.seed + request.batch_size - 1 > MAX_SEED:
+        raise InputError(
+            f"seed is {request.seed}, and the last of {request.batch_size} pictures would need one above 2^64 - 1. "
+            "Choose a smaller one."
+        )
     if request.denoise < 1 and request.latent is None:
         raise InputError("denoise is below 1, but no latent is connected: there is nothing to start from.")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    # True is a number to Python, and to nobody else
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_control(model: ModelFacts, recipe: Recipe, given: int) -> None:
@@ -105,6 +132,50 @@ def _check_control(model: ModelFacts, recipe: Recipe, given: int) -> None:
         f"{whose} takes {takes} control images; connected: {given}. Disconnect `control` from the sampler, or "
         f"{way_out}."
     )
+
+
+def settled(model: ModelFacts, request: SampleRequest) -> SampleRequest:
+    """The request with what its latent says in the other inputs' places.
+
+    An empty latent, which holds zeros alone, is whatever model's it was made for: it gives its size, and is no start.
+    Where denoise is below 1, it becomes an empty one of this model, as in ComfyUI. A batch of latents is a batch of
+    pictures.
+
+    Raises:
+        InputError: it is no latent, or its batch and batch_size contradict each other.
+    """
+    import torch
+
+    latent = request.latent
+    if latent is None:
+        return request
+    if not isinstance(latent, torch.Tensor) or latent.ndim not in (4, 5) or not latent.is_floating_point():
+        shape = list(latent.shape) if isinstance(latent, torch.Tensor) else shown(latent)
+        raise InputError(f"The latent is no picture's: its samples are {shape}. Encode a picture with a VAE.")
+    if latent.numel() == 0:
+        raise InputError(f"The latent has shape {list(latent.shape)}: it holds no picture.")
+    count = latent.shape[0]
+    if count != 1 and request.batch_size not in (1, count):
+        asked = request.batch_size
+        raise InputError(f"The latent holds {count} pictures, and batch_size is {asked}. Set it to 1 or {count}.")
+    request = replace(request, batch_size=max(request.batch_size, count))
+    frames = latent.shape[2] if latent.ndim == 5 else 1
+    if bool(torch.any(latent)) or frames != 1:
+        return request
+    scale = request.latent_downscale or _downscale(model, latent)
+    width, height = latent.shape[-1] * scale, latent.shape[-2] * scale
+    if request.denoise == 1:
+        return replace(request, latent=None, width=width, height=height)
+    own = model.latent
+    shape = (count, own.channels, *([1] if own.frames else []), height // own.downscale, width // own.downscale)
+    return replace(request, latent=torch.zeros(shape))
+
+
+def _downscale(model: ModelFacts, latent: torch.Tensor) -> int:
+    """Pixels per latent pixel of an empty latent that does not say: by its channels, of this model or ComfyUI's own."""
+    if latent.shape[1] == model.latent.channels:
+        return model.latent.downscale
+    return _DOWNSCALES.get(latent.shape[1], _USUAL_DOWNSCALE)
 
 
 def schedule_length(request: SampleRequest) -> int:
@@ -128,8 +199,6 @@ def size_of(model: Model, handle: PipelineHandle, recipe: Recipe, request: Sampl
             f"The latent has shape {list(shape)}; {title} needs [batch, {latent.channels}, {axes}]. "
             "Encode the picture with this model's VAE."
         )
-    if shape[0] not in (1, request.batch_size):
-        raise InputError(f"The latent holds {shape[0]} pictures, and batch_size is {request.batch_size}.")
     width, height = shape[-1] * latent.downscale, shape[-2] * latent.downscale
     fits = width % recipe.size.multiple == height % recipe.size.multiple == 0
     if not fits or min(width, height) == 0 or max(width, height) > largest:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..models.model import Denoising, Job
 from ..pictures.picture import Picture
 from .clock import Clock
-from .request import check_request, schedule_length, size_of
+from .request import check_request, schedule_length, settled, size_of
 from .texts import typed_texts
 
 if TYPE_CHECKING:
@@ -107,6 +107,9 @@ def prepare(engine: Engine, handle: PipelineHandle, request: SampleRequest, obse
     """
     model = engine.model(handle)
     recipe = check_request(model.facts, request)
+    request = settled(model.facts, request)
+    # again: the latent may have set its size and its batch
+    check_request(model.facts, request)
     size = size_of(model, handle, recipe, request)
     wanted = engine.resolve(handle, recipe, size)
     typed, flags = typed_texts(request, recipe)

@@ -49,9 +49,16 @@ class SampleResult:
 def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, observer: Observer) -> SampleResult:
     """Runs a request. Whatever it raises, the engine stays usable and its weights are as they should be.
 
+    Any thread may call it: runs take turns.
+
     Raises:
         AITKError: bad input, files that do not fit, out of memory; or whatever the observer raises to interrupt.
     """
+    with engine.turn(observer):
+        return _sample(engine, handle, request, observer)
+
+
+def _sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, observer: Observer) -> SampleResult:
     import torch
 
     run, flags = prepare(engine, handle, request, observer)
@@ -76,7 +83,8 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
             sources = Sources.of(wanted)
         latents = run.denoise(conditioning, begun)
         images = run.decode(latents)
-    notes = (*job.size.notes, *wanted.plan.notes, *text_notes(model.facts, job.typed, flags, conditioning))
+    control = request.control.notes if request.control is not None else ()
+    notes = (*job.size.notes, *control, *wanted.plan.notes, *text_notes(model.facts, job.typed, flags, conditioning))
     report = Report(run, sources, texts, notes, before, peak).as_json()
     comfy = torch.cat([model.to_comfy(latent.float(), handle.checkpoint) for latent in latents])
     return SampleResult(to_images(images), comfy, run.schedule.sigmas, job.size, report, notes)

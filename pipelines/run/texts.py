@@ -6,12 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..models.model import Typed
+from ..words import shown
 
 if TYPE_CHECKING:
     from ..models.facts import ModelFacts
     from ..models.recipe import Recipe
     from ..parts.encoder import Embedding
     from .request import SampleRequest
+
+
+_TRIGGERS = ("[trigger]", "[name]")  # AI Toolkit's
 
 
 def typed_texts(request: SampleRequest, recipe: Recipe) -> tuple[Typed, str]:
@@ -26,7 +30,9 @@ def insert_trigger(prompt: str, trigger_word: str) -> str:
     """Replaces ``[trigger]`` and ``[name]`` as AI Toolkit does (toolkit/prompt_utils.py); without a word, nothing."""
     if not trigger_word:
         return prompt
-    return prompt.replace("[name]", trigger_word).replace("[trigger]", trigger_word)
+    for word in reversed(_TRIGGERS):
+        prompt = prompt.replace(word, trigger_word)
+    return prompt
 
 
 def cut_flags(prompt: str) -> tuple[str, str]:
@@ -39,8 +45,14 @@ def text_notes(model: ModelFacts, typed: Typed, flags: str, conditioning: Sequen
     """What the user should see on the node."""
     if not typed.prompt.strip():
         yield "the prompt is empty"
+    for name, text in (("prompt", typed.prompt), ("negative prompt", typed.negative_prompt)):
+        left = [word for word in _TRIGGERS if word in text]
+        if left:
+            why = "trigger_word is empty" if name == "prompt" else "it is replaced in the prompt alone"
+            yield f"{' and '.join(left)} stays in the {name} as it is: {why}"
     if flags:
-        yield f"{flags!r} was cut off the prompt: AI Toolkit reads flags from '--' on. Set the node's inputs instead"
+        said = shown(flags)
+        yield f"{said} was cut off the prompt: AI Toolkit reads flags from '--' on. Set the node's inputs instead"
     for name, embedding in zip(("prompt", "negative prompt"), conditioning, strict=False):
         if embedding.cut_tokens:
             length = embedding.mask.shape[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FileError, HubError, InputError
+from ..words import shown
 from .checkpoint import MODEL_INDEX, parts_in
 from .folder import FolderSource, has_tokenizer
 from .single_file import open_part
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from .source import Source
 
 _Opened = Callable[[Path], "dict[str, Source]"]
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# the hub's own rule: neither half ends in a dot or a dash, none holds two of them, and none is called like a git folder
+_HALF = r"[A-Za-z0-9](?:[A-Za-z0-9_]|[.-](?![.-])){0,94}(?<![.-])"
+_REPO_ID = re.compile(f"{_HALF}/{_HALF}(?<![.]git)")
+_LONGEST_ID = 96
 # safetensors and text only: pickles are not even downloaded
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _OFFLINE = (
@@ -48,8 +52,8 @@ def open_repo(repo_id: str, model: ModelFiles, given: Collection[str] = ()) -> d
         HubError: it is not cached and cannot be downloaded; the message says why and what to do.
         FileError: the repository lacks a part of the model.
     """
-    if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id:
-        raise InputError(f"repo_id {repo_id!r} is no Hugging Face repository id. Write it as owner/name.")
+    if len(repo_id) > _LONGEST_ID or not _REPO_ID.fullmatch(repo_id):
+        raise InputError(f"repo_id {shown(repo_id)} is no Hugging Face repository id. Write it as owner/name.")
     wanted = {part: facts for part, facts in model.parts.items() if part not in given}
     own = {part: facts for part, facts in wanted.items() if facts.repository is None}
     choices = [[MODEL_INDEX, *(pattern for part, facts in own.items() for pattern in _folders(part, facts))]]

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import FileError
+from ..words import shown
 
 _MOST_VISITS = 16  # of one folder under several names; links among folders could make names without end
 
@@ -27,6 +28,8 @@ def check_name(name: str, what: str) -> PurePosixPath:
     Raises:
         FileError: the name is empty, absolute, has a drive, or has a ``..`` part.
     """
+    if not isinstance(name, str):
+        raise FileError(f"No {what} is given: {shown(name)} is no name.")
     posix = PurePosixPath(name.replace("\\", "/"))
     whole = name.encode(errors="replace").decode() == name
     if not name.strip() or "\0" in name or posix.name == "" or not whole:

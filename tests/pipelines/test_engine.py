@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -285,3 +287,114 @@ def test_weights_that_were_replaced_after_the_loader_ran_are_refused(engine, tmp
         FileError, match=r"vae/diffusion_pytorch_model.safetensors of 'one' was replaced after its node"
     ):
         sample(engine, handle, REQUEST, SilentObserver())
+
+
+class Wait(SilentObserver):
+    """Stops the run that it watches at its first step, until told to go on."""
+
+    def __init__(self) -> None:
+        self.there, self.go_on = threading.Event(), threading.Event()
+
+    def step(self, done, total, x0) -> None:
+        self.there.set()
+        assert self.go_on.wait(60)
+
+
+def _in_thread(call) -> tuple[threading.Thread, list]:
+    found: list = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, found
+
+
+def test_runs_of_many_threads_take_turns_and_give_their_own_pictures(engine, checkpoint, handle):
+    base = PipelineHandle("lumina2", checkpoint)
+    handles = [base, handle, replace(handle, loras=(replace(handle.loras[0], strength=-2.0, application="live"),))]
+    requests = [replace(REQUEST, batch_size=1, seed=seed) for seed in (1, 2)]
+    jobs = [(handle, request) for handle in handles for request in requests]
+    expected = [sample(Engine(engine._machine), *job, SilentObserver()).images for job in jobs]
+    threads = [_in_thread(lambda job=job: sample(engine, *job, SilentObserver())) for job in jobs * 2]
+    for (thread, found), right in zip(threads, expected * 2, strict=True):
+        thread.join()
+        assert torch.equal(found[0].images, right)
+        # no work of another run is counted in this one's report
+        assert found[0].report["work"]["parts_loaded"] in (0, 3)
+
+
+def test_a_waiting_run_is_cancelled_alone(engine, handle):
+    first, second = Wait(), StopAt(3)
+    one, done = _in_thread(lambda: sample(engine, handle, REQUEST, first))
+    assert first.there.wait(60)
+    other, stopped = _in_thread(lambda: sample(engine, handle, REQUEST, second))
+    other.join(60)
+    assert [type(value) for value in stopped] == [Stop], "it did not wait for the other's end"
+    assert one.is_alive()
+    first.go_on.set()
+    one.join()
+    assert done[0].images.shape[0] == 2
+
+
+def test_what_is_given_back_is_gone_and_comes_again(engine, handle):
+    expected = sample(engine, handle, REQUEST, SilentObserver())
+    weights = [weakref.ref(part.module) for part in engine._parts.values()]
+    assert engine.resident
+    engine.release()
+    assert engine.resident == frozenset()
+    assert [ref() for ref in weights] == [None] * 3
+    again = sample(engine, handle, REQUEST, SilentObserver())
+    assert torch.equal(again.images, expected.images)
+    assert torch.equal(again.latent, expected.latent)
+    assert again.report["work"]["parts_loaded"] == 3
+    assert again.report["work"]["texts_encoded"] == 2
+
+
+def test_giving_back_waits_for_the_run_that_goes_on(engine, handle):
+    expected = sample(engine, handle, REQUEST, SilentObserver()).images
+    watched = Wait()
+    run, done = _in_thread(lambda: sample(engine, handle, REQUEST, watched))
+    assert watched.there.wait(60)
+    giving, _ = _in_thread(engine.release)
+    giving.join(0.3)
+    assert giving.is_alive()
+    assert engine.resident
+    watched.go_on.set()
+    run.join()
+    giving.join()
+    assert engine.resident == frozenset()
+    assert torch.equal(done[0].images, expected)
+
+
+def test_a_merge_and_its_undoing_leave_every_tensor_where_it_is(engine, checkpoint, handle):
+    """A new tensor for each merged layer leaves holes in the process' memory that no other one fits into."""
+    base, request = PipelineHandle("lumina2", checkpoint), replace(REQUEST, batch_size=1, steps=1)
+    sample(engine, base, request, SilentObserver())
+    module = engine._parts["transformer"].module
+    pristine = {name: (value.data_ptr(), value.clone()) for name, value in module.state_dict().items()}
+    for wanted_now in (handle, replace(handle, loras=(replace(handle.loras[0], strength=-1.0),)), base):
+        sample(engine, wanted_now, request, SilentObserver())
+        state = module.state_dict()
+        assert {name: value.data_ptr() for name, value in state.items()} == {n: p for n, (p, _) in pristine.items()}
+        assert all(torch.equal(state[n], value) for n, (_, value) in pristine.items()) is (wanted_now is base)
+
+
+def test_a_tensor_that_another_name_shares_is_not_written_to(engine, checkpoint, handle):
+    request = replace(REQUEST, batch_size=1, steps=1)
+    sample(engine, PipelineHandle("lumina2", checkpoint), request, SilentObserver())
+    module = engine._parts["transformer"].module
+    first, second = (module.get_submodule(f"layers.{n}.attn.to_q") for n in (0, 1))
+    before = first.weight.clone()
+    # as tied weights are: one tensor under two names
+    second.weight = first.weight
+    expected = sample(Engine(engine._machine), handle, request, SilentObserver())
+    assert expected.images.shape[0] == 1
+    sample(engine, handle, request, SilentObserver())
+    assert not torch.equal(first.weight, second.weight)
+    sample(engine, PipelineHandle("lumina2", checkpoint), request, SilentObserver())
+    assert torch.equal(first.weight, before)
