@@ -81,7 +81,7 @@ class FolderSource:
         companions = ("",) if alone else facts.companions
         paths: list[Path] = []
         for inside in dict.fromkeys((subfolder, *companions)):
-            paths += sorted(p for p in (folder / inside).iterdir() if p.suffix in _SUFFIXES)
+            paths += sorted(p for p in _entries(folder / inside, name) if p.suffix in _SUFFIXES)
         stamps = tuple(FileStamp.of(path) for path in paths)
         _check_readable(folder / subfolder / "config.json", f"{name}/{subfolder}" if subfolder else name)
         return cls(name, component, folder, subfolder, next(iter(companions), ""), stamps, facts)
@@ -152,7 +152,7 @@ class FolderSource:
             FileError: there are none, or some of the shards that the index names are missing.
         """
         folder = self.folder / self.subfolder
-        names = {path.name for path in folder.iterdir() if path.is_file()}
+        names = {path.name for path in _entries(folder, self.name) if path.is_file()}
         for variant in ("", *_variants(names)):
             for stem in _WEIGHT_NAMES:
                 for index in (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json"):
@@ -197,6 +197,14 @@ class FolderSource:
                 "Download it again."
             )
         return shards
+
+
+def _entries(folder: Path, name: str) -> list[Path]:
+    """What lies in a folder; raises FileError, which calls what it belongs to ``name``."""
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise FileError(f"{name!r}: its folder {folder.name} cannot be read: {error.strerror}.") from error
 
 
 def _check_readable(config: Path, name: str) -> None:

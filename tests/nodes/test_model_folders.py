@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -263,3 +264,12 @@ def test_one_file_in_two_kinds_of_folders_is_no_conflict(own, linked):
         shutil.copy(file, kinds / "diffusion_models")
         with pytest.raises(AITKError, match="is in diffusion_models and in checkpoints: rename one"):
             node.load(**load, **parts)
+
+
+def test_a_folder_that_fails_is_named_without_its_path(own, monkeypatch):
+    def failing(self: Path):
+        raise OSError(errno.EIO, "Input/output error", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", failing)
+    with pytest.raises(AITKError, match=r"'tiny': its folder transformer cannot be read: Input/output error\.$"):
+        Checkpoint.open(own, "tiny", find_model("lumina2").files)
