@@ -24,15 +24,11 @@ _UNAPPLIED = re.compile(
         | (?P<GLoRA>[ab][12]\.weight) | (?P<AdaLoRA>lora_E|ranknum) | (?P<VeRA>vera_lambda_[bd])
         | (?P<embeddings>lora_embedding_[AB]) | (?P<biases>lora_[AB]\.bias)
         | (?P<whole>set_weight|modules_to_save(?:\.\w+)?\.(?:weight|bias)) | (?P<shape>reshape_weight)
-        | (?P<mid>lora_mid\.weight) | (?P<t2>lokr_t[12]) | (?P<t1>hada_t[12])
         | (?P<scalar>scalar) | (?P<scaled>(?:lora_[AB]|lora_down|lora_up)\.(?:weight_scale|scale_weight))
     )$""",
     re.VERBOSE,
 )
 _TITLES = {
-    "mid": "LoRA for convolutions (Tucker)",
-    "t2": "LoKr for convolutions (Tucker)",
-    "t1": "LoHa for convolutions (Tucker)",
     "embeddings": "LoRA of an embedding table",
     "biases": "biases of a LoRA's own matrices",
     "whole": "whole weights",

@@ -188,10 +188,12 @@ def _layers_of_one(
             + reading.origin()
         )
     split = len(rows) > 1
-    if split and "dora_scale" in roles and reading.header.tensors[roles["dora_scale"]].shape[:1] != (whole[0],):
+    by_rows = "dora_scale" not in roles or reading.header.tensors[roles["dora_scale"]].shape[:1] == (whole[0],)
+    if not by_rows and (split or len(whole) > 2):
+        why = f"this model holds the layer in {len(rows)} pieces" if split else "the layer is a convolution"
         raise LoraError(
-            f"{name!r} cannot be applied: dora_scale of {shown(spelled)} is by columns, and this model holds the layer "
-            f"in {len(rows)} pieces. Train with weight decomposition on the output (wd_on_out), LyCORIS' default."
+            f"{name!r} cannot be applied: dora_scale of {shown(spelled)} is by columns, and {why}. Train with weight "
+            "decomposition on the output (wd_on_out), LyCORIS' default."
         )
     return [
         LoraLayer(
@@ -203,8 +205,13 @@ def _layers_of_one(
 
 
 def _fits(held: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    """Whether a change of one shape is one of a parameter of another: axes of one value count for nothing."""
-    return held == whole
+    """Whether a change of one shape is one of a parameter of another.
+
+    A matrix fits a convolution with its kernel's axes in one, and a kernel of one value a linear layer.
+    """
+    if len(held) == 2 < len(whole):
+        return held == (whole[0], math.prod(whole[1:]))
+    return held == whole or (len(whole) == 2 < len(held) and held[:2] == whole and set(held[2:]) == {1})
 
 
 def _kind_of(name: str, spelled: str, roles: Mapping[str, str]) -> Kind:
@@ -247,9 +254,11 @@ def _shape(reading: Reading, kind: Kind, spelled: str, roles: Mapping[str, str])
     try:
         shape = kind.shape(infos)
         if "dora_scale" in infos:
-            rows, columns = shape.weight
-            if infos["dora_scale"].shape not in ((rows,), (rows, 1), (1, columns)):
-                raise ValueError(f"dora_scale {list(infos['dora_scale'].shape)} does not fit {[rows, columns]}")
+            rows, *tail = shape.weight
+            scales = infos["dora_scale"].shape
+            by_rows = scales[:1] == (rows,) and set(scales[1:]) <= {1}
+            if not by_rows and (len(tail) != 1 or scales != (1, *tail)):
+                raise ValueError(f"dora_scale {list(infos['dora_scale'].shape)} does not fit {list(shape.weight)}")
     except ValueError as error:
         raise LoraError(f"{name!r} is damaged: {shown(spelled)}: {error}. {DAMAGED}") from error
     return shape

@@ -122,11 +122,14 @@ BAD = {
         f"has both '{TO_OUT}.lora_A.weight' and '{TO_OUT}.lora_down.weight', which mean one. {AGAIN}",
     ),
     # what is known and not applied, or not known
-    "Tucker LoRA": (
-        kohya(KOHYA, QKV) | roles(f"{KOHYA}.lora_mid", weight=(2, 2)), "holds LoRA for convolutions (Tucker), which is",
+    "Tucker LoRA of no kernel": (
+        kohya(KOHYA, QKV) | roles(f"{KOHYA}.lora_mid", weight=(2, 2)), "lora_mid [2, 2] does not fit between [2, 192]",
     ),
-    "Tucker LoHa": (roles(COMFYUI, **LOHA, hada_t1=(2, 2)), "holds LoHa for convolutions (Tucker)"),
-    "Tucker LoKr": (roles(COMFYUI, **LOKR, lokr_t2=(2, 2)), "holds LoKr for convolutions (Tucker)"),
+    "Tucker LoRA of a kernel for a linear layer": (
+        kohya(KOHYA, QKV) | roles(f"{KOHYA}.lora_mid", weight=(2, 2, 3, 3)), "file's tensors make [192, 96, 3, 3]",
+    ),
+    "half of a Tucker LoHa": (roles(COMFYUI, **LOHA, hada_t1=(2, 2, 3, 3)), f"{COMFYUI!r} lacks hada_t2"),
+    "Tucker LoKr of another rank": (roles(COMFYUI, **LOKR, lokr_t2=(2, 2, 3, 3)), "lokr_t2 [2, 2, 3, 3] does not fit"),
     "OFT": (roles(COMFYUI, oft_blocks=(2, 2)), "holds OFT, which is not applied. This pack applies LoRA, DoRA, "),
     "an unknown suffix": (
         pair(TO_OUT) | roles(TO_OUT, wonder=(2,)),

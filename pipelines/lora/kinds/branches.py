@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from ...layers.holding import Weighted, dense_weight
+from .through import by_channel, channel_axis, convolution_of, through, through_both
 
 if TYPE_CHECKING:
     from .kind import Adapter
 
 
 class LayerRows:
-    """Rows ``first`` to ``last`` (left out) of a linear layer, as if they were a layer of their own."""
+    """Rows ``first`` to ``last`` (left out) of a layer, as if they were a layer of their own; ``whole`` is it."""
 
     def __init__(self, layer: Weighted, rows: tuple[int, int]) -> None:
-        self._layer = layer
+        self.whole = layer
         self._rows = rows
 
     @property
     def weight(self) -> torch.Tensor:
         """[last - first, in], float32; made when it is asked for: most branches do not."""
-        return dense_weight(self._layer, self._rows)
+        return dense_weight(self.whole, self._rows)
 
 
 class _Branch(nn.Module):
@@ -68,9 +68,7 @@ class TrainerBranch(_Float32Branch):
         )
 
     def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        added = linear(x, self.down)
-        if self.up is not None:
-            added = linear(added, self.up)
+        added = through(layer, x, self.down) if self.up is None else through_both(layer, x, self.down, self.up)
         return output + (added * self.scale * self.multiplier).to(output.dtype)
 
 
@@ -86,7 +84,7 @@ class PeftBranch(_Branch):
         self.scaling = scaling
 
     def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        return output + linear(linear(x.to(self.down.dtype), self.down), self.up) * self.scaling
+        return output + through_both(layer, x.to(self.down.dtype), self.down, self.up) * self.scaling
 
 
 class SdScriptsBranch(_Branch):
@@ -102,7 +100,7 @@ class SdScriptsBranch(_Branch):
 
     def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         strength, scale = self._factors
-        return output + linear(linear(x, self.down.to(x.dtype)), self.up.to(x.dtype)) * strength * scale
+        return output + through_both(layer, x, self.down.to(x.dtype), self.up.to(x.dtype)) * strength * scale
 
 
 class LoHaBranch(_Float32Branch):
@@ -122,7 +120,7 @@ class LoHaBranch(_Float32Branch):
 
     def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         change = (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b) * self._factor
-        return output + linear(x, change).to(output.dtype)
+        return output + through(layer, x, change).to(output.dtype)
 
 
 class DecomposedBranch(_Float32Branch):
@@ -145,11 +143,11 @@ class DecomposedBranch(_Float32Branch):
         self._strength = strength
 
     def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        own = dense_weight(layer)
+        own = dense_weight(layer).flatten(1)
         weight = own + replace(self._change, **{name: getattr(self, name) for name in self._factors}).dense()
         norm = torch.linalg.norm(weight, dim=1 if self.magnitudes.shape[1] == 1 else 0, keepdim=True)
         weight *= self.magnitudes / (norm + torch.finfo(torch.float32).eps)
-        return output + linear(x, (weight - own) * self._strength).to(output.dtype)
+        return output + through(layer, x, (weight - own) * self._strength).to(output.dtype)
 
 
 class DoraBranch(_Float32Branch):
@@ -166,16 +164,19 @@ class DoraBranch(_Float32Branch):
         self._keep(down=down, up=up, magnitude=magnitude, multiplier=multiplier)
 
     def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        added = (linear(linear(x, self.down), self.up) * self.multiplier).to(output.dtype)
+        added = (through_both(layer, x, self.down, self.up) * self.multiplier).to(output.dtype)
         # made anew on each call, as the trainer does: kept, it would be the transformer once more in float32
-        weight = dense_weight(layer) + (self.up @ self.down) * self.multiplier.mean()
+        weight = dense_weight(layer).flatten(1) + (self.up @ self.down) * self.multiplier.mean()
         norm = torch.linalg.norm(weight, dim=1)
-        rescaled = (self.magnitude / norm - 1).view(1, -1) * linear(x, weight)
+        rescaled = by_channel(layer, self.magnitude / norm - 1) * through(layer, x, weight)
         return output + (added + rescaled.to(output.dtype))
 
 
 class LoKrBranch(_Branch):
-    """Contracts x, seen as [..., in_m, in_n], with w2 (by way of its rank), then with w1, in the layer's dtype."""
+    """Contracts x, seen as [..., in_m, in_n], with w2 (by way of its rank), then with w1, in the layer's dtype.
+
+    On a convolution the product is made anew on each call.
+    """
 
     w1: torch.Tensor
     w2: torch.Tensor
@@ -198,6 +199,9 @@ class LoKrBranch(_Branch):
         self._window = slice(*(window or (None,)))
 
     def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        if convolution_of(layer) is not None:
+            change = torch.kron(self.w1, self.w2 if self.w2_b is None else self.w2 @ self.w2_b)[self._window]
+            return output + through(layer, x.to(change.dtype), change) * self.multiplier
         folded = x.to(self.w2.dtype).unflatten(-1, self._inside)
         if self.w2_b is None:
             folded = torch.einsum("...qs,os->...qo", folded, self.w2)
@@ -217,6 +221,6 @@ class RowsBranch(nn.Module):
         self._rows = rows
 
     def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        first, last = self._rows
-        changed = self.branch(LayerRows(layer, self._rows), x, output[..., first:last])
-        return torch.cat([output[..., :first], changed, output[..., last:]], dim=-1)
+        (first, last), axis = self._rows, channel_axis(layer)
+        before, own, after = output.tensor_split((first, last), dim=axis)
+        return torch.cat([before, self.branch(LayerRows(layer, self._rows), x, own), after], dim=axis)

@@ -30,8 +30,8 @@ class Decomposed:
 
     @classmethod
     def of(cls, change: Adapter, scale: torch.Tensor) -> Decomposed:
-        """From the file's tensor, which may lack the second axis."""
-        return cls(change, scale.reshape(-1, 1) if scale.ndim == 1 else scale)
+        """From the file's tensor, which may lack the second axis, or have a convolution's."""
+        return cls(change, scale if scale.ndim == 2 else scale.reshape(-1, 1))
 
     @property
     def is_zero(self) -> bool:

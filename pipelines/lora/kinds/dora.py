@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .kind import PAIR, Kind, Shape, effective_alpha, matrix_product
+from .kind import PAIR, Kind, Shape, effective_alpha, product
 
 if TYPE_CHECKING:
     import torch
@@ -55,18 +55,20 @@ class Dora:
 
 
 def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
-    rows, columns, rank = matrix_product(infos["lora_B"], infos["lora_A"], "lora_B and lora_A")
-    if infos["magnitude"].shape != (rows,):
+    weight, rank = product(infos["lora_B"], infos["lora_A"], "lora_B and lora_A")
+    # PEFT's of a convolution is [1, out, 1, 1]
+    if infos["magnitude"].shape not in ((weight[0],), (1, weight[0], *[1] * (len(weight) - 2))):
         raise ValueError(
             f"magnitude {list(infos['magnitude'].shape)} does not fit lora_B {list(infos['lora_B'].shape)}"
         )
-    return Shape((rows, columns), rank)
+    return Shape(weight, rank)
 
 
 def _make(tensors: Mapping[str, torch.Tensor]) -> Dora:
     rank = tensors["lora_A"].shape[0]
     scale = effective_alpha(float(tensors["alpha"]), rank) / rank if "alpha" in tensors else 1.0
-    return Dora(tensors["lora_A"], tensors["lora_B"] * scale, tensors["magnitude"])
+    down, up = tensors["lora_A"].flatten(1), tensors["lora_B"].flatten(1)
+    return Dora(down, up * scale, tensors["magnitude"].flatten())
 
 
 KIND = Kind(

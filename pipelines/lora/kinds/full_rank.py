@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class FullRank:
-    """``delta``: [out, in]."""
+    """``delta``: in the parameter's shape."""
 
     delta: torch.Tensor
 
@@ -33,7 +33,7 @@ class FullRank:
         return FullRank(self.delta[first:last])
 
     def dense(self) -> torch.Tensor:
-        return self.delta
+        return self.delta.flatten(1)
 
     def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
         return merged(weight, strength * self.delta.to(device))
@@ -41,14 +41,14 @@ class FullRank:
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
         from .branches import TrainerBranch
 
-        return TrainerBranch(self.delta, None, 1.0, strength)
+        return TrainerBranch(self.delta.flatten(1), None, 1.0, strength)
 
 
 def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
     shape = infos["lora_A"].shape
-    if len(shape) != 2:
+    if len(shape) < 2:
         raise ValueError(f"lora_A {list(shape)} is no matrix")
-    return Shape((shape[0], shape[1]), None)
+    return Shape(shape, None)
 
 
 KIND = Kind(

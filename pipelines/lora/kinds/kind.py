@@ -44,7 +44,7 @@ class Adapter(Protocol):
         ...
 
     def dense(self) -> torch.Tensor:
-        """The whole change at strength 1, float32, in the parameter's shape."""
+        """The whole change at strength 1, float32, as a matrix: a kernel's last axes are one."""
         ...
 
     def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
@@ -104,14 +104,45 @@ def effective_alpha(alpha: float | None, rank: int) -> float:
 
 
 def merged(weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    """``weight`` + ``change`` (float32, on the device that computes), rounded once to the dtype of ``weight``."""
+    """``weight`` + ``change`` (float32, on the device that computes), rounded once to the dtype of ``weight``.
+
+    The last axes of a convolution's kernel may be one in ``change``.
+    """
     import torch
 
-    return (weight.to(change.device, torch.float32) + change).to(weight.device, weight.dtype)
+    return (weight.to(change.device, torch.float32) + change.reshape(weight.shape)).to(weight.device, weight.dtype)
 
 
 def matrix_product(up: TensorInfo, down: TensorInfo, names: str) -> tuple[int, int, int]:
     """(out, in, rank) of up @ down; raises ValueError where they do not multiply."""
-    if len(up.shape) != 2 or len(down.shape) != 2 or up.shape[1] != down.shape[0] or 0 in up.shape + down.shape:
+    weight, rank = product(up, down, names)
+    if len(weight) != 2:
         raise ValueError(f"{names} {list(up.shape)} and {list(down.shape)} do not multiply to one matrix")
-    return up.shape[0], down.shape[1], up.shape[1]
+    return weight[0], weight[1], rank
+
+
+def product(up: TensorInfo, down: TensorInfo, names: str) -> tuple[tuple[int, ...], int]:
+    """(weight, rank) of up @ down, where down may have a kernel; raises ValueError where they do not multiply."""
+    axes = (len(up.shape), len(down.shape))
+    fit = min(axes) >= 2 and axes[1] <= 5 and up.shape[1] == down.shape[0]
+    if not fit or set(up.shape[2:]) - {1} or 0 in up.shape + down.shape:
+        raise ValueError(f"{names} {list(up.shape)} and {list(down.shape)} do not multiply to one matrix")
+    return (up.shape[0], *down.shape[1:]), up.shape[1]
+
+
+def tucker_product(core: TensorInfo, first: tuple[int, ...], second: tuple[int, ...], names: str) -> tuple[int, ...]:
+    """The weight of a kernel [r, s, height, width] between [r, out] and [s, in].
+
+    Source: LyCORIS lycoris/functional/general.py. Raises ValueError where they do not fit.
+    """
+    shape = core.shape
+    if not 3 <= len(shape) <= 5 or shape[:2] != (first[0], second[0]) or 0 in shape + first + second:
+        raise ValueError(f"{names} {list(shape)} does not fit between {list(first)} and {list(second)}")
+    return (first[1], second[1], *shape[2:])
+
+
+def spread(core: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """A kernel [r, s, height, width] of a matrix [s, in]: [r, in * height * width]."""
+    import torch
+
+    return torch.einsum("rs...,si->ri...", core, matrix).flatten(1)

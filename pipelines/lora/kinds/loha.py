@@ -2,6 +2,9 @@
 
 The rank is that of ``w1_b``; without alpha the scale is 1. Live: in float32, the product made anew on each call, as
 LyCORIS does; kept, it would be the model once more. Source: LyCORIS lycoris/modules/loha.py and functional/loha.py.
+
+On a convolution ``w1_b`` and ``w2_b`` are [rank, in * height * width]. With kernels in the middle, ``hada_t1`` and
+``hada_t2`` [rank, rank, height, width], ``w1_a`` and ``w2_a`` are [rank, out] and the others [rank, in].
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .kind import Kind, Shape, effective_alpha, matrix_product, merged
+from .kind import Kind, Shape, effective_alpha, matrix_product, merged, spread, tucker_product
 
 if TYPE_CHECKING:
     import torch
@@ -51,27 +54,43 @@ class LoHa:
         return LoHaBranch(self.w1_a, self.w1_b, self.w2_a, self.w2_b, self.scale * strength)
 
 
+def _factor(infos: Mapping[str, TensorInfo], number: int) -> tuple[int, ...]:
+    first, second = infos[f"hada_w{number}_a"], infos[f"hada_w{number}_b"]
+    names = f"hada_w{number}_a and hada_w{number}_b"
+    if f"hada_t{number}" not in infos:
+        return matrix_product(first, second, names)[:2]
+    if len(first.shape) != 2 or len(second.shape) != 2:
+        raise ValueError(f"{names} {list(first.shape)} and {list(second.shape)} are no matrices")
+    return tucker_product(infos[f"hada_t{number}"], first.shape, second.shape, f"hada_t{number}")
+
+
 def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
-    first = matrix_product(infos["hada_w1_a"], infos["hada_w1_b"], "hada_w1_a and hada_w1_b")
-    second = matrix_product(infos["hada_w2_a"], infos["hada_w2_b"], "hada_w2_a and hada_w2_b")
-    if first[:2] != second[:2]:
-        raise ValueError(f"hada_w1 makes {list(first[:2])} and hada_w2 {list(second[:2])}")
-    return Shape(first[:2], first[2])
+    first, second = _factor(infos, 1), _factor(infos, 2)
+    if first != second:
+        raise ValueError(f"hada_w1 makes {list(first)} and hada_w2 {list(second)}")
+    return Shape(first, infos["hada_w1_b"].shape[0])
+
+
+def _matrices(tensors: Mapping[str, torch.Tensor], number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """[out, rank] and [rank, in], a kernel's last axes one with in."""
+    first, second = tensors[f"hada_w{number}_a"], tensors[f"hada_w{number}_b"]
+    core = tensors.get(f"hada_t{number}")
+    return (first, second) if core is None else (first.T.contiguous(), spread(core, second))
 
 
 def _make(tensors: Mapping[str, torch.Tensor]) -> LoHa:
-    w1_b = tensors["hada_w1_b"]
+    rank = tensors["hada_w1_b"].shape[0]
     alpha = float(tensors["alpha"]) if "alpha" in tensors else None
-    scale = effective_alpha(alpha, w1_b.shape[0]) / w1_b.shape[0]
-    return LoHa(tensors["hada_w1_a"], w1_b, tensors["hada_w2_a"], tensors["hada_w2_b"], scale)
+    return LoHa(*_matrices(tensors, 1), *_matrices(tensors, 2), effective_alpha(alpha, rank) / rank)
 
 
 _ROLES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+_CORES = ("hada_t1", "hada_t2")
 
 KIND = Kind(
     title="LoHa",
-    suffixes={f".{role}": role for role in (*_ROLES, "alpha")},
-    complete=(frozenset(_ROLES),),
+    suffixes={f".{role}": role for role in (*_ROLES, *_CORES, "alpha")},
+    complete=(frozenset(_ROLES), frozenset(_ROLES + _CORES)),
     shape=_shape,
     make=_make,
     decomposable=True,

@@ -3,6 +3,10 @@
 The scale is exactly 1 where both are matrices, whatever ``alpha`` says (AI Toolkit writes 9999999999, which is inf in
 float16); else alpha / rank. Merged: cast(float32(W) + kron * scale * m). Live: in the layer's own dtype, factor by
 factor, without making the product. Source: AI Toolkit toolkit/models/lokr.py.
+
+On a convolution w2 has the kernel: [out_k, in_n, height, width], or its second factor is [rank, in_n * height * width].
+With a kernel in the middle, ``lokr_t2`` [rank, rank, height, width], its factors are [rank, out_k] and [rank, in_n].
+Source: LyCORIS lycoris/functional/lokr.py.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .kind import Kind, Shape, effective_alpha, matrix_product, merged
+from .kind import Kind, Shape, effective_alpha, matrix_product, merged, spread, tucker_product
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +31,7 @@ class LoKr:
 
     Attributes:
         w1: [out_l, in_m].
-        w2: [out_k, in_n], or its first factor [out_k, rank].
+        w2: [out_k, in_n], a kernel's last axes one with in_n, or its first factor [out_k, rank].
         w2_b: [rank, in_n], or None where ``w2`` is whole.
         scale: see the module's head.
         window: first row and the one after the last of the product that count; None is all of them.
@@ -68,18 +72,33 @@ class LoKr:
         return LoKrBranch(self.w1, self.w2, self.w2_b, self.scale, strength, dtype, self.window)
 
 
-def _factor(infos: Mapping[str, TensorInfo], name: str) -> tuple[int, int, int | None]:
-    if name in infos:
-        shape = infos[name].shape
-        if len(shape) != 2 or 0 in shape:
-            raise ValueError(f"{name} {list(shape)} is no matrix")
-        return shape[0], shape[1], None
-    return matrix_product(infos[f"{name}_a"], infos[f"{name}_b"], f"{name}_a and {name}_b")
+def _first(infos: Mapping[str, TensorInfo]) -> tuple[int, int, int | None]:
+    if "lokr_w1" not in infos:
+        return matrix_product(infos["lokr_w1_a"], infos["lokr_w1_b"], "lokr_w1_a and lokr_w1_b")
+    shape = infos["lokr_w1"].shape
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"lokr_w1 {list(shape)} is no matrix")
+    return shape[0], shape[1], None
+
+
+def _second(infos: Mapping[str, TensorInfo]) -> tuple[tuple[int, ...], int | None]:
+    if "lokr_w2" in infos:
+        shape = infos["lokr_w2"].shape
+        if not 2 <= len(shape) <= 5 or 0 in shape:
+            raise ValueError(f"lokr_w2 {list(shape)} is no matrix")
+        return shape, None
+    first, second = infos["lokr_w2_a"], infos["lokr_w2_b"]
+    if "lokr_t2" not in infos:
+        *weight, rank = matrix_product(first, second, "lokr_w2_a and lokr_w2_b")
+        return tuple(weight), rank
+    if len(first.shape) != 2 or len(second.shape) != 2:
+        raise ValueError(f"lokr_w2_a and lokr_w2_b {list(first.shape)} and {list(second.shape)} are no matrices")
+    return tucker_product(infos["lokr_t2"], first.shape, second.shape, "lokr_t2"), second.shape[0]
 
 
 def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
-    first, second = _factor(infos, "lokr_w1"), _factor(infos, "lokr_w2")
-    return Shape((first[0] * second[0], first[1] * second[1]), second[2] or first[2])
+    (rows, columns, first_rank), (second, second_rank) = _first(infos), _second(infos)
+    return Shape((rows * second[0], columns * second[1], *second[2:]), second_rank or first_rank)
 
 
 def _make(tensors: Mapping[str, torch.Tensor]) -> LoKr:
@@ -88,13 +107,19 @@ def _make(tensors: Mapping[str, torch.Tensor]) -> LoKr:
     scale = effective_alpha(alpha, ranks[0]) / ranks[0] if ranks else 1.0
     w1 = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
     if "lokr_w2" in tensors:
-        return LoKr(w1, tensors["lokr_w2"], None, scale)
+        return LoKr(w1, tensors["lokr_w2"].flatten(1), None, scale)
+    if "lokr_t2" in tensors:
+        return LoKr(w1, tensors["lokr_w2_a"].T.contiguous(), spread(tensors["lokr_t2"], tensors["lokr_w2_b"]), scale)
     return LoKr(w1, tensors["lokr_w2_a"], tensors["lokr_w2_b"], scale)
 
 
-_ROLES = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "alpha")
+_ROLES = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha")
 _FIRST = (frozenset({"lokr_w1"}), frozenset({"lokr_w1_a", "lokr_w1_b"}))
-_SECOND = (frozenset({"lokr_w2"}), frozenset({"lokr_w2_a", "lokr_w2_b"}))
+_SECOND = (
+    frozenset({"lokr_w2"}),
+    frozenset({"lokr_w2_a", "lokr_w2_b"}),
+    frozenset({"lokr_w2_a", "lokr_w2_b", "lokr_t2"}),
+)
 
 KIND = Kind(
     title="LoKr",

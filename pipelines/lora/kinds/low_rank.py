@@ -8,6 +8,9 @@
   cast to the base's dtype, and every operation rounds to it. ``sd-scripts``: kohya's module
   (networks/lora_lumina.py, LoRAModule.forward), in the dtype that autocast or the layer's input sets: down, up, times
   strength, times scale, add.
+
+On a convolution A has its kernel, [rank, in, height, width], and B is [out, rank, 1, 1]. A kernel in the middle,
+LyCORIS' ``lora_mid`` [rank, rank, height, width], is multiplied into A when the file is read.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .kind import PAIR, Kind, Shape, effective_alpha, matrix_product, merged
+from .kind import PAIR, Kind, Shape, effective_alpha, merged, product, spread, tucker_product
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +34,7 @@ class LowRank:
     """A pair of one layer.
 
     Attributes:
-        down: A, [rank, in].
+        down: A, [rank, in]; a kernel's last axes are one with in.
         up: B, [out, rank].
         alpha: the file's, or the rank where it has none or 0.
     """
@@ -73,20 +76,30 @@ class LowRank:
 
 
 def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
-    rows, columns, rank = matrix_product(infos["lora_B"], infos["lora_A"], "lora_B and lora_A")
-    return Shape((rows, columns), rank)
+    up, down = infos["lora_B"], infos["lora_A"]
+    if "lora_mid" not in infos:
+        return Shape(*product(up, down, "lora_B and lora_A"))
+    mid = infos["lora_mid"]
+    if set(up.shape[2:] + down.shape[2:]) - {1} or len(up.shape) < 2 or len(down.shape) < 2:
+        raise ValueError(f"lora_B {list(up.shape)} and lora_A {list(down.shape)} have kernels beside lora_mid's")
+    return Shape(tucker_product(mid, up.shape[1::-1], down.shape[:2], "lora_mid"), down.shape[0])
 
 
 def _make(tensors: Mapping[str, torch.Tensor]) -> LowRank:
-    down = tensors["lora_A"]
-    alpha = float(tensors["alpha"]) if "alpha" in tensors else None
-    return LowRank(down, tensors["lora_B"], effective_alpha(alpha, down.shape[0]))
+    down, up = tensors["lora_A"].flatten(1), tensors["lora_B"].flatten(1)
+    rank = down.shape[0]
+    alpha = effective_alpha(float(tensors["alpha"]) if "alpha" in tensors else None, rank)
+    if "lora_mid" not in tensors:
+        return LowRank(down, up, alpha)
+    down = spread(tensors["lora_mid"], down)
+    # the scale is by A's rows, and there may be others now
+    return LowRank(down, up, alpha / rank * down.shape[0])
 
 
 KIND = Kind(
     title="LoRA",
-    suffixes={**PAIR, ".alpha": "alpha"},
-    complete=(frozenset({"lora_A", "lora_B"}),),
+    suffixes={**PAIR, ".lora_mid.weight": "lora_mid", ".alpha": "alpha"},
+    complete=(frozenset({"lora_A", "lora_B"}), frozenset({"lora_A", "lora_B", "lora_mid"})),
     shape=_shape,
     make=_make,
     decomposable=True,
