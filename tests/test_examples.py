@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comfyui_aitk.headless.cli import run_command
-from comfyui_aitk.headless.tiny import containers, flux2, omnigen2
+from comfyui_aitk.headless.tiny import containers, flux2, omnigen2, z_image
 from comfyui_aitk.headless.tiny.loras import write_kohya
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from PIL import Image
+from rendering import put_into_cache
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "example_workflows").glob("*.json"))
 SMALL = ["AITKSampler.width=64", "AITKSampler.height=64", "AITKSampler.steps=2"]
 RELEASED = "default"  # weights from the hub
 TINY = "tiny"  # what replaces them: that model's tiny checkpoint
 PARTS = {"text_encoder": "gemma_2_2b_fp16.safetensors", "vae": "ae.safetensors"}
+Z_IMAGE_PARTS = {"text_encoder": "qwen_3_4b.safetensors", "vae": "ae.safetensors"}
 # example of a source -> where its report says that the weights come from
 WEIGHTS = {
     "lumina2_single_files": {"transformer": "lumina_2_model_bf16.safetensors", **PARTS},
@@ -32,9 +34,11 @@ WEIGHTS = {
         "text_encoder": "mistral_3_small_flux2_fp8.safetensors",
         "vae": "flux2-vae.safetensors",
     },
+    "z_image_turbo_single_files": {"transformer": "z_image_turbo_bf16.safetensors", **Z_IMAGE_PARTS},
+    "z_image_turbo_gguf": {"transformer": "z_image_turbo-q8_0.gguf", **Z_IMAGE_PARTS},
 }
 # mean distance from the picture of the unquantised folder, in levels of 255, where the weights are not the same
-ROUNDED = {"lumina2_gguf": 2, "flux2_single_files": 20}
+ROUNDED = {"lumina2_gguf": 2, "flux2_single_files": 20, "z_image_turbo_gguf": 2}
 # the pictures that the examples load: name -> (width, height)
 PICTURES = {
     "example.png": (80, 64), "my_image_1.png": (64, 96), "my_image_2.png": (100, 70), "my_image_3.png": (64, 64),
@@ -50,7 +54,16 @@ def own_models(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "flux2": _flux2(folder / "flux2"),
         "flux2_klein_4b": flux2.make_checkpoint(folder / "klein" / "diffusers" / TINY, "flux2_klein_4b").parents[1],
         "omnigen2": omnigen2.make_checkpoint(folder / "omnigen2" / "diffusers" / TINY).parents[1],
+        **dict.fromkeys(("zimage", "zimage:turbo"), _z_image(folder / "z_image")),
     }
+
+
+@pytest.fixture
+def tokenizer(own_models: dict[str, Path], hub_cache: Path) -> None:
+    """Z-Image's tokenizer in the hub's cache: its single files have none."""
+    own = own_models["zimage"] / "diffusers" / TINY / "tokenizer"
+    files = {f"tokenizer/{file.name}": file for file in own.iterdir()}
+    put_into_cache(hub_cache, "Tongyi-MAI/Z-Image-Turbo", files)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +105,18 @@ def _flux2(folder: Path) -> Path:
     return folder
 
 
+def _z_image(folder: Path) -> Path:
+    # three heads: every row fills GGUF's blocks
+    tiny = z_image.make_checkpoint(folder / "diffusers" / TINY, heads=3)
+    z_image.make_lora(folder / "loras" / "my_lora.safetensors", tiny, trigger_word="t1ny")
+    z_image.write_single_transformer(folder / "diffusion_models" / "z_image_turbo_bf16.safetensors", tiny)
+    z_image.write_gguf(folder / "unet" / "z_image_turbo-q8_0.gguf", tiny, "Q8_0")
+    z_image.write_single_text_encoder(folder / "text_encoders" / "qwen_3_4b.safetensors", tiny)
+    containers.write_ae(folder / "vae" / "ae.safetensors", tiny)
+    return folder
+
+
+@pytest.mark.usefixtures("tokenizer")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(host, own_models, pictures, path, tmp_path):
     document = json.loads(path.read_text())
@@ -113,6 +138,7 @@ def test_example_runs(host, own_models, pictures, path, tmp_path):
     assert path.with_suffix(".jpg").is_file(), "the template browser shows a thumbnail of the same name"
 
 
+@pytest.mark.usefixtures("tokenizer")
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_example_of_a_source_takes_the_files_that_it_names(host, own_models, name, tmp_path):
     path = EXAMPLES[0].with_name(f"{name}.json")
@@ -124,18 +150,20 @@ def test_example_of_a_source_takes_the_files_that_it_names(host, own_models, nam
         assert [lora["arithmetic"] for lora in report["loras"]] == ["live, sd-scripts"]
         return
     # the values of the folder by another way; blocks of 8 bits are near them
-    folder = EXAMPLES[0].with_name(f"{name.split('_')[0]}_text_to_image.json")
-    _, expected = _run(folder, own_models, tmp_path / "folder")
+    folder = (f"LoadAITKModel.weights={TINY}", "LoadAITKModel.text_encoder=default", "LoadAITKModel.vae=default")
+    _, expected = _run(path, own_models, tmp_path / "folder", sets=folder)
     distance = np.abs(np.asarray(picture).astype(int) - np.asarray(expected)).mean()
     assert 0 < distance < ROUNDED[name] if name in ROUNDED else distance == 0
 
 
-def _run(path: Path, models: dict[str, Path], output: Path, pictures: Path | None = None) -> tuple[dict, Image.Image]:
-    """The report and the picture of an example at a small size; only weights from the hub are replaced."""
+def _run(
+    path: Path, models: dict[str, Path], output: Path, pictures: Path | None = None, sets: tuple[str, ...] = ()
+) -> tuple[dict, Image.Image]:
+    """The report and the picture of an example at a small size; replaced are weights from the hub, and ``sets``."""
     document = json.loads(path.read_text())
     (loader,) = [node for node in document["nodes"] if node["type"] == "LoadAITKModel"]
     model, weights = loader["widgets_values"][:2]
-    sets = [*SMALL, *([f"LoadAITKModel.weights={TINY}"] if weights == RELEASED else [])]
+    sets = (*SMALL, *sets, *([f"LoadAITKModel.weights={TINY}"] if weights == RELEASED else []))
     arguments = [str(path), "--models", str(models[model]), "--output", str(output)]
     arguments += ["--report", str(output / "r.json"), *(["--input", str(pictures)] if pictures else [])]
     for value in sets:
