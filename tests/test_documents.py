@@ -207,3 +207,19 @@ def values(option: Option) -> str:
 def test_readme_has_every_example():
     named = [name for row in table(README, "| workflow |") for name in codes(row[0])]
     assert sorted(named) == sorted(EXAMPLES)
+
+
+# ---- what stands around them ----------------------------------------------------------------------------------------
+
+
+def test_the_changelog_has_the_package_s_version_and_room_for_the_next():
+    headings = re.findall(r"^## \[(.+?)\](.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert headings[0] == ("Unreleased", "")
+    assert headings[1][0] == PROJECT["version"]
+    assert all(re.fullmatch(r" - \d{4}-\d\d-\d\d", day) for _, day in headings[1:])
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_linked_files_are_there(name):
+    links = re.findall(r"\]\((?!https:)([^)]+)\)", (ROOT / name).read_text("utf-8"))
+    assert [link for link in links if not (ROOT / link).is_file()] == []
