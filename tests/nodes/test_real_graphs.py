@@ -281,3 +281,17 @@ def test_a_folder_of_another_model_says_which_model_to_set(host, every_model, hu
         with pytest.raises(AITKError, match=f"(?i)set model to .*{held}") as caught:
             load.load(model, held, "auto")
         assert str(every_model) not in str(caught.value)
+
+
+def test_a_locked_folder_is_named_without_its_path(host, monkeypatch):
+    is_file = Path.is_file
+
+    def locked(self: Path) -> bool:
+        if "tiny" in self.parts:
+            raise PermissionError(13, "Permission denied", str(self))
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", locked)
+    with pytest.raises(AITKError, match="'tiny' cannot be read: Permission denied") as caught:
+        NODE_CLASS_MAPPINGS["LoadAITKModel"]().load("lumina2", "tiny", "auto")
+    assert str(host.models) not in str(caught.value)
