@@ -135,10 +135,11 @@ def _drop_unused(groups: Groups, odd: list[_Odd], names: Names, skipped: _Skippe
     for spelled, leaf in list(groups):
         if names.is_unused(spelled):
             skipped.add(groups.pop((spelled, leaf)).values(), why)
-    for one in list(odd):
-        if any(names.is_unused(start) for start in _starts(one)):
-            odd.remove(one)
-            skipped.add([one.key], why)
+    unused = [one for one in odd if any(names.is_unused(start) for start in _starts(one))]
+    if unused:
+        skipped.add([one.key for one in unused], why)
+        left = {one.key for one in unused}
+        odd[:] = [one for one in odd if one.key not in left]
 
 
 def _starts(odd: _Odd) -> Iterable[str]:

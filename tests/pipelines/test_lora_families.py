@@ -115,6 +115,6 @@ def test_many_and_endless_names_take_no_time():
     names = [f"{'transformer_blocks.' * 50}{number}.attn1{'_to_q' * 50}" for number in range(20_000)]
     tensors = {key: info for name in names for key, info in pair(name, 5, 7).items()}
     tensors["layers_1" * 1_000_000 + ".diff"] = TensorInfo("F32", (2, 2))
-    begin = time.perf_counter()
+    begin = time.process_time()
     family_of(Header(Path("x"), tensors, {}), {})
-    assert time.perf_counter() - begin < 20
+    assert time.process_time() - begin < 20

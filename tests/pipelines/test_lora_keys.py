@@ -5,6 +5,7 @@ What is right is added up by hand, from the file's matrices, for each parameter 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -370,3 +371,14 @@ def test_keys_are_taken_apart_at_the_longest_end():
     assert take_apart("a.lora_B.default.weight") == ("a", "lora_B", "")
     assert take_apart("a.lora_A.bias") == ("a", "", "biases of a LoRA's own matrices")
     assert take_apart("lora_A.weight") == ("lora_A.weight", "", "")
+
+
+def test_many_keys_that_change_nothing_take_no_time(tiny):
+    info = TensorInfo("F32", (2, 2))
+    keys = {f"{kind}{number}": info for number in range(10_000) for kind in ("norm_final.", "step.", "transformer.x")}
+    good = {key: TensorInfo("F32", tuple(value.shape)) for key, value in pair("layers.0.attn.to_out.0", 96, 96).items()}
+    names = names_of("lumina2", tiny("lumina2").checkpoint)
+    begin = time.process_time()
+    contents = recognise(Header(Path("x"), good | keys, {}), "x", "x", names)
+    assert time.process_time() - begin < 20
+    assert len(contents.layers) == 1 and sum(map(len, contents.notes)) < 1000

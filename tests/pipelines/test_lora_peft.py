@@ -158,13 +158,13 @@ def test_simple_patterns_mean_what_they_mean_to_peft():
 
 
 def test_many_patterns_and_parts_take_no_time():
-    begin = time.perf_counter()
+    begin = time.process_time()
     patterns = {f"layers.{number}.attn.to_q": 2 for number in range(10_000)}
     values = {f"transformer{number}.lora_alpha": 1 for number in range(20_000)} | {"t.alpha_pattern": patterns}
     configs = read_configs(None, {"lora_adapter_metadata": json.dumps(values)}, "x", "transformer")
     for number in range(5_000):
         assert configs["t"].alpha_of(f"layers.{number}.attn.to_q", 4) == 2.0
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_another_configuration_is_another_lora(checkpoint, models, tmp_path):
