@@ -155,6 +155,15 @@ def test_the_package_s_description_and_keywords_name_every_model():
             assert [word for word in PROJECT["keywords"] if word in words or facts.id.startswith(word)], facts.id
 
 
+def test_the_page_of_training_adapters_has_every_one():
+    text = page("AITKTrainingAdapter")
+    adapters = {facts.id: facts.training_adapter for facts in MODELS if facts.training_adapter}
+    assert adapters
+    for model, adapter in adapters.items():
+        repository, file = adapter.rsplit("/", 1)
+        assert {model, repository, file} <= set(codes(text))
+
+
 # ---- recipes --------------------------------------------------------------------------------------------------------
 
 

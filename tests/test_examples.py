@@ -111,6 +111,7 @@ def _z_image(folder: Path) -> Path:
     # three heads: every row fills GGUF's blocks
     tiny = z_image.make_checkpoint(folder / "diffusers" / TINY, heads=3)
     z_image.make_lora(folder / "loras" / "my_lora.safetensors", tiny, trigger_word="t1ny")
+    z_image.make_lora(folder / "loras" / "zimage_turbo_training_adapter_v2.safetensors", tiny, seed=2)
     z_image.write_single_transformer(folder / "diffusion_models" / "z_image_turbo_bf16.safetensors", tiny)
     z_image.write_gguf(folder / "unet" / "z_image_turbo-q8_0.gguf", tiny, "Q8_0")
     z_image.write_single_text_encoder(folder / "text_encoders" / "qwen_3_4b.safetensors", tiny)
@@ -129,7 +130,8 @@ def test_example_runs(host, own_models, pictures, path, tmp_path):
     assert np.asarray(picture).std() > 10, "a picture, not one colour"
     assert json.loads(picture.text["workflow"]) == document
     assert json.loads(picture.text["aitk_report"]) == report
-    assert len(report["loras"]) == types["ApplyAITKLoRA"]
+    # an adapter is listed as a LoRA, too
+    assert len(report["loras"]) == types["ApplyAITKLoRA"] + types["AITKTrainingAdapter"]
     assert len(report["control_images"]) == types["LoadImage"]
     assert not [note for note in report["notes"] if "negative prompt" in note], "a text that does nothing"
     if "AITKRuntimeOptions" in types:
