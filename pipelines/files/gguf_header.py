@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import FileError
+from ..words import shown
 from .block_types import BLOCK_TYPES
 from .content import START, describe
-from .header import MAX_DIMS, MAX_NAME, MAX_TENSORS, FileStamp, Header, TensorInfo, shown
+from .header import MAX_DIMS, MAX_NAME, MAX_TENSORS, FileStamp, Header, TensorInfo
 
 _VERSIONS = (2, 3)
 _PLAIN = {0: ("F32", 4), 1: ("F16", 2), 30: ("BF16", 2)}  # number in the file -> name, bytes per value

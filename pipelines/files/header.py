@@ -14,13 +14,6 @@ from .block_types import BLOCK_TYPES, GROUPED_TYPES, SCALED_TYPES
 MAX_NAME = 1 << 10  # letters of a tensor's name
 MAX_TENSORS = 1 << 17
 MAX_DIMS = 8
-_SHOWN = 120  # letters of a name in a message
-
-
-def shown(name: object) -> str:
-    """A name that a file gives, quoted, and cut for a message."""
-    text = str(name)
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
+from ..words import shown
 from .content import PICKLE, SAFETENSORS, START, ZIP, describe
-from .header import MAX_DIMS, MAX_NAME, MAX_TENSORS, FileStamp, Header, TensorInfo, shown
+from .header import MAX_DIMS, MAX_NAME, MAX_TENSORS, FileStamp, Header, TensorInfo
 
 if TYPE_CHECKING:
     import torch

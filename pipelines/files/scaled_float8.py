@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .. import files
 from ..errors import FileError
+from ..words import shown
 from .block_types import GROUPED_TYPES, SCALED_TYPES
-from .header import FileStamp, Header, TensorInfo, shown
+from .header import FileStamp, Header, TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,9 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
+from ..words import shown
 from .content import PICKLE, START, ZIP, describe
-from .header import MAX_NAME, FileStamp, Header, TensorInfo, shown
+from .header import MAX_NAME, FileStamp, Header, TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import DeviceMemoryError, FileError
+from ..errors import AITKError, DeviceMemoryError, FileError
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,8 @@ def build_empty(factory: Callable[[], M], config: str) -> M:
     try:
         with init_empty_weights(include_buffers=False):
             return factory()
+    except AITKError:
+        raise
     except Exception as error:
         if out_of_memory(error):
             raise no_memory(config) from error

@@ -7,6 +7,7 @@ change something, and is not understood, refuses the file.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import LoraError
+from ..words import shown
 from . import families
 from .keys import take_apart
 from .kinds import KINDS
-from .layers import DAMAGED, LoraLayer, Reading, check_overlap, layers_of, shown
+from .layers import DAMAGED, LoraLayer, Reading, check_overlap, layers_of
 from .names import names_text_encoder
 
 if TYPE_CHECKING:
@@ -161,9 +163,18 @@ def _check_kinds(reading: Reading, odd: list[_Odd]) -> None:
         )
 
 
-def _check_odd(reading: Reading, odd: list[_Odd], skipped: _Skipped) -> None:
-    """Refuses keys of no known kind that name a layer of the model; the others change nothing."""
-    strange = [one.key for one in odd if any(reading.names.find(start) is not None for start in _starts(one))]
+def _check_odd(reading: Reading, odd: list[_Odd], skipped: _Skipped, largest: float = 1) -> None:
+    """Refuses keys of no known kind that name a layer of the model or have more values than ``largest``.
+
+    What is left is a counter or a statistic of the training.
+    """
+    sizes = reading.header.tensors
+    strange = [
+        one.key
+        for one in odd
+        if math.prod(sizes[one.key].shape) > largest
+        or any(reading.names.find(start) is not None for start in _starts(one))
+    ]
     if strange:
         raise LoraError(
             f"{reading.name!r} has {len(strange)} of {len(reading.header.tensors)} keys that are of no known kind: "
@@ -184,7 +195,8 @@ def _some(keys: list[str]) -> str:
 def _raise_foreign(reading: Reading, groups: Groups, odd: list[_Odd], skipped: _Skipped) -> None:
     """Says what a file is that names no layer of the model."""
     header, name, title = reading.header, reading.name, reading.title
-    _check_odd(reading, odd, skipped)
+    # a file for another model is called that, whatever else it holds
+    _check_odd(reading, odd, skipped, largest=math.inf)
     if not groups and (notes := skipped.notes()):
         raise LoraError(f"{name!r} changes nothing of {title}: {'; '.join(notes)}.")
     _check_text_encoder(reading, [spelled for spelled, _ in groups])

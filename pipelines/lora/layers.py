@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import LoraError
+from ..words import shown
 from . import families
 from .kinds import KINDS, Kind, Shape, full_rank
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 _FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 _WHOLE = ("I64", "I32", "I16", "I8", "U8")
 DAMAGED = "Export or download the file again."
-_LONGEST = 160  # characters of a name in a message
 # roles that go with those of several ways to change a weight
 _SHARED = ("alpha", "dora_scale")
 
@@ -99,11 +99,6 @@ class Reading:
         if family is None or self.title.startswith(family) or self.title in family:
             return "Was it trained on another version or size of the model?"
         return f"It looks like one for {family}."
-
-
-def shown(name: str) -> str:
-    """A name of a file's for messages: quoted, and cut where it is endless."""
-    return repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}...")
 
 
 def layers_of(reading: Reading, spelled: str, target: Target, leaf: str, roles: Mapping[str, str]) -> list[LoraLayer]:

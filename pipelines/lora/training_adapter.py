@@ -137,7 +137,7 @@ def with_training_adapter(handle: PipelineHandle, path: Path, name: str, model: 
             "quantises. Choose an unquantised file."
         )
     lora = open_lora(path, name, model, handle.checkpoint)
-    if lora.kind is not KIND or any(layer.part != main or layer.rows or layer.into for layer in lora.layers):
+    if lora.kinds != (KIND,) or any(layer.part != main or layer.rows or layer.into for layer in lora.layers):
         raise LoraError(f"{name!r} is {lora.title}; a training adapter is a LoRA in AI Toolkit's names.")
     adapted = AdaptedSource(source, lora.stamp, name, handle.dtype, model.id, handle.checkpoint)
     sources = tuple(adapted if one is source else one for one in handle.checkpoint.sources)

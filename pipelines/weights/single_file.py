@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import FileError
-from ..files.header import FileStamp, TensorInfo, shown
+from ..files.header import FileStamp, TensorInfo
 from ..files.scaled_float8 import read_header, read_tensors
+from ..words import shown
 from .folder import read_json
 from .layout import Layout, Placed, SingleFiles, placed
 from .untrusted_config import checked_config

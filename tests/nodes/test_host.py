@@ -67,7 +67,7 @@ def either(request: pytest.FixtureRequest, folder: Path, comfyui: ComfyHost):
 def test_every_container_is_listed_and_nothing_else(either):
     declared = NODE_CLASS_MAPPINGS["LoadAITKModel"].INPUT_TYPES()
     assert sorted(declared["required"]["weights"][0]) == sorted(["default", *WEIGHTS])
-    assert declared["optional"]["text_encoder"][0] == ["default", "gemma.safetensors"]
+    assert declared["optional"]["text_encoder"][0] == ["default", "gemma.gguf", "gemma.safetensors"]
     assert declared["optional"]["vae"][0] == ["default", "ae.safetensors"]
     assert NODE_CLASS_MAPPINGS["ApplyAITKLoRA"].INPUT_TYPES()["required"]["lora_name"][0] == [
         "one.safetensors", "two.sft",

@@ -224,10 +224,10 @@ def test_dora_rescales_the_rows_of_the_changed_weight(engine, checkpoint, tmp_pa
     magnitude = torch.rand(96, generator=RANDOM) + 0.5
     path = _file(tmp_path / "dora.safetensors", {"lora_A.weight": down, "lora_B.weight": up, "magnitude": magnitude})
     file = open_lora(path, path.name, MODEL, checkpoint)
-    assert not file.kind.mergeable
+    assert not file.mergeable
     options = RuntimeOptions(transformer_quantization=quantization)
     base = PipelineHandle("lumina2", checkpoint, "float32", options)
-    spec = LoraSpec(path.name, FileStamp.of(path), 0.6, "auto", file.kind.title, file.kind.mergeable)
+    spec = LoraSpec(path.name, FileStamp.of(path), 0.6, "auto", file.title, file.mergeable)
     x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
     with engine.on_device(wanted(engine, base), "transformer", SilentObserver()) as transformer:
         weight = transformer.get_submodule(LAYER).weight

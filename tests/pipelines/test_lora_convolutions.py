@@ -122,8 +122,8 @@ def named(tensors: Tensors, name: str = "lora_unet_down_0_conv") -> Tensors:
 
 
 def live(layer: nn.Module, adapter: Adapter, strength: float, x: torch.Tensor, arithmetic: str, rows=None):
-    hook = LiveLayer(layer, x.dtype, arithmetic)
-    hook.append(adapter, strength, rows)
+    hook = LiveLayer(layer, x.dtype)
+    hook.append(adapter, strength, arithmetic, rows)
     with torch.no_grad():
         output = layer(x)
         hook.remove()

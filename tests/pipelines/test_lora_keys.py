@@ -356,9 +356,9 @@ def test_endless_names_are_cut_in_messages(tiny):
     own, module = tiny("flux2_klein_4b"), "single_blocks.0.linear2"
     good = pair(f"diffusion_model.{module}", *own.shapes[f"{module}.weight"])
     for key in (
-        "x" * 100_000 + ".diff",
-        f"{module}.{'y' * 100_000}",
-        "double_blocks.7" + ".z" * 50_000 + ".lora_A.weight",
+        "x" * 1000 + ".diff",
+        f"{module}.{'y' * 900}",
+        "double_blocks.7" + ".z" * 450 + ".lora_A.weight",
     ):
         with pytest.raises(LoraError) as caught:
             own.open(good | {key: torch.ones(4)})
@@ -374,7 +374,7 @@ def test_keys_are_taken_apart_at_the_longest_end():
 
 
 def test_many_keys_that_change_nothing_take_no_time(tiny):
-    info = TensorInfo("F32", (2, 2))
+    info = TensorInfo("F32", ())
     keys = {f"{kind}{number}": info for number in range(10_000) for kind in ("norm_final.", "step.", "transformer.x")}
     good = {key: TensorInfo("F32", tuple(value.shape)) for key, value in pair("layers.0.attn.to_out.0", 96, 96).items()}
     names = names_of("lumina2", tiny("lumina2").checkpoint)

@@ -14,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import LuminaLayerNormContinuous
 from torch import nn
 
+from ...errors import FileError
 from .blocks import CONDITION_WIDTH, OmniGen2TransformerBlock, TimeTextEmbedding
 from .rotary import RotaryTables, positions
 
@@ -39,7 +40,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin):
         timestep_scale: by which the time is multiplied.
 
     Raises:
-        ValueError: the rotary axes do not fill a head.
+        FileError: the rotary axes do not fill a head.
     """
 
     _repeated_blocks = ["OmniGen2TransformerBlock"]
@@ -68,7 +69,10 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin):
         super().__init__()
         head = hidden_size // num_attention_heads
         if sum(axes_dim_rope) != head:
-            raise ValueError(f"the rotary axes {list(axes_dim_rope)} do not fill a head of {head} channels")
+            raise FileError(
+                f"The transformer's configuration cannot be used: its rotary axes {list(axes_dim_rope)} do not fill a "
+                f"head of {head} channels. Download it again."
+            )
         self.patch_size = patch_size
         self.rotary = RotaryTables(axes_dim_rope, axes_lens)
 

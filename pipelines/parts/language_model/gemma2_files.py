@@ -9,7 +9,7 @@ GEMMA2 = LanguageModelFiles(
     model_type="gemma2",
     # transformers' names, an encoder alone, ComfyUI's all-in-one checkpoints, and its node Save CLIP
     prefixes=("model.", "", "text_encoders.gemma2_2b.transformer.model.", "gemma2_2b.transformer.model."),
-    kinds=("Gemma 2", "Gemma 3"),
+    kinds=("Gemma 2",),
     # what layers have beside the common ones; the norm before the feed-forward has the common one's name
     gguf_names={
         "post_attention_norm.weight": "post_attention_layernorm",

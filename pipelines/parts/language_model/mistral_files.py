@@ -16,7 +16,7 @@ def mistral(layers: int) -> LanguageModelFiles:
             "language_model.model.", "model.language_model.", "model.", "",
             "text_encoders.mistral3_24b.transformer.model.", "mistral3_24b.transformer.model.",
         ),
-        kinds=("Mistral or Llama", "Qwen3"),
+        kinds=("Mistral or Llama",),
         gguf_interleaved=True,
         head=128,
         # config.json of mistralai/Mistral-Small-3.1-24B-Instruct-2503
