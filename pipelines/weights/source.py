@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import FileError
 from ..files import read_header
 from ..files.block_types import BLOCK_TYPES, SCALED_TYPES
+from ..words import shown
 
 if TYPE_CHECKING:
     import torch
@@ -103,13 +104,13 @@ def check_complete(source: Source, expected: Mapping[str, Sequence[int]], surplu
     if missing:
         raise FileError(
             f"{source.name!r} is incomplete: {source.component} lacks {len(missing)} of {len(expected)} tensors, "
-            f"the first is {missing[0]!r}. Download it again."
+            f"the first is {shown(missing[0])}. Download it again."
         )
     unknown = [name for name in found if name not in expected and not any(part in name for part in surplus)]
     if unknown:
         raise FileError(
             f"{source.name!r} does not fit its own {source.config_name}: the model has no place for {len(unknown)} of "
-            f"its tensors, the first is {unknown[0]!r}. Download both from one repository."
+            f"its tensors, the first is {shown(unknown[0])}. Download both from one repository."
         )
     for name, shape in expected.items():
         if found[name].shape != tuple(shape):

@@ -224,7 +224,7 @@ ERRORS = [
     (
         {"weights": "tiny", "text_encoder": "qwen.safetensors"},
         {},
-        "it is Qwen3, and this model reads Mistral Small 3.1",
+        "it is Qwen3, and this model was trained with Mistral",
     ),
     ({"model": "lumina2", "weights": "dit.safetensors", **PARTS}, {}, "holds no part of Lumina Image 2.0"),
     ({"weights": "tiny"}, {"lora": {"lora_name": "klein.safetensors"}}, "was trained on FLUX.2-klein 4B"),

@@ -81,7 +81,10 @@ class LanguageModelFiles:
     def _stranger(self, header: Header) -> str:
         """What a file is where it is another kind of language model; empty where it may be this one."""
         found = kind_of(header)
-        return "" if found is None or found in self.kinds else f"it is {found}, and this model reads {self.title}"
+        if found is None or found in self.kinds:
+            return ""
+        known = (what for name, what in self.foreign.items() if any(key.endswith(name) for key in header.tensors))
+        return next(known, f"it is {found}, and this model reads {self.title}")
 
     def folder_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """transformers' ``config.json``, of the language model alone and of as many layers as are read.
