@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import FileError
 from .gguf_header import read_layout
+from .spans import read_spans
 
 if TYPE_CHECKING:
     import torch
@@ -43,28 +43,10 @@ def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[s
     from .packed import BlockTensor
 
     layout = read_layout(path)
-    changed = f"{path.name!r} was changed while it was read. Run again."
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
-    with file:
-        for name in layout.spans if names is None else names:
-            if name not in layout.spans:
-                raise FileError(changed)
-            info, (begin, length) = layout.header.tensors[name], layout.spans[name]
-            raw = torch.empty(length, dtype=torch.uint8)
-            buffer: Any = raw.numpy()
-            try:
-                file.seek(begin)
-                whole = file.readinto(buffer) == length
-            except OSError as error:
-                raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
-            if not whole:
-                raise FileError(changed)
-            if info.packed:
-                yield name, BlockTensor.of(raw, info.dtype, info.shape)
-            else:
-                yield name, raw.view(dtypes[info.dtype]).reshape(info.shape)
-            del raw, buffer
+    for name, raw in read_spans(path, layout.spans, names):
+        info = layout.header.tensors[name]
+        if info.packed:
+            yield name, BlockTensor.of(raw, info.dtype, info.shape)
+        else:
+            yield name, raw.view(dtypes[info.dtype]).reshape(info.shape)

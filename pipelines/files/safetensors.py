@@ -19,6 +19,7 @@ from ..errors import FileError
 from ..words import shown
 from .content import PICKLE, SAFETENSORS, START, ZIP, describe
 from .header import MAX_DIMS, MAX_NAME, MAX_TENSORS, FileStamp, Header, TensorInfo
+from .spans import read_spans
 
 if TYPE_CHECKING:
     import torch
@@ -74,28 +75,10 @@ def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[s
     import torch
 
     layout = _layout(FileStamp.of(path))
-    changed = f"{path.name!r} was changed while it was read. Run again."
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
-    with file:
-        for name in layout.spans if names is None else names:
-            if name not in layout.spans:
-                raise FileError(changed)
-            info, (begin, length) = layout.header.tensors[name], layout.spans[name]
-            raw = torch.empty(length, dtype=torch.uint8)
-            buffer: Any = raw.numpy()
-            try:
-                file.seek(begin)
-                whole = file.readinto(buffer) == length
-            except OSError as error:
-                raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
-            if not whole:
-                raise FileError(changed)
-            dtype = _DTYPES.get(info.dtype)
-            yield name, raw if dtype is None else raw.view(getattr(torch, dtype)).reshape(info.shape)
-            del raw, buffer
+    for name, raw in read_spans(path, layout.spans, names):
+        info = layout.header.tensors[name]
+        dtype = _DTYPES.get(info.dtype)
+        yield name, raw if dtype is None else raw.view(getattr(torch, dtype)).reshape(info.shape)
 
 
 # a file is asked several times before a run, and its header may hold the workflow that made it
