@@ -9,8 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# a slow machine is no fault
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # no test reaches out; set before huggingface_hub is imported
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -160,7 +160,7 @@ _WORDS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.one_of(st.text(), st.lists(st.one_of(st.sampled_from(_WORDS), st.text(max_size=3))).map("".join)))
 def test_both_shapes_of_the_tokenizer_give_the_same_ids(tokenizers, text):
     assume(not any(token in text for token in SPECIAL_TOKENS))

@@ -138,7 +138,7 @@ def test_a_lora_with_a_text_encoder_half_on_gguf_and_on_a_folder(everywhere, rec
     assert error < 2 * GGUF["Q8_0"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.text(max_size=60) | st.sampled_from(["a <bos> b", "<pad><eos>", "  two  spaces ", "\n\n", "<2mass>", "🦊 fox"])
 )

@@ -237,7 +237,7 @@ def assert_all_used(contents: Contents, tensors: dict[str, TensorInfo]) -> None:
 FORMATS = st.sampled_from(["kohya", "ComfyUI", "AI Toolkit", "LoHa"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), form=FORMATS)
 def test_any_subset_of_modules_loads_and_changes_these_modules(good, read, data, form):
     tensors = good[form].tensors
@@ -272,7 +272,7 @@ PREFIXES = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), form=FORMATS, way=st.sampled_from(["removed", "renamed", "doubled", "other shape"]))
 def test_a_file_with_one_odd_key_is_refused_or_wholly_applied(good, read, data, form, way):
     tensors = dict(good[form].tensors)
@@ -301,7 +301,7 @@ def test_a_file_with_one_odd_key_is_refused_or_wholly_applied(good, read, data, 
 SHAPES = st.lists(st.integers(0, 5).map(lambda n: n * 48), max_size=3).map(tuple)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_garbage_is_refused_by_name(good, read, data):
     names = sorted({module_of(key) for header in good.values() for key in header.tensors})

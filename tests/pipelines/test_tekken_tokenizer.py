@@ -39,7 +39,7 @@ def fast(tmp_path_factory):
     return AutoTokenizer.from_pretrained(str(write_tokenizer(tmp_path_factory.mktemp("fast"))))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS)
 @example("<s>[INST]a[/INST]</s>")
 @example("")
