@@ -1,4 +1,4 @@
-"""The nodes, one file per family; ``host.py`` is the only door to ComfyUI."""
+"""The nodes, one file per family; ``host/comfyui.py`` is the only door to ComfyUI."""
 
 from .control import AITKControlImages
 from .load_model import LoadAITKModel

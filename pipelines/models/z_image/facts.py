@@ -72,7 +72,9 @@ Z_IMAGE = ModelFacts(
     words=Words(
         search=("z-image", "zimage", "z image turbo", "tongyi"),
         inputs={
-            "AITKSampler.guidance_scale": "Z-Image Turbo is made for 1: as the trainer counts, no guidance.",
+            "AITKSampler.negative_prompt": "Z-Image's reference pipeline uses it above 0.",
+            "AITKSampler.guidance_scale": "Z-Image Turbo is made for 1: none in trainer preview, where 1 is taken off; "
+            "the reference pipeline guides by it.",
             "AITKSampler.system_prompt": "Z-Image takes none.",
         },
     ),
