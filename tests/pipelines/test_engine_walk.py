@@ -1,6 +1,7 @@
 """A random walk over an engine: whatever was run, broken off or damaged before, the next picture is a fresh engine's.
 
-Seeded. By default a few seconds; ``AITK_WALK_SECONDS=600`` walks longer, ``AITK_WALK_SEED=7`` elsewhere.
+Every family, its weights dense, quantised or packed by their file, whole or streamed in blocks. Seeded. By default a
+few seconds; ``AITK_WALK_SECONDS=600`` walks longer, ``AITK_WALK_SEED=7`` elsewhere.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from comfyui_aitk.headless.tiny import flux2, lumina2, omnigen2, z_image
+from comfyui_aitk.headless.tiny import containers, flux2, lumina2, omnigen2, z_image
 from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.files.header import FileStamp
@@ -28,6 +30,9 @@ from comfyui_aitk.pipelines.options import RuntimeOptions
 from comfyui_aitk.pipelines.run.request import SampleRequest
 from comfyui_aitk.pipelines.run.sample import sample
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
+from comfyui_aitk.pipelines.weights.single_file import open_single_file
+from comfyui_aitk.pipelines.weights.source import packed_as
+from rendering import AskedMachine
 
 SECONDS = float(os.environ.get("AITK_WALK_SECONDS", "6"))
 SEED = int(os.environ.get("AITK_WALK_SEED", "0"))
@@ -36,7 +41,9 @@ MAKERS: dict[str, tuple[Callable[..., Path], Callable[..., Path]]] = {
     "omnigen2": (omnigen2.make_checkpoint, omnigen2.make_lora),
     "zimage": (z_image.make_checkpoint, z_image.make_lora),
     "flux2": (flux2.make_checkpoint, flux2.make_lora),
+    "flux2_klein_4b": (partial(flux2.make_checkpoint, model="flux2_klein_4b"), flux2.make_lora),
 }
+HELD = ("none", "none", "qfloat8", "qint8", "fp8_e4m3fn")
 REQUEST = SampleRequest("trainer preview", "a cat", width=64, height=64, steps=1, guidance_scale=4.0, seed=1)
 
 
@@ -63,19 +70,37 @@ class Walk:
     def __init__(self, folder: Path, seed: int) -> None:
         self.random = random.Random(seed)
         self.folder = folder
-        self.engine = Engine(PlainMachine())
-        self.way: list[str] = []
+        # "cpu:0" takes every path of a device that is not the CPU
+        self.machine = self.random.choice((PlainMachine(), AskedMachine("cpu:0")))
+        self.engine = Engine(self.machine)
+        self.way: list[str] = [f"on {self.machine.device()}"]
         self._pictures: dict[tuple, torch.Tensor] = {}
         for model, (make_checkpoint, make_lora) in MAKERS.items():
             made = make_checkpoint(folder / model)
             for number in (1, 2):
                 make_lora(folder / f"{model}{number}.safetensors", made, seed=number)
+        q8 = z_image.write_gguf(folder / "q8.gguf", folder / "zimage", "Q8_0")
+        plain = folder / "flux2_klein_4b" / flux2.FILES["flux2_klein_4b"]
+        self.packed = {
+            "zimage": q8,
+            "lumina2": containers.write_gguf(folder / "lumina2.gguf", folder / "lumina2", "Q8_0"),
+            "flux2_klein_4b": containers.write_scaled_float8(folder / "scaled.safetensors", plain, "new"),
+        }
 
     def handle(self) -> PipelineHandle:
         """Any model with any LoRAs, held anyhow."""
         model = self.random.choice(list(MAKERS))
-        checkpoint = Checkpoint.open(self.folder / model, model, find_model(model).files)
-        options = RuntimeOptions(*(self.random.choice(("none", "none", "qfloat8", "qint8")) for _ in range(2)))
+        files = find_model(model).files
+        checkpoint = Checkpoint.open(self.folder / model, model, files)
+        if (packed := self.packed.get(model)) and self.random.random() < 0.3:
+            parts = {source.component: source for source in checkpoint.sources}
+            checkpoint = Checkpoint.assemble(model, parts | open_single_file(packed, packed.name, files), files)
+        held = {name: bool(packed_as(checkpoint.source(name))) for name in files.parts}
+        options = RuntimeOptions(
+            "none" if held[files.main] else self.random.choice(HELD),
+            self.random.choice(HELD),
+            blocks_on_cpu=self.random.choice((0, 0, 1, 999)),
+        )
         handle = PipelineHandle(model, checkpoint, self.random.choice(("bfloat16", "float32")), options)
         for number in self.random.sample((1, 2), self.random.randint(0, 2)):
             path = self.folder / f"{model}{number}.safetensors"
@@ -167,10 +192,15 @@ class Walk:
 
 
 def _digest(engine: Engine, part: str) -> str:
-    digest = hashlib.sha256()
-    for name, value in engine._parts[part].module.state_dict().items():
-        tensor = getattr(value, "_data", value)
-        digest.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    """Of every byte of a part's weights, in whatever form."""
+    module, digest = engine._parts[part].module, hashlib.sha256()
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        # no weights: set anew before each text
+        if "inv_freq" in name:
+            continue
+        flatten = getattr(value, "__tensor_flatten__", None)
+        for tensor in [value] if flatten is None else [getattr(value, inner) for inner in flatten()[0]]:
+            digest.update(name.encode() + tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
