@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,31 +18,53 @@ from .spread import spread
 from .tokenizer import make_tokenizer
 from .toolkit_loras import LoRAOptions, write_lora
 
-# Widths are tiny, and everything that tensors do not tell is as in the real model, so that single files of this one can
-# be understood by the real one's constants: among them three rotary axes of equal, even size, 256 channels for each of
-# Gemma2's heads, feed-forward layers of a multiple of 256, and 32 groups in the autoencoder's norms.
-# GGUF's blocks want rows of 32, which with the rotary axes makes 96 the smallest width.
-_HIDDEN, _HEADS, _KV_HEADS = 96, 4, 2
-_AXIS = _HIDDEN // _HEADS // 3
-_TEXT_HIDDEN = 32
 _BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
 
 
-def make_checkpoint(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Writes a checkpoint of three megabytes; returns the folder.
+@dataclass(frozen=True)
+class Sizes:
+    """What may differ from the released model: by default as little as its parts work with.
+
+    Everything that tensors do not tell is as there, so that single files can be understood by the real one's constants:
+    among them three rotary axes of equal, even size, 256 channels for each of Gemma2's heads, feed-forward layers of a
+    multiple of 256, and 32 groups in the autoencoder's norms. GGUF's blocks want rows of 32, which with the rotary axes
+    makes 96 the smallest width.
+
+    Attributes:
+        hidden: width of the transformer; 2304 in the released one.
+        heads: of its attention; 24 there.
+        kv_heads: of its keys and values; 8 there.
+        layers: main blocks; 26 there.
+        refiners: blocks of each of its two refiners; 2 there.
+        text_hidden: width of the text encoder; 2304 there.
+        text_layers: its layers; 26 there.
+    """
+
+    hidden: int = 96
+    heads: int = 4
+    kv_heads: int = 2
+    layers: int = 2
+    refiners: int = 1
+    text_hidden: int = 32
+    text_layers: int = 3
+
+
+def make_checkpoint(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16, sizes: Sizes = Sizes()) -> Path:
+    """Writes a checkpoint, by default one of three megabytes; returns the folder.
 
     Args:
         folder: made where it is missing.
         seed: decides the weights.
         dtype: in which they are stored.
+        sizes: of its networks.
     """
     rng_state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
         tokenizer = make_tokenizer()
         parts: dict[str, Any] = {
-            "transformer": _transformer(),
-            "text_encoder": _text_encoder(len(tokenizer)),
+            "transformer": _transformer(sizes),
+            "text_encoder": _text_encoder(len(tokenizer), sizes),
             "vae": spread(flux1_vae()),
         }
     finally:
@@ -87,33 +110,34 @@ def trained_layers(checkpoint: Path) -> dict[str, tuple[int, int]]:
     return layers
 
 
-def _transformer() -> nn.Module:
+def _transformer(sizes: Sizes) -> nn.Module:
+    axis = sizes.hidden // sizes.heads // 3
     model = Lumina2Transformer2DModel(
         sample_size=128,
         patch_size=2,
         in_channels=16,
-        hidden_size=_HIDDEN,
-        num_layers=2,
-        num_refiner_layers=1,
-        num_attention_heads=_HEADS,
-        num_kv_heads=_KV_HEADS,
+        hidden_size=sizes.hidden,
+        num_layers=sizes.layers,
+        num_refiner_layers=sizes.refiners,
+        num_attention_heads=sizes.heads,
+        num_kv_heads=sizes.kv_heads,
         multiple_of=256,
         ffn_dim_multiplier=None,
         norm_eps=1e-5,
         scaling_factor=1.0,
-        axes_dim_rope=(_AXIS, _AXIS, _AXIS),
+        axes_dim_rope=(axis, axis, axis),
         axes_lens=(300, 512, 512),
-        cap_feat_dim=_TEXT_HIDDEN,
+        cap_feat_dim=sizes.text_hidden,
     )
     return spread(model)
 
 
-def _text_encoder(vocabulary: int) -> nn.Module:
+def _text_encoder(vocabulary: int, sizes: Sizes) -> nn.Module:
     config = Gemma2Config(
         vocab_size=vocabulary,
-        hidden_size=_TEXT_HIDDEN,
+        hidden_size=sizes.text_hidden,
         intermediate_size=64,
-        num_hidden_layers=3,
+        num_hidden_layers=sizes.text_layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=256,

@@ -21,6 +21,7 @@ from ..layers.holding import FLOAT8_FORMS
 from ..layers.measure import held_bytes
 from ..lora.stack import LoraStack, resolve
 from ..machine.lend import lent
+from ..machine.ram import trim_ram
 from ..models import find_model, load_model
 from ..options import QUANTIZATION_INPUTS, torch_dtype
 from ..weights.source import packed_as
@@ -52,12 +53,14 @@ class Counters:
         parts_loaded: parts read from a checkpoint.
         texts_encoded: texts that went through a text encoder.
         lora_files_read: LoRA files read.
+        tensors_merged: a part's tensors that LoRAs were merged into.
         tensors_restored: the checkpoint's tensors read again to undo a merge.
     """
 
     parts_loaded: int = 0
     texts_encoded: int = 0
     lora_files_read: int = 0
+    tensors_merged: int = 0
     tensors_restored: int = 0
 
 
@@ -100,6 +103,7 @@ class Engine:
             self._embeddings.clear()
             self._checked = None
             gc.collect()
+            trim_ram()
             self._empty_cache()
 
     @contextmanager
@@ -246,8 +250,11 @@ class Engine:
             stack.set(wanted.loras_of(part), wanted.model.facts, wanted.handle.checkpoint, observer.check)
         finally:
             self.counters.lora_files_read += stack.files_read
+            self.counters.tensors_merged += stack.tensors_merged
             self.counters.tensors_restored += stack.tensors_read
-            stack.files_read = stack.tensors_read = 0
+            if stack.tensors_merged or stack.tensors_read:
+                trim_ram()
+            stack.files_read = stack.tensors_merged = stack.tensors_read = 0
 
     def _part(self, wanted: Wanted, part: str, observer: Observer) -> _Loaded:
         key = wanted.keys[part]
@@ -268,6 +275,8 @@ class Engine:
             gc.collect()
         dtype = torch_dtype(key.dtype)
         module = kind.load(key.source, dtype, key.quantization, key.plain, observer.check)
+        # what was read to make it
+        trim_ram()
         self._parts[part] = _Loaded(key, module, LoraStack(kind.lora_root(module), key.source, dtype, self.device))
         self.counters.parts_loaded += 1
         return self._parts[part]

@@ -87,12 +87,14 @@ class LoraStack:
     Attributes:
         applied: what is on it now; None after a change that could be neither finished nor undone.
         tensors_read: how many of the checkpoint's tensors were read again so far.
+        tensors_merged: how many of the part's tensors were merged into so far.
         files_read: how many LoRA files were read so far.
     """
 
     def __init__(self, module: nn.Module, source: Source, dtype: torch.dtype, device: str) -> None:
         self.applied: tuple[AppliedLora, ...] | None = ()
         self.tensors_read = 0
+        self.tensors_merged = 0
         self.files_read = 0
         self._module = module
         self._source = source
@@ -199,6 +201,7 @@ class LoraStack:
         layer = changes[0][0]
         self._merged[layer.parameter] = layer
         self._put(layer, value)
+        self.tensors_merged += 1
 
     def _owner(self, layer: LoraLayer) -> torch.Tensor:
         return cast("torch.Tensor", getattr(self._module.get_submodule(layer.module), layer.leaf))

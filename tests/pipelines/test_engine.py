@@ -176,7 +176,7 @@ def test_a_lora_that_fails_half_way_is_taken_off_whole(engine, checkpoint, model
     again = sample(engine, base, request, SilentObserver())
     assert torch.equal(again.images, expected.images)
     assert again.report["work"] == {
-        "parts_loaded": 0, "texts_encoded": 0, "lora_files_read": 0, "tensors_restored": 0,
+        "parts_loaded": 0, "texts_encoded": 0, "lora_files_read": 0, "tensors_merged": 0, "tensors_restored": 0,
     }  # fmt: skip
 
 
