@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..pipelines.errors import AITKError, FileError, InputError
 from ..pipelines.files import SUFFIXES
-from ..pipelines.handle import PipelineHandle
+from ..pipelines.handle import Lease, PipelineHandle
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
 from ..pipelines.options import DTYPES, DType, RuntimeOptions
 from ..pipelines.weights.checkpoint import Checkpoint, folder_markers
@@ -151,7 +151,7 @@ class LoadAITKModel:
             raise InputError(f"dtype {shown(dtype)} is unknown. Choose auto, {', '.join(DTYPES)}.")
         checkpoint = _chosen(facts, _choice(weights, text_encoder, vae, repo_id))
         run_dtype = "bfloat16" if dtype == "auto" else cast("DType", dtype)
-        return (PipelineHandle(facts.id, checkpoint, run_dtype, options or RuntimeOptions()),)
+        return (PipelineHandle(facts.id, checkpoint, run_dtype, options or RuntimeOptions(), lease=Lease()),)
 
 
 def _choice(weights: str, text_encoder: str, vae: str, repo_id: str = "") -> Choice:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..pipelines.engine.engine import Engine
     from ..pipelines.machine.plan import DeviceMemory
+    from ..pipelines.machine.residence import Residence
 
 MAX_WIDGET_SEED = 2**53  # the largest whole number that the editor, a JavaScript program, holds exactly
 _MAX_SIDE = 16384  # ComfyUI's own limit of a side; the model's, which the run checks, is lower
@@ -33,7 +34,10 @@ class _HostMachine:
     def device(self) -> str:
         return current_host().device()
 
-    def make_room(self, size: int) -> None:
+    def admit(self, guest: Residence, beside: int) -> None:
+        current_host().admit(guest, beside)
+
+    def make_room(self, size: float) -> None:
         current_host().make_room(size)
 
     def device_memory(self) -> DeviceMemory | None:

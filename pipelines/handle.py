@@ -52,6 +52,10 @@ class LoraSpec:
         return f"{cut(self.name, 60)} at {self.strength:g}"
 
 
+class Lease:
+    """Keeps a handle's weights in memory as long as it lives: ComfyUI lets go of its nodes' outputs to free memory."""
+
+
 @dataclass(frozen=True)
 class PipelineHandle:
     """A model with everything that decides its pictures.
@@ -62,6 +66,7 @@ class PipelineHandle:
         dtype: what they are computed in.
         options: how they are held.
         loras: in the order in which they apply.
+        lease: shared by all handles that were made of one; decides no picture.
     """
 
     model: str
@@ -69,6 +74,7 @@ class PipelineHandle:
     dtype: DType = "bfloat16"
     options: RuntimeOptions = field(default_factory=RuntimeOptions)
     loras: tuple[LoraSpec, ...] = ()
+    lease: Lease | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         loras = [f", LoRA {lora!r}" for lora in self.loras[:_SHOWN_LORAS]]

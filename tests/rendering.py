@@ -12,10 +12,12 @@ from comfyui_aitk.pipelines.engine.wanted import Wanted
 from comfyui_aitk.pipelines.handle import PipelineHandle
 from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.machine.plan import DeviceMemory
+from comfyui_aitk.pipelines.machine.residence import Residence
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.models.model import Denoising, Job, Typed
 from comfyui_aitk.pipelines.models.schedule import Schedule
 from comfyui_aitk.pipelines.pictures.sizes import Size
+from torch import nn
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -100,14 +102,27 @@ def put_into_cache(folder: Path, repository: str, files: dict[str, Path]) -> Non
 
 
 class AskedMachine(PlainMachine):
-    """Notes the bytes that it is asked to make room for. ``cpu:0`` takes every path of a device that is not the CPU."""
+    """Notes the bytes that a part takes of the device while it is used, and those beside its weights.
+
+    ``cpu:0`` takes every path of a device that is not the CPU.
+    """
 
     def __init__(self, name: str = "cpu", memory: DeviceMemory | None = None, total: int = 1 << 40) -> None:
         super().__init__(name, memory, total)
-        self.asked: list[int] = []
+        self.asked: list[float] = []
 
-    def make_room(self, size: int) -> None:
+    def admit(self, guest: Residence, beside: int) -> None:
+        super().admit(guest, beside)
+        self.asked.append(guest.there + beside)
+
+    def make_room(self, size: float) -> None:
+        super().make_room(size)
         self.asked.append(size)
+
+
+def loaded(engine: Engine, part: str) -> nn.Module:
+    """A part that is in memory; of several models' the latest."""
+    return [value.residence.module for key, value in engine._parts.items() if key.part == part][-1]
 
 
 def wanted(engine: Engine, handle: PipelineHandle, recipe: str = "trainer preview", size: Size | None = None) -> Wanted:

@@ -1,6 +1,6 @@
 """ComfyUI as the host: its model folders, progress bar, previews, interruption and memory manager.
 
-No other module of this pack imports ComfyUI.
+Beside it, ``comfy_memory.py`` alone imports ComfyUI.
 """
 
 # ComfyUI's modules are not installed packages: the type checker cannot find them
@@ -21,6 +21,8 @@ from .protocol import ProgressBar, SaveTarget
 
 if TYPE_CHECKING:
     import torch
+
+    from ...pipelines.machine.residence import Residence
 
 
 _LONGEST_TEXT = 4000  # characters on a node
@@ -86,7 +88,17 @@ class ComfyHost:
 
         return str(model_management.get_torch_device())
 
-    def make_room(self, size: int) -> None:
+    def admit(self, guest: Residence, beside: int) -> None:
+        from comfy import model_management
+
+        from .comfy_memory import ResidencePatcher
+
+        # the manager forgets whom nobody else holds
+        if guest.ticket is None:
+            guest.ticket = ResidencePatcher(guest)
+        model_management.load_models_gpu([guest.ticket], memory_required=beside)
+
+    def make_room(self, size: float) -> None:
         from comfy import model_management
 
         model_management.free_memory(size, model_management.get_torch_device())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...pipelines.errors import FileError, InputError
+from ...pipelines.machine.guests import Guests
 from ...pipelines.machine.plan import DeviceMemory
 from ...pipelines.pictures.saving import reason
 from ...pipelines.weights.untrusted_names import check_name, list_files, list_folders_with
@@ -17,6 +18,8 @@ from .protocol import ProgressBar, SaveTarget
 
 if TYPE_CHECKING:
     import torch
+
+    from ...pipelines.machine.residence import Residence
 
 # ComfyUI's model kinds that have an older folder beside the one of their name, which users still fill
 _OLDER_FOLDERS = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
@@ -65,6 +68,7 @@ class PlainHost:
         self._device = device
         self._device_checked = False
         self._extra = dict(extra or {})
+        self._guests = Guests()
 
     def model_roots(self, kind: str) -> list[Path]:
         extra = self._extra.get(kind)
@@ -139,8 +143,11 @@ class PlainHost:
             self._device_checked = True
         return self._device
 
-    def make_room(self, size: int) -> None:
-        """Nothing else is on the device."""
+    def admit(self, guest: Residence, beside: int) -> None:
+        self._guests.admit(guest, beside, self.device_memory())
+
+    def make_room(self, size: float) -> None:
+        self._guests.make_room(size)
 
     def device_memory(self) -> DeviceMemory | None:
         import torch
@@ -151,7 +158,8 @@ class PlainHost:
             return None
         free, total = backend.mem_get_info(device)
         # torch keeps what it freed, for this process alone
-        return DeviceMemory(total, free + backend.memory_reserved(device) - backend.memory_allocated(device))
+        kept = backend.memory_reserved(device) - backend.memory_allocated(device)
+        return DeviceMemory(total, free + kept + self._guests.there)
 
     def check_interrupt(self) -> None:
         """Ctrl-C raises by itself."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...pipelines.machine.plan import DeviceMemory
+    from ...pipelines.machine.residence import Residence
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,12 @@ class Host(Protocol):
         """The compute device, e.g. ``"cuda:0"`` or ``"cpu"``."""
         ...
 
-    def make_room(self, size: int) -> None:
-        """Asks for ``size`` free bytes on the compute device before something is put there."""
+    def admit(self, guest: Residence, beside: int) -> None:
+        """Brings a part to the compute device; see :class:`..pipelines.machine.machine.Machine`."""
+        ...
+
+    def make_room(self, size: float) -> None:
+        """Asks for ``size`` free bytes on the compute device."""
         ...
 
     def device_memory(self) -> DeviceMemory | None:

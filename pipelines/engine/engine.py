@@ -1,8 +1,8 @@
 """The weights behind the handles, and the cheapest way from what is loaded to what is asked for.
 
-One model is held at a time, part by part. A part is loaded when a run first needs it and kept until a run needs another
-one in its place. LoRAs, strengths, prompts and seeds never reload a part. Between runs everything lies in CPU memory,
-as far as the plan (``machine/plan.py``) finds room for it there.
+A part is loaded when a run first needs it, and kept as long as somebody may ask for it again and there is room: see
+:meth:`Engine._make_way`. LoRAs, strengths, prompts and seeds never reload a part. What came to the device stays there
+until something else needs the room (``machine/residence.py``).
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import gc
 import threading
 import traceback
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceMemoryError, InputError
 from ..layers.attention import check_attention
 from ..layers.holding import FLOAT8_FORMS
-from ..layers.measure import held_bytes
 from ..lora.stack import LoraStack, resolve
-from ..machine.lend import lent
+from ..machine.plan import usable_ram
 from ..machine.ram import trim_ram
+from ..machine.residence import EVERYTHING, Residence
 from ..models import find_model, load_model
 from ..options import QUANTIZATION_INPUTS, torch_dtype
 from ..weights.source import packed_as
@@ -32,7 +33,7 @@ from .wanted import PartKey, Wanted
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..handle import PipelineHandle
+    from ..handle import Lease, PipelineHandle
     from ..machine.machine import Machine
     from ..models.model import Denoisers, Model
     from ..models.recipe import Recipe
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from ..pictures.sizes import Size
     from ..weights.checkpoint import Checkpoint
 
-_EVERYTHING = 1 << 62  # bytes: more than there are
 _ASK_EVERY = 0.05  # seconds between two looks at a waiting run's observer
 
 
@@ -51,6 +51,7 @@ class Counters:
 
     Attributes:
         parts_loaded: parts read from a checkpoint.
+        bytes_moved: bytes copied to the device: parts that came, and blocks in their turns.
         texts_encoded: texts that went through a text encoder.
         lora_files_read: LoRA files read.
         tensors_merged: a part's tensors that LoRAs were merged into.
@@ -58,6 +59,7 @@ class Counters:
     """
 
     parts_loaded: int = 0
+    bytes_moved: int = 0
     texts_encoded: int = 0
     lora_files_read: int = 0
     tensors_merged: int = 0
@@ -67,8 +69,17 @@ class Counters:
 @dataclass
 class _Loaded:
     key: PartKey
-    module: nn.Module
+    residence: Residence
     loras: LoraStack
+    leases: weakref.WeakSet[Lease] = field(default_factory=weakref.WeakSet)
+    leased: bool = True
+
+    def lend_to(self, lease: Lease | None) -> None:
+        """Notes whose part it is; without a lease it is kept until other weights are asked for."""
+        if lease is None:
+            self.leased = False
+        else:
+            self.leases.add(lease)
 
 
 class Engine:
@@ -78,11 +89,15 @@ class Engine:
         self.counters = Counters()
         self._machine = machine
         self._planner = Planner(machine)
-        self._parts: dict[str, _Loaded] = {}
+        # the least used first
+        self._parts: dict[PartKey, _Loaded] = {}
         self._embeddings = Embeddings()
         self._models: dict[str, Model] = {}
         self._checked: tuple[str, Checkpoint] | None = None
         self._turn = threading.RLock()
+        self._runs = 0
+        self._watched: weakref.WeakSet[Lease] = weakref.WeakSet()
+        self._left = False
 
     @property
     def device(self) -> str:
@@ -91,7 +106,7 @@ class Engine:
     @property
     def resident(self) -> frozenset[str]:
         """The parts that are in memory now."""
-        return frozenset(self._parts)
+        return frozenset(key.part for key in self._parts)
 
     def release(self) -> None:
         """Gives everything back: weights, embeddings, and the device's memory. Handles stay valid.
@@ -102,9 +117,7 @@ class Engine:
             self._parts.clear()
             self._embeddings.clear()
             self._checked = None
-            gc.collect()
-            trim_ram()
-            self._empty_cache()
+            self._tidy()
 
     @contextmanager
     def turn(self, observer: Observer) -> Iterator[None]:
@@ -117,10 +130,48 @@ class Engine:
             observer.stage("waiting for another run to end")
             while not self._turn.acquire(timeout=_ASK_EVERY):
                 observer.check()
+        self._runs += 1
         try:
             yield
         finally:
+            self._runs -= 1
             self._turn.release()
+            if self._left:
+                self._drop_left()
+
+    def _watch(self, lease: Lease | None) -> None:
+        """Has what a lease holds dropped when it ends."""
+        if lease is not None and lease not in self._watched:
+            self._watched.add(lease)
+            weakref.finalize(lease, self._end_of_lease).atexit = False
+
+    def _end_of_lease(self) -> None:
+        # called wherever the last handle dies, maybe within a run or in another thread
+        self._left = True
+        self._drop_left()
+
+    def _drop_left(self) -> None:
+        """Drops the parts whose leases have all ended; not while a run goes on."""
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            if self._runs:
+                return
+            self._left = False
+            left = [key for key, loaded in self._parts.items() if loaded.leased and not loaded.leases]
+            for key in left:
+                del self._parts[key]
+            if next(iter(self._watched), None) is None:
+                self._embeddings.clear()
+            self._tidy()
+        finally:
+            self._turn.release()
+
+    def _tidy(self) -> None:
+        # modules and their hooks are circles
+        gc.collect()
+        trim_ram()
+        self._empty_cache()
 
     def model(self, handle: PipelineHandle) -> Model:
         """The model's code, imported when it is first used."""
@@ -144,10 +195,15 @@ class Engine:
             LoraError: a LoRA cannot be applied as asked.
         """
         model = self.model(handle)
+        self._watch(handle.lease)
         _check_options(model, handle)
         asked = Asked(model, handle, recipe)
         keys = self._planner.keys(asked)
         self._check(model, handle, keys)
+        # also those that this run will not touch, its texts being known
+        for key in keys.values():
+            if (held := self._parts.get(key)) is not None:
+                held.lend_to(handle.lease)
         loras = resolve(handle.loras, recipe, {name: key.held_as for name, key in keys.items()})
         latents = None if size is None else model.latent_shape(size)
         return Wanted(model, handle, keys, loras, self._planner.plan(asked, loras, latents))
@@ -178,26 +234,24 @@ class Engine:
 
     @contextmanager
     def on_device(self, wanted: Wanted, part: str, observer: Observer) -> Iterator[nn.Module]:
-        """Loads a part if need be, lends it on the compute device, and takes it back to the CPU.
+        """Loads a part if need be, and lends it on the compute device, where it stays as long as there is room.
 
         Args:
             wanted: the run's.
             part: which one.
             observer: told of a load, asked for interruption.
         """
-        module = self._part(wanted, part, observer).module
-        device = self.device
+        residence = self._part(wanted, part, observer).residence
+        plan = wanted.plan.part(part)
         observer.check()
-        streamed: Sequence[nn.Module] = ()
-        if device != "cpu":
-            plan, kind = wanted.plan.part(part), wanted.model.parts[part]
-            blocks = kind.blocks(kind.lora_root(module))
-            streamed = blocks[len(blocks) - plan.streamed :]
-            # one streamed block is there at a time
-            apart = [held_bytes(block) for block in streamed]
-            self._machine.make_room(held_bytes(module) - sum(apart) + max(apart, default=0) + plan.beside)
-        with lent(module, device, streamed):
-            yield module
+        residence.most_there = plan.blocks - plan.streamed
+        before = residence.moved
+        self._machine.admit(residence, plan.beside)
+        try:
+            with residence.visit() as module:
+                yield module
+        finally:
+            self.counters.bytes_moved += residence.moved - before
 
     @contextmanager
     def denoisers(self, wanted: Wanted, observer: Observer) -> Iterator[Denoisers]:
@@ -234,7 +288,7 @@ class Engine:
             # the frames below still hold the activations
             traceback.clear_frames(error.__traceback__)
             if device != "cpu":
-                self._machine.make_room(_EVERYTHING)
+                self._machine.make_room(EVERYTHING)
             raise DeviceMemoryError(
                 f"{where} ran out of memory. Render a smaller size, set a quantization or raise blocks_on_cpu on AITK "
                 "Runtime Options, or close other programs. What is loaded is kept: the next run starts from it."
@@ -258,28 +312,50 @@ class Engine:
 
     def _part(self, wanted: Wanted, part: str, observer: Observer) -> _Loaded:
         key = wanted.keys[part]
-        held = self._parts.get(part)
-        if held is not None and held.key == key:
-            return held
-        kind = wanted.model.parts[part]
-        observer.stage(f"loading {part} of {key.source.name}")
+        if (held := self._parts.pop(key, None)) is None:
+            held = self._load(wanted, key, observer)
+        # the last is the latest
+        self._parts[key] = held
+        held.lend_to(wanted.handle.lease)
+        return held
+
+    def _load(self, wanted: Wanted, key: PartKey, observer: Observer) -> _Loaded:
+        kind = wanted.model.parts[key.part]
+        observer.stage(f"loading {key.part} of {key.source.name}")
         observer.check()
-        del held
-        # what this run has no use for makes room, and what this machine cannot hold beside the new part
-        leaves = wanted.plan.part(part).leaves_before
-        gone = [name for name, other in self._parts.items() if name in leaves or other.key != wanted.keys.get(name)]
-        for name in gone:
-            del self._parts[name]
-        if gone:
-            # modules and their hooks are circles; where nothing left, a second of looking would find nothing
-            gc.collect()
+        self._make_way(wanted, key)
         dtype = torch_dtype(key.dtype)
         module = kind.load(key.source, dtype, key.quantization, key.plain, observer.check)
         # what was read to make it
         trim_ram()
-        self._parts[part] = _Loaded(key, module, LoraStack(kind.lora_root(module), key.source, dtype, self.device))
         self.counters.parts_loaded += 1
-        return self._parts[part]
+        root = kind.lora_root(module)
+        residence = Residence(module, kind.blocks(root), self.device, lambda: self._forget(key))
+        return _Loaded(key, residence, LoraStack(root, key.source, dtype, residence))
+
+    def _make_way(self, wanted: Wanted, key: PartKey) -> None:
+        """Drops what must leave memory before a part is loaded.
+
+        That is what this machine cannot hold beside it in this run; and of the parts that this run has no use for those
+        that no other handle holds, and the least used others where the computer's memory is too small for all.
+        """
+        leaves, own = wanted.plan.part(key.part).leaves_before, set(wanted.keys.values())
+        gone = [other for other in self._parts if other in own and other.part in leaves]
+        room = usable_ram(self._machine.ram()) - sum(part.weights for part in wanted.plan.parts)
+        for other in reversed([other for other in self._parts if other not in own]):
+            room -= self._parts[other].residence.size
+            if room < 0 or not self._parts[other].leases:
+                gone.append(other)
+        for other in gone:
+            del self._parts[other]
+        if gone:
+            # modules and their hooks are circles; where nothing left, a second of looking would find nothing
+            gc.collect()
+
+    def _forget(self, key: PartKey) -> None:
+        """Drops a part that was asked to leave a device that is its home."""
+        if self._parts.pop(key, None) is not None:
+            self._tidy()
 
     def _check(self, model: Model, handle: PipelineHandle, keys: dict[str, PartKey]) -> None:
         """Refuses what cannot be run before the run starts, and before a loaded part is given up."""

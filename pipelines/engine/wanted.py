@@ -36,6 +36,11 @@ class PartKey:
     plain: tuple[str, ...] = ()
 
     @property
+    def part(self) -> str:
+        """Its name in the model."""
+        return self.source.component
+
+    @property
     def held_as(self) -> str:
         """How the weights are held where they cannot be written to, e.g. ``qfloat8``; else empty."""
         return self.quantization if self.quantization != "none" else packed_as(self.source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from ..files.block_types import BLOCK_TYPES, GROUPED_TYPES
 from ..machine.plan import PartSizes
+from ..machine.transfer import tensor_bytes
 
 if TYPE_CHECKING:
     from ..files.header import TensorInfo
@@ -72,16 +73,4 @@ def _stored(
 
 def held_bytes(module: nn.Module) -> int:
     """Bytes of a loaded module's tensors, whatever form they are in."""
-    return _bytes({id(value): value for value in (*module.parameters(), *module.buffers())}.values())
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    total = 0
-    for tensor in tensors:
-        # optimum-quanto's say that they are as large as what they stand for
-        flatten = getattr(tensor, "__tensor_flatten__", None)
-        if flatten is None:
-            total += tensor.numel() * tensor.element_size()
-        else:
-            total += _bytes(getattr(tensor, name) for name in flatten()[0])
-    return total
+    return tensor_bytes({id(value): value for value in (*module.parameters(), *module.buffers())}.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import FileError, LoraError
 from .file import open_lora, read_lora
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..files.header import FileStamp
     from ..handle import LoraSpec
+    from ..machine.residence import Residence
     from ..models.facts import ModelFacts
     from ..models.recipe import Recipe
     from ..options import Arithmetic
@@ -91,7 +92,7 @@ class LoraStack:
         files_read: how many LoRA files were read so far.
     """
 
-    def __init__(self, module: nn.Module, source: Source, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, module: nn.Module, source: Source, dtype: torch.dtype, residence: Residence) -> None:
         self.applied: tuple[AppliedLora, ...] | None = ()
         self.tensors_read = 0
         self.tensors_merged = 0
@@ -99,7 +100,7 @@ class LoraStack:
         self._module = module
         self._source = source
         self._dtype = dtype
-        self._device = device
+        self._residence = residence
         self._merged: dict[str, LoraLayer] = {}
         self._merged_of: list[AppliedLora] = []
         self._memory: Counter[int] | None = None
@@ -197,39 +198,39 @@ class LoraStack:
         for layer, adapter, lora in changes:
             check()
             rows = value[slice(*(layer.into or (None,)))]
-            rows.copy_(adapter.merge(rows, lora.spec.strength, self._device))
+            rows.copy_(adapter.merge(rows, lora.spec.strength, self._residence.device))
         layer = changes[0][0]
         self._merged[layer.parameter] = layer
         self._put(layer, value)
         self.tensors_merged += 1
 
     def _owner(self, layer: LoraLayer) -> torch.Tensor:
-        return cast("torch.Tensor", getattr(self._module.get_submodule(layer.module), layer.leaf))
+        """The parameter that a layer changes, at home."""
+        return self._residence.home(self._module.get_submodule(layer.module), layer.leaf)
 
     def _put(self, layer: LoraLayer, value: torch.Tensor) -> None:
-        """Puts ``value`` in a parameter's place, in that parameter's dtype and on its device.
+        """Puts ``value`` in a parameter's place, in that parameter's dtype; where it is on the device, there too.
 
         In place where nobody else has the parameter: a new tensor for each layer leaves holes in the process' memory
         that no other one fits into.
         """
         import torch
 
-        old = self._owner(layer)
+        module, old = self._module.get_submodule(layer.module), self._owner(layer)
         if self._is_alone(old) and old.shape == value.shape:
             with torch.no_grad():
                 old.copy_(value)
+            self._residence.changed(module, layer.leaf)
             return
         new = value.to(old.device, old.dtype, copy=True)
         if isinstance(old, torch.nn.Parameter):
             new = torch.nn.Parameter(new, requires_grad=False)
-        setattr(self._module.get_submodule(layer.module), layer.leaf, new)
+        self._residence.replace(module, layer.leaf, new)
 
     def _is_alone(self, value: torch.Tensor) -> bool:
-        """True for a tensor whose memory no other one of the module has a share in."""
+        """True for a tensor whose memory no other one of the part has a share in."""
         if self._memory is None:
-            module = self._module
-            named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-            self._memory = Counter(_memory(tensor) for _, tensor in named)
+            self._memory = Counter(map(_memory, self._residence.homes()))
         return type(value.data).__name__ == "Tensor" and self._memory[_memory(value)] == 1
 
     def _add_live(self, loras: Sequence[tuple[AppliedLora, Weights]]) -> None:

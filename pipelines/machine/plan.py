@@ -243,9 +243,10 @@ def _plan_part(
 
 
 def _on_device(sizes: PartSizes, streamed: int) -> int:
-    """Bytes of weights on the device at most: what stays, and the largest block that comes. Falls with ``streamed``."""
-    away = sizes.blocks[len(sizes.blocks) - streamed :]
-    return sizes.weights - sum(away) + max(away, default=0)
+    """Bytes of weights on the device at most: what stays, and of the blocks that come the one that computes and the
+    next. Falls with ``streamed``, but for the second."""
+    away = sorted(sizes.blocks[len(sizes.blocks) - streamed :])
+    return sizes.weights - sum(away) + sum(away[-2:])
 
 
 def gb(size: int) -> str:

@@ -18,7 +18,7 @@ from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import Chosen, RuntimeOptions
 from comfyui_aitk.pipelines.run.request import SampleRequest
 from comfyui_aitk.pipelines.run.sample import sample
-from rendering import AskedMachine, wanted
+from rendering import AskedMachine, loaded, wanted
 from safetensors.torch import load_file, save_file
 
 REQUEST = SampleRequest("trainer preview", "a cat", width=64, height=64, steps=2, batch_size=2)
@@ -175,9 +175,7 @@ def test_a_lora_that_fails_half_way_is_taken_off_whole(engine, checkpoint, model
         sample(engine, handle, request, SilentObserver())
     again = sample(engine, base, request, SilentObserver())
     assert torch.equal(again.images, expected.images)
-    assert again.report["work"] == {
-        "parts_loaded": 0, "texts_encoded": 0, "lora_files_read": 0, "tensors_merged": 0, "tensors_restored": 0,
-    }  # fmt: skip
+    assert again.report["work"] == dict.fromkeys(again.report["work"], 0)
 
 
 def test_running_out_of_memory_is_said_clearly(engine, handle, monkeypatch):
@@ -343,7 +341,7 @@ def test_a_waiting_run_is_cancelled_alone(engine, handle):
 
 def test_what_is_given_back_is_gone_and_comes_again(engine, handle):
     expected = sample(engine, handle, REQUEST, SilentObserver())
-    weights = [weakref.ref(part.module) for part in engine._parts.values()]
+    weights = [weakref.ref(part.residence.module) for part in engine._parts.values()]
     assert engine.resident
     engine.release()
     assert engine.resident == frozenset()
@@ -375,7 +373,7 @@ def test_a_merge_and_its_undoing_leave_every_tensor_where_it_is(engine, checkpoi
     """A new tensor for each merged layer leaves holes in the process' memory that no other one fits into."""
     base, request = PipelineHandle("lumina2", checkpoint), replace(REQUEST, batch_size=1, steps=1)
     sample(engine, base, request, SilentObserver())
-    module = engine._parts["transformer"].module
+    module = loaded(engine, "transformer")
     pristine = {name: (value.data_ptr(), value.clone()) for name, value in module.state_dict().items()}
     for wanted_now in (handle, replace(handle, loras=(replace(handle.loras[0], strength=-1.0),)), base):
         sample(engine, wanted_now, request, SilentObserver())
@@ -387,7 +385,7 @@ def test_a_merge_and_its_undoing_leave_every_tensor_where_it_is(engine, checkpoi
 def test_a_tensor_that_another_name_shares_is_not_written_to(engine, checkpoint, handle):
     request = replace(REQUEST, batch_size=1, steps=1)
     sample(engine, PipelineHandle("lumina2", checkpoint), request, SilentObserver())
-    module = engine._parts["transformer"].module
+    module = loaded(engine, "transformer")
     first, second = (module.get_submodule(f"layers.{n}.attn.to_q") for n in (0, 1))
     before = first.weight.clone()
     # as tied weights are: one tensor under two names

@@ -32,7 +32,7 @@ from comfyui_aitk.pipelines.run.sample import sample
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from comfyui_aitk.pipelines.weights.single_file import open_single_file
 from comfyui_aitk.pipelines.weights.source import packed_as
-from rendering import AskedMachine
+from rendering import AskedMachine, loaded
 
 SECONDS = float(os.environ.get("AITK_WALK_SECONDS", "6"))
 SEED = int(os.environ.get("AITK_WALK_SEED", "0"))
@@ -193,7 +193,7 @@ class Walk:
 
 def _digest(engine: Engine, part: str) -> str:
     """Of every byte of a part's weights, in whatever form."""
-    module, digest = engine._parts[part].module, hashlib.sha256()
+    module, digest = loaded(engine, part), hashlib.sha256()
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         # no weights: set anew before each text
         if "inv_freq" in name:

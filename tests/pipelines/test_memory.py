@@ -70,8 +70,8 @@ def test_blocks_kept_off_the_device_change_nothing(handle, quantization):
         apart = replace(handle, options=replace(options, blocks_on_cpu=blocks))
         result = sample(split, apart, REQUEST, SilentObserver())
         assert torch.equal(result.images, expected.images)
-    # encoder, transformer and decoder of the first run; then transformer and decoder. One block is there at a time
-    assert whole.asked[1] == split.asked[1] > split.asked[3], "less room is asked for"
+    # encoder, transformer and decoder of the first run; then transformer and decoder
+    assert whole.asked[1] > split.asked[1] > split.asked[3], "less room is taken"
     assert split.counters.parts_loaded == 3, "another number of blocks loads nothing again"
 
 
@@ -152,9 +152,7 @@ def test_parts_that_do_not_fit_into_memory_together_take_turns(handle):
     assert torch.equal(first.images, expected.images)
     assert first.report["memory"]["text_encoder_and_transformer"] == "take turns in memory"
     again = sample(small, handle, replace(REQUEST, seed=7), observer)
-    assert again.report["work"] == {
-        "parts_loaded": 0, "texts_encoded": 0, "lora_files_read": 0, "tensors_merged": 0, "tensors_restored": 0,
-    }  # fmt: skip
+    assert again.report["work"] == dict.fromkeys(again.report["work"], 0)
     assert len(small.asked) == 1 + 3 + 2, "the second run puts the transformer and the decoder there, no encoder"
     other = sample(small, handle, replace(REQUEST, prompt="a dog"), observer)
     assert other.report["work"]["parts_loaded"] == 2, "the encoder, and then the transformer in its place"

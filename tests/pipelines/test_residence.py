@@ -1,0 +1,197 @@
+"""Parts stay on the device until something else needs the room, and the pictures are the same wherever they are."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+import pytest
+import torch
+from comfyui_aitk.pipelines.engine.engine import Engine
+from comfyui_aitk.pipelines.files.header import FileStamp
+from comfyui_aitk.pipelines.handle import Lease, LoraSpec, PipelineHandle
+from comfyui_aitk.pipelines.machine.machine import PlainMachine
+from comfyui_aitk.pipelines.machine.plan import DeviceMemory
+from comfyui_aitk.pipelines.machine.residence import EVERYTHING, Residence
+from comfyui_aitk.pipelines.observer import SilentObserver
+from comfyui_aitk.pipelines.options import RuntimeOptions
+from comfyui_aitk.pipelines.run.request import SampleRequest
+from comfyui_aitk.pipelines.run.sample import SampleResult, sample
+from rendering import AskedMachine
+from torch import nn
+
+REQUEST = SampleRequest("trainer preview", "a cat", width=64, height=64, steps=2, guidance_scale=4.0, seed=1)
+PARTS = ("text_encoder", "transformer", "vae")
+
+
+class Shared(AskedMachine):
+    """A device that other programs use, too: :attr:`guests` are the parts that it was given."""
+
+    def __init__(self, memory: DeviceMemory | None = None) -> None:
+        super().__init__("cpu:0", memory)
+        self.guests: list[Residence] = []
+
+    def admit(self, guest: Residence, beside: int) -> None:
+        super().admit(guest, beside)
+        self.guests.append(guest)
+
+
+def run(engine: Engine, handle: PipelineHandle, **change: object) -> SampleResult:
+    return sample(engine, handle, replace(REQUEST, **change), SilentObserver())
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.fixture
+def handle(checkpoint) -> PipelineHandle:
+    return PipelineHandle("lumina2", checkpoint)
+
+
+@pytest.fixture
+def lora(models) -> LoraSpec:
+    path = models / "loras" / "tiny.safetensors"
+    return LoraSpec(path.name, FileStamp.of(path), 0.8)
+
+
+def test_a_second_run_moves_no_weight_and_encodes_no_text(handle):
+    machine = Shared()
+    engine = Engine(machine)
+    first = run(engine, handle).report["work"]
+    sizes = {guest.size for guest in machine.guests}
+    assert first["bytes_moved"] == sum(sizes), "every part came once"
+    again = run(engine, handle, seed=2)
+    assert again.report["work"] == dict.fromkeys(first, 0)
+    assert torch.equal(again.images, run(Engine(PlainMachine()), handle, seed=2).images)
+
+
+@pytest.mark.parametrize("quantization", ["none", "qfloat8", "fp8_e4m3fn"])
+@pytest.mark.parametrize("mode", ["live", "merged"])
+def test_parts_that_were_sent_away_between_runs_come_back_the_same(handle, lora, quantization, mode):
+    if quantization != "none" and mode == "merged":
+        return
+    handle = replace(handle, options=RuntimeOptions(quantization)).with_lora(replace(lora, application=mode))
+    machine = Shared()
+    engine = Engine(machine)
+    expected = run(Engine(PlainMachine()), handle).images
+    transformer = None
+    for size in (None, 1, 10**5, EVERYTHING):
+        if transformer is not None and size is not None:
+            there = transformer.there
+            assert transformer.leave(size) == there - transformer.there >= min(size, there)
+        assert torch.equal(run(engine, handle).images, expected)
+        transformer = machine.guests[1]
+    assert engine.counters.parts_loaded == 3
+
+
+def test_a_part_that_a_run_uses_stays(handle):
+    machine = Shared()
+    engine = Engine(machine)
+
+    freed = []
+
+    class Asks(SilentObserver):
+        def step(self, done, total, x0) -> None:
+            freed.append(machine.guests[1].leave(EVERYTHING))
+
+    sample(engine, handle, REQUEST, Asks())
+    assert freed == [0] * REQUEST.steps
+    assert machine.guests[1].leave(EVERYTHING) > 0
+
+
+@pytest.mark.parametrize("away", [0, 1, EVERYTHING])
+def test_loras_change_what_is_on_the_device_and_what_is_at_home(handle, lora, away):
+    """Whatever is there when a LoRA is changed: pictures are a fresh engine's, and in the end the weights as well."""
+    machine = Shared()
+    engine = Engine(machine)
+    run(engine, handle)
+    transformer = machine.guests[1]
+    pristine = weights(transformer.module)
+    steps = [
+        handle.with_lora(replace(lora, application=mode, strength=strength))
+        for mode, strength in (("live", 0.8), ("live", -1.0), ("merged", 0.8), ("merged", 0.3), ("live", 0.8))
+    ]
+    for step in (*steps, handle):
+        transformer.leave(away)
+        assert torch.equal(run(engine, step).images, run(Engine(PlainMachine()), step).images)
+    there = weights(transformer.module)
+    transformer.leave(EVERYTHING)
+    at_home = weights(transformer.module)
+    for found in (there, at_home):
+        assert found.keys() == pristine.keys()
+        assert all(torch.equal(found[name], value) for name, value in pristine.items())
+    assert engine.counters.parts_loaded == 3
+
+
+def test_the_least_used_parts_leave_where_the_next_one_needs_their_room(handle):
+    probe = Shared()
+    expected = run(Engine(probe), handle).images
+    # room for any one part with what it needs beside it, and for a little more
+    most = int(max(probe.asked))
+    free = next(size for size in range(most, 1 << 40, 1 << 18) if DeviceMemory(size, size).usable >= most)
+    machine = Shared(DeviceMemory(free, free))
+    engine = Engine(machine)
+    assert torch.equal(run(engine, handle).images, expected)
+    encoder, transformer, decoder = machine.guests
+    assert decoder.there == decoder.size
+    assert encoder.there < encoder.size, "it gave up what the transformer needed"
+    assert encoder.there + transformer.size <= DeviceMemory(free, free).usable - (1 << 30)
+    assert torch.equal(run(engine, handle).images, expected)
+    assert engine.counters.parts_loaded == 3
+
+
+def test_weights_are_dropped_when_the_last_handle_is(handle, lora):
+    engine = Engine(PlainMachine())
+    leased = replace(handle, lease=Lease())
+    changed = leased.with_lora(lora)
+    run(engine, changed)
+    del leased
+    gc.collect()
+    assert engine.resident == set(PARTS), "a handle that was made of it holds them"
+    del changed
+    gc.collect()
+    assert engine.resident == set()
+    assert torch.equal(run(engine, handle).images, run(Engine(PlainMachine()), handle).images)
+
+
+def test_a_handle_that_dies_in_a_run_takes_nothing_from_it(handle):
+    engine = Engine(PlainMachine())
+    held = [replace(handle, lease=Lease())]
+    run(engine, held[0])
+
+    class Drops(SilentObserver):
+        def step(self, done, total, x0) -> None:
+            held.clear()
+            gc.collect()
+
+    other = replace(handle, lease=Lease())
+    found = sample(engine, other, REQUEST, Drops())
+    assert engine.resident == set(PARTS), "the other handle's"
+    assert torch.equal(found.images, run(Engine(PlainMachine()), handle).images)
+
+
+def test_models_of_living_handles_stay_beside_each_other(handle, tmp_path):
+    """A graph with two loaders: the second run of each loads nothing."""
+    engine = Engine(PlainMachine())
+    one, two = (replace(handle, dtype=dtype, lease=Lease()) for dtype in ("bfloat16", "float32"))
+    for each in (one, two):
+        run(engine, each)
+    before = engine.counters.parts_loaded
+    for each in (one, two, one):
+        run(engine, each, seed=5)
+    assert engine.counters.parts_loaded == before == 6
+
+
+def test_on_the_cpu_a_part_that_is_asked_to_leave_is_dropped(handle):
+    class Home(Shared):
+        def device(self) -> str:
+            return "cpu"
+
+    machine = Home()
+    engine = Engine(machine)
+    expected = run(engine, handle).images
+    for guest in machine.guests:
+        guest.leave(EVERYTHING)
+    assert engine.resident == set()
+    assert torch.equal(run(engine, handle).images, expected)
