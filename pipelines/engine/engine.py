@@ -11,7 +11,7 @@ import gc
 import threading
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -114,7 +114,7 @@ class Engine:
         Waits for the end of a run that is going on in another thread.
         """
         with self._turn:
-            self._parts.clear()
+            self._drop(list(self._parts))
             self._embeddings.clear()
             self._checked = None
             self._tidy()
@@ -158,14 +158,16 @@ class Engine:
             if self._runs:
                 return
             self._left = False
-            left = [key for key, loaded in self._parts.items() if loaded.leased and not loaded.leases]
-            for key in left:
-                del self._parts[key]
+            self._drop([key for key, loaded in self._parts.items() if loaded.leased and not loaded.leases])
             if next(iter(self._watched), None) is None:
                 self._embeddings.clear()
             self._tidy()
         finally:
             self._turn.release()
+
+    def _drop(self, keys: Iterable[PartKey]) -> None:
+        for key in keys:
+            self._parts.pop(key).residence.drop()
 
     def _tidy(self) -> None:
         # modules and their hooks are circles
@@ -346,15 +348,15 @@ class Engine:
             room -= self._parts[other].residence.size
             if room < 0 or not self._parts[other].leases:
                 gone.append(other)
-        for other in gone:
-            del self._parts[other]
+        self._drop(gone)
         if gone:
             # modules and their hooks are circles; where nothing left, a second of looking would find nothing
             gc.collect()
 
     def _forget(self, key: PartKey) -> None:
         """Drops a part that was asked to leave a device that is its home."""
-        if self._parts.pop(key, None) is not None:
+        if key in self._parts:
+            self._drop([key])
             self._tidy()
 
     def _check(self, model: Model, handle: PipelineHandle, keys: dict[str, PartKey]) -> None:

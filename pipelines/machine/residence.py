@@ -118,6 +118,14 @@ class Residence:
             unit.leave()
         return before - self.there
 
+    def drop(self) -> None:
+        """Gives up all tensors, those at home too: whoever still holds the module holds no memory with it."""
+        for module in self.module.modules():
+            for store in stores(module):
+                store.update(dict.fromkeys(store))
+        for unit in self._units():
+            unit.forget()
+
     @contextmanager
     def visit(self) -> Iterator[nn.Module]:
         """Yields the module for a run; blocks that are not on the device come for their calls."""

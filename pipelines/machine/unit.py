@@ -86,7 +86,6 @@ class Unit:
 
     def leave(self) -> None:
         """Puts the tensors at home back, and gives up the copies."""
-        self._begun = None
         homes: dict[int, torch.Tensor] = {}
         for store, name, value in self._tensors():
             known = self._moved.get((id(store), name))
@@ -97,6 +96,11 @@ class Unit:
                 if id(value) not in homes:
                     homes[id(value)] = self._transfer.home(value)
                 store[name] = homes[id(value)]
+        self.forget()
+
+    def forget(self) -> None:
+        """Gives up the copies, and what is at home beside them."""
+        self._begun = None
         self._moved.clear()
         self.there = False
 

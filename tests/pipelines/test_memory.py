@@ -15,7 +15,7 @@ from comfyui_aitk.headless.tiny import lumina2
 from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.files.header import FileStamp
-from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
+from comfyui_aitk.pipelines.handle import Lease, LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.machine.plan import DeviceMemory, usable_ram
 from comfyui_aitk.pipelines.models import catalogue, find_model
 from comfyui_aitk.pipelines.models.lumina2 import attention
@@ -191,10 +191,12 @@ def test_a_part_that_memory_cannot_hold_is_quantised_if_its_model_says_so(checkp
 def test_float8_storage_is_near_and_takes_half_the_memory(engine, checkpoint, part, limit):
     def weights(quantization):
         options = RuntimeOptions(**{f"{part}_quantization": quantization})
-        handle = PipelineHandle("lumina2", checkpoint, "float32", options)
+        handle = PipelineHandle("lumina2", checkpoint, "float32", options, lease=lease)
         with engine.on_device(wanted(engine, handle), part, SilentObserver()) as module:
             return engine.model(handle).parts[part].lora_root(module)
 
+    # holds both
+    lease = Lease()
     plain, stored = weights("none"), weights("fp8_e4m3fn")
     name = "layers.1.attn.to_q" if part == "transformer" else "layers.0.self_attn.q_proj"
     layer = stored.get_submodule(name)
