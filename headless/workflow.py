@@ -14,6 +14,7 @@ from typing import Any
 from ..pipelines.errors import WorkflowError
 from .editor import flatten
 from .inputs import Spec, choices, declared_inputs, is_combo, known_input
+from .page_nodes import does_nothing
 from .prompt import Definitions, Prompt, node_label, node_title, refuse_unknown
 
 
@@ -70,6 +71,7 @@ def to_prompt(document: Mapping[str, Any], definitions: Definitions) -> Prompt:
     prompt = _unwrapped(document)
     if not _is_api_format(prompt):
         raise WorkflowError(f"This is not a workflow. {_FORMATS}")
+    prompt = {name: node for name, node in prompt.items() if not does_nothing(node["class_type"], definitions)}
     refuse_unknown(prompt, definitions)
     return {node_id: _copied(node_id, node) for node_id, node in prompt.items()}
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from comfyui_aitk.headless.cli import run_command
 from comfyui_aitk.headless.core_nodes import CORE_CLASSES, CORE_NAMES, LoadImage
+from comfyui_aitk.headless.page_nodes import SETTER_OF
 from comfyui_aitk.headless.workflow import definitions_of, read_workflow, to_prompt
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import AITKError, WorkflowError
@@ -85,7 +86,10 @@ def test_nodes_that_matter_are_still_named(nodes: list[dict[str, Any]], links: l
         _prompt(*nodes, links=links)
 
 
-@pytest.mark.parametrize(("setter", "getter"), [("SetNode", "GetNode"), ("easy setNode", "easy getNode")])
+PAIRS = [(setter, getter) for getter, setter in SETTER_OF.items()]
+
+
+@pytest.mark.parametrize(("setter", "getter"), PAIRS)
 def test_set_and_get_are_wires(setter: str, getter: str) -> None:
     links = [[8, 1, 0, 5, 0, "IMAGE"], [9, 6, 0, 2, 0, "IMAGE"]]
     found = _prompt(LOAD, _wire(5, setter, 8, "picture"), _wire(6, getter, None, "picture"), _save(), links=links)
