@@ -149,6 +149,10 @@ class Level:
             node.get("widgets_values"), declared_inputs(self._definition(node)), f"Node {self.label(node_id)}"
         )
 
+    def inner_fields(self, node_id: str) -> SubgraphFields | None:
+        """The fields of a node that stands for a subgraph; None of any other."""
+        return self.inner[node_id].fields if node_id in self.inner else None
+
     @cached_property
     def fields(self) -> SubgraphFields:
         """The fields that the node shows which stands for this subgraph."""

@@ -6,26 +6,42 @@ from: at the first of the inner nodes that are linked to the input.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .saved_graph import Node, slots
+from .saved_graph import slots
 
 if TYPE_CHECKING:
-    from .level import Level
+    from .saved_graph import Graph, Link, Node
+
+
+class Inside(Protocol):
+    """What is in the subgraph, in the use at hand."""
+
+    graph: Graph
+    nodes: dict[str, Node]
+    links: dict[Any, Link]
+
+    def widget_values(self, node_id: str) -> Mapping[str, Any]:
+        """A node's own fields."""
+        ...
+
+    def inner_fields(self, node_id: str) -> SubgraphFields | None:
+        """The fields of a node that stands for a subgraph itself; None of any other."""
+        ...
 
 
 class SubgraphFields:
     """Of one use of a subgraph.
 
     Args:
-        level: what is in the subgraph.
+        inside: what is in it.
         outer: the node that stands for it.
     """
 
-    def __init__(self, level: Level, outer: Node) -> None:
-        self._level = level
+    def __init__(self, inside: Inside, outer: Node) -> None:
+        self._inside = inside
         self._outer = outer
 
     def value(self, name: str) -> Any:
@@ -34,8 +50,8 @@ class SubgraphFields:
         if stored is not None or name not in self._targets:
             return stored
         target, field = self._targets[name]
-        inner = self._level.inner.get(target)
-        return inner.fields.value(field) if inner else self._level.widget_values(target).get(field)
+        inner = self._inside.inner_fields(target)
+        return inner.value(field) if inner else self._inside.widget_values(target).get(field)
 
     @cached_property
     def _stored(self) -> dict[str, Any]:
@@ -45,7 +61,7 @@ class SubgraphFields:
             return stored
         proxies = (self._outer.get("properties") or {}).get("proxyWidgets") or []
         own = [str(entry[1]) for entry in proxies if str(entry[0]) == "-1"]
-        names = own or [slot["name"] for slot in slots(self._level.graph, "inputs") if slot["name"] in self._targets]
+        names = own or [slot["name"] for slot in slots(self._inside.graph, "inputs") if slot["name"] in self._targets]
         if own and len(stored) == len(proxies):
             stored = [value for value, entry in zip(stored, proxies, strict=True) if str(entry[0]) == "-1"]
         return dict(zip(names, stored, strict=True)) if len(stored) == len(names) else {}
@@ -61,12 +77,12 @@ class SubgraphFields:
     def _linked_fields(self) -> Iterator[tuple[str, str, str]]:
         fields = {
             (node_id, slot["link"]): str(slot["widget"]["name"])
-            for node_id, node in self._level.nodes.items()
+            for node_id, node in self._inside.nodes.items()
             for slot in slots(node, "inputs")
             if slot.get("widget") and slot.get("link") is not None
         }
-        for entry in slots(self._level.graph, "inputs"):
+        for entry in slots(self._inside.graph, "inputs"):
             for link_id in entry.get("linkIds") or ():
-                link = self._level.links.get(link_id)
+                link = self._inside.links.get(link_id)
                 if link and (link.target, link_id) in fields:
                     yield entry["name"], link.target, fields[link.target, link_id]
