@@ -101,5 +101,6 @@ def _refuse_multiplied(document: Graph, subgraphs: Mapping[str, Graph]) -> None:
 
     if size(document, ()) > _MOST_PARTS:
         raise WorkflowError(
-            f"Its subgraphs multiply to more than {_MOST_PARTS:,} nodes and links. Use fewer of them in each other."
+            f"It has more than {_MOST_PARTS:,} nodes, links, inputs and outputs; those of a subgraph multiply with its "
+            "uses. Use fewer."
         )

@@ -32,7 +32,7 @@ from .subgraph_fields import SubgraphFields
 if TYPE_CHECKING:
     from .prompt import Definitions
 
-_MOST_STEPS = 1_000_000  # from link to link, of all inputs together
+_MOST_STEPS = 300_000  # from link to link, of all inputs together
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def _nested(depth: int, uses: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("depth", "uses", "words"), [(12, 10, "multiply to more than 200,000"), (40, 2, "multiply"), (200, 1, "deep")]
+    ("depth", "uses", "words"), [(12, 10, "more than 200,000 nodes"), (40, 2, "multiply"), (200, 1, "deep")]
 )
 def test_subgraphs_that_multiply_are_refused_at_once(depth: int, uses: int, words: str) -> None:
     with pytest.raises(WorkflowError, match=words):
