@@ -53,7 +53,8 @@ def text_notes(model: ModelFacts, typed: Typed, flags: str, conditioning: Sequen
             yield f"{' and '.join(left)} {stays.format(name)}: {why}"
     if flags:
         said = shown(flags)
-        yield f"{said} was cut off the prompt: AI Toolkit reads flags from '--' on. Set the node's inputs instead"
+        # the reason first: a node shows two lines
+        yield f"AI Toolkit reads flags from '--' on: {said} was cut off the prompt. Set the node's inputs instead"
     for name, embedding in zip(("prompt", "negative prompt"), conditioning, strict=False):
         if embedding.cut_tokens:
             length = embedding.mask.shape[1]

@@ -362,7 +362,7 @@ def multiplied(depth: int, uses: int) -> list[dict[str, Any]]:
 
 def bomb(bench: Bench, _: pytest.MonkeyPatch) -> None:
     """A file of some kilobytes that unpacks to gigabytes: its header tells, and no node runs."""
-    Image.new("1", (20_000, 20_000)).save(bench.host.input / "b.png")
+    Image.new("1", (11_000, 11_000)).save(bench.host.input / "b.png")
     bench.refused("is too large: ", picture=("LoadImage", {"image": "b.png"}), show=("PreviewImage", PICTURE))
 
 
