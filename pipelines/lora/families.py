@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from .keys import take_apart
+from .kinds import oft_v2
 from .names import plain
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 _MOST_KEYS = 20_000  # of a file; the largest has a tenth
 _LONGEST = 100  # characters of what the metadata say
 
-# which of a layer's tensors tell its rows, by their first axis, and its columns, by their last
-_ROWS = ("lora_B", "diff", "hada_w1_a", "magnitude")
-_COLUMNS = ("lora_A", "diff", "hada_w1_b")
+# which of a layer's tensors tell its rows, and its columns, and by which of their axes
+_ROWS = {"lora_B": 0, "diff": 0, "hada_w1_a": 0, "magnitude": 0, "glora_b1": 0}
+_COLUMNS = {"lora_A": 1, "diff": 1, "hada_w1_b": 1, "glora_b2": 1}
 
 
 class Size(NamedTuple):
@@ -221,10 +222,22 @@ def _seen(header: Header) -> _Seen:
     for name, role, info in _roles(header):
         found = sizes.setdefault(name, {})
         if role in _ROWS and info.shape:
-            found["rows"] = info.shape[0]
+            found["rows"] = info.shape[_ROWS[role]]
         if role in _COLUMNS and len(info.shape) > 1:
-            found["columns"] = info.shape[1]
+            found["columns"] = info.shape[_COLUMNS[role]]
+        found |= _of_blocks(role, info.shape)
     return _Seen("\n".join(sizes), sizes)
+
+
+def _of_blocks(role: str, shape: tuple[int, ...]) -> dict[str, int]:
+    """What OFT and IA3 tell, which hold one side of a layer alone."""
+    if role == "oft_blocks" and len(shape) > 2:
+        return {"rows": shape[-3] * shape[-1]}
+    if role == "oftv2_R" and len(shape) == 2 and shape[0] > 1:
+        return {"columns": shape[0] * oft_v2.block_height(shape[1])}
+    if role == "ia3_l" and len(shape) == 2:
+        return {"columns": shape[1]} if shape[0] == 1 else {"rows": shape[0]}
+    return {}
 
 
 def _roles(header: Header) -> Iterator[tuple[str, str, TensorInfo]]:

@@ -119,6 +119,9 @@ def _groups(header: Header, name: str) -> tuple[Groups, list[_Odd]]:
     odd: list[_Odd] = []
     for key in header.tensors:
         spelled, role, unapplied = take_apart(key)
+        if not role and key.removesuffix(".weight") + ".on_input" in header.tensors:
+            # a weight is IA3's where that stands beside it, and elsewhere no change at all
+            spelled, role = key.removesuffix(".weight"), "ia3_weight"
         if not role:
             odd.append(_Odd(key, spelled, unapplied))
             continue

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import LoraError
 from ..files.header import FileStamp
+from .kinds.adalora import EPSILON
 
 _ADAPTER, _CONFIG = "adapter_model", "adapter_config.json"
 _METADATA = "lora_adapter_metadata"
@@ -36,11 +37,15 @@ class PeftConfig:
         alpha: of every layer; None where the configuration has none.
         patterns: name or end of a name -> (its place in the list; whether it is the whole name; alpha).
         root: whether alpha is divided by the root of the rank (rsLoRA), not by the rank.
+        first_rank: AdaLoRA's, by which alpha is divided however many ranks are left; None for other kinds.
+        usual_turns: whether OFT's blocks are made as PEFT does by default.
     """
 
     alpha: float | None
     patterns: Mapping[str, tuple[int, bool, float]]
     root: bool
+    first_rank: int | None = None
+    usual_turns: bool = True
 
     def alpha_of(self, name: str, rank: int) -> float | None:
         """The alpha that, divided by the rank, is the scale of the layer that the file calls so, prefix left out."""
@@ -50,7 +55,11 @@ class PeftConfig:
         # as in PEFT, the first in the list counts
         own = min((pattern for pattern, whole in found if whole or not pattern[1]), default=None)
         alpha = self.alpha if own is None else own[2]
-        return alpha * math.sqrt(rank) if alpha is not None and self.root else alpha
+        if alpha is None:
+            return None
+        if self.first_rank is not None:
+            return alpha * (rank + EPSILON) / (self.first_rank + EPSILON)
+        return alpha * math.sqrt(rank) if self.root else alpha
 
 
 def companion_of(path: Path) -> FileStamp | None:
@@ -113,7 +122,25 @@ def _config(values: Mapping[str, Any]) -> PeftConfig:
         if simple is None:
             raise ValueError("a pattern is no name")
         patterns.setdefault(simple[1].replace("\\", ""), (place, pattern.startswith("^"), _number(value)))
-    return PeftConfig(None if alpha is None else _number(alpha), patterns, bool(values.get("use_rslora", False)))
+    return PeftConfig(
+        None if alpha is None else _number(alpha),
+        patterns,
+        bool(values.get("use_rslora", False)),
+        _first_rank(values),
+        bool(values.get("use_cayley_neumann", True))
+        and values.get("num_cayley_neumann_terms", 5) == 5
+        and not values.get("coft", False),
+    )
+
+
+def _first_rank(values: Mapping[str, Any]) -> int | None:
+    if values.get("peft_type") != "ADALORA":
+        return None
+    # PEFT's default
+    rank = int(values.get("init_r", 12))
+    if rank < 1:
+        raise ValueError("no rank")
+    return rank
 
 
 def _number(value: Any) -> float:

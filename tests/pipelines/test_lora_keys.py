@@ -6,94 +6,21 @@ What is right is added up by hand, from the file's matrices, for each parameter 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from comfyui_aitk.headless.tiny import flux2 as tiny_flux2
-from comfyui_aitk.headless.tiny import omnigen2 as tiny_omnigen2
-from comfyui_aitk.headless.tiny import z_image as tiny_z_image
 from comfyui_aitk.pipelines.errors import LoraError
 from comfyui_aitk.pipelines.files.header import Header, TensorInfo
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
-from comfyui_aitk.pipelines.lora.file import LoraFile, open_lora, read_lora
 from comfyui_aitk.pipelines.lora.formats import recognise
 from comfyui_aitk.pipelines.lora.info import summary
 from comfyui_aitk.pipelines.lora.keys import take_apart
 from comfyui_aitk.pipelines.lora.names import names_of
-from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import RuntimeOptions
-from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from rendering import wanted
-from safetensors.torch import save_file
-
-Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A tiny model, and files for it."""
-
-    model: str
-    checkpoint: Checkpoint
-    folder: Path
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: info.shape for name, info in self.checkpoint.source("transformer").tensor_infos().items()}
-
-    def open(self, tensors: Tensors) -> LoraFile:
-        path = self.folder / f"{len(list(self.folder.iterdir()))}.safetensors"
-        save_file(tensors, path)
-        return open_lora(path, "x", find_model(self.model), self.checkpoint)
-
-    def changes(self, tensors: Tensors, part: str = "transformer") -> Tensors:
-        """parameter -> the sum of what the file adds to it."""
-        found: Tensors = {}
-        shapes = {name: info.shape for name, info in self.checkpoint.source(part).tensor_infos().items()}
-        for layer, adapter in read_lora(self.open(tensors), part).items():
-            own = found.setdefault(layer.parameter, torch.zeros(shapes[layer.parameter]))
-            rows = own[slice(*(layer.into or (None,)))]
-            rows.copy_(adapter.merge(rows, 1.0, "cpu"))
-        return found
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, checkpoint) -> Callable[[str], Tiny]:
-    makers = {
-        "flux2": lambda folder: tiny_flux2.make_checkpoint(folder, "flux2"),
-        "flux2_klein_4b": lambda folder: tiny_flux2.make_checkpoint(folder, "flux2_klein_4b"),
-        "zimage": tiny_z_image.make_checkpoint,
-        "omnigen2": tiny_omnigen2.make_checkpoint,
-    }
-    made: dict[str, Tiny] = {}
-
-    def get(model: str) -> Tiny:
-        if model not in made:
-            files = tmp_path_factory.mktemp("files")
-            if model == "lumina2":
-                made[model] = Tiny(model, checkpoint, files)
-            else:
-                folder = makers[model](tmp_path_factory.mktemp("models") / "tiny")
-                made[model] = Tiny(model, Checkpoint.open(folder, "tiny", find_model(model).files), files)
-        return made[model]
-
-    return get
-
-
-def matrices(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B of rank 2."""
-    random = torch.Generator().manual_seed(seed)
-    return torch.randn(2, columns, generator=random), torch.randn(rows, 2, generator=random)
-
-
-def pair(name: str, rows: int, columns: int, ends: tuple[str, str] = (".lora_A.weight", ".lora_B.weight")) -> Tensors:
-    down, up = matrices(rows, columns)
-    return {name + ends[0]: down, name + ends[1]: up}
-
+from tiny_loras import matrices, pair
 
 KOHYA = (".lora_down.weight", ".lora_up.weight")
 OLD_DIFFUSERS = (".lora.down.weight", ".lora.up.weight")
@@ -318,16 +245,11 @@ def test_float8_is_widened(tiny, dtype):
 
 
 REFUSED = {
+    "base_model.model.double_blocks.0.img_attn.qkv.oft_r.default": "holds OFT of another make (oft_diag, oft_r), which",
+    "base_model.model.double_blocks.0.img_attn.qkv.vera_lambda_d": "holds VeRA, which is not applied",
     # L15 and its kind: the file's kind, whatever it was trained on
-    "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks": "holds OFT, which is not applied",
-    "diffusion_model.double_blocks.0.img_attn.qkv.oft_R.weight": "holds OFT, which is not applied",
-    "base_model.model.double_blocks.0.img_attn.qkv.oft_R.default.weight": "holds OFT, which is not applied",
-    "lycoris_double_blocks_0_img_attn_qkv.oft_diag": "holds OFT, which is not applied",
-    "double_blocks.0.img_attn.qkv.boft_R": "holds BOFT, which is not applied",
-    "lycoris_double_blocks_0_img_attn_qkv.on_input": "holds IA3, which is not applied",
-    "base_model.model.double_blocks.0.img_attn.qkv.ia3_l": "holds IA3, which is not applied",
-    "lycoris_double_blocks_0_img_attn_qkv.a1.weight": "holds GLoRA, which is not applied",
-    "double_blocks.0.img_attn.qkv.lora_E": "holds AdaLoRA, which is not applied",
+    "lycoris_double_blocks_0_img_attn_qkv.oft_diag": "holds OFT of another make (oft_diag, oft_r), which",
+    "double_blocks.0.img_attn.qkv.boft_R": "holds BOFT of PEFT, which is not applied",
     "double_blocks.0.img_attn.qkv.lora_B.bias": "holds biases of a LoRA's own matrices, which is not applied",
     "diffusion_model.double_blocks.0.img_attn.qkv.set_weight": "holds whole weights, which is not applied",
     "double_blocks.0.img_attn.qkv.wonder": "keys that are of no known kind",

@@ -130,7 +130,7 @@ BAD = {
     ),
     "half of a Tucker LoHa": (roles(COMFYUI, **LOHA, hada_t1=(2, 2, 3, 3)), f"{COMFYUI!r} lacks hada_t2"),
     "Tucker LoKr of another rank": (roles(COMFYUI, **LOKR, lokr_t2=(2, 2, 3, 3)), "lokr_t2 [2, 2, 3, 3] does not fit"),
-    "OFT": (roles(COMFYUI, oft_blocks=(2, 2)), "holds OFT, which is not applied. This pack applies LoRA, DoRA, "),
+    "BOFT": (roles(COMFYUI, boft_R=(2, 2)), "holds BOFT of PEFT, which is not applied. This pack applies LoRA, DoRA, "),
     "an unknown suffix": (
         pair(TO_OUT) | roles(TO_OUT, wonder=(2,)),
         f"has 1 of 3 keys that are of no known kind: '{TO_OUT}.wonder'. This pack applies LoRA",

@@ -96,7 +96,7 @@ def _second(infos: Mapping[str, TensorInfo]) -> tuple[tuple[int, ...], int | Non
     return tucker_product(infos["lokr_t2"], first.shape, second.shape, "lokr_t2"), second.shape[0]
 
 
-def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
+def _shape(infos: Mapping[str, TensorInfo], whole: tuple[int, ...]) -> Shape:
     (rows, columns, first_rank), (second, second_rank) = _first(infos), _second(infos)
     return Shape((rows * second[0], columns * second[1], *second[2:]), second_rank or first_rank)
 
