@@ -503,5 +503,5 @@ def test_widths_tell_a_file_for_another_size(tiny):
         {"base_model.model.double_blocks.0.img_attn.qkv.ia3_l": (1, 4096)},
     ):
         header = Header(own.folder, {key: TensorInfo("BF16", shape) for key, shape in tensors.items()}, {})
-        with pytest.raises(LoraError, match=r"looks like one for FLUX\.2"):
+        with pytest.raises(LoraError, match=r"looks like one for FLUX\.2-klein 9B"):
             recognise(header, "x", "FLUX.2-klein 4B", own.names)
