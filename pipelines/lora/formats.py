@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 _MOST_BLOCKS = 12  # lines of an error that list blocks
 _MOST_NOTES = 8  # lines on what was skipped
+# what no network has, and what only tells of matrices that tell it themselves
+_NO_CHANGES = {
+    "it is an embedding of a prompt's word, and no layer": re.compile(r"bundle_emb\."),
+    "the tensors tell it": re.compile(r".*\.(?:rank|dim|lora_dim|lora_rank)$"),
+}
 _STEPS = 3  # how many steps from the end of a key of no known kind may be its end
 
 # (name as spelled, leaf) -> role -> key
@@ -92,6 +97,7 @@ def recognise(header: Header, name: str, title: str, names: Names) -> Contents:
     reading, skipped = Reading(header, name, title, names), _Skipped()
     groups, odd = _groups(header, name)
     _drop_unused(groups, odd, names, skipped)
+    _drop_empty(header, groups, odd, skipped)
     targets = {spelled: target for spelled, _ in groups if (target := names.find(spelled)) is not None}
     _check_kinds(reading, odd)
     if not targets:
@@ -145,6 +151,19 @@ def _drop_unused(groups: Groups, odd: list[_Odd], names: Names, skipped: _Skippe
         skipped.add([one.key for one in unused], why)
         left = {one.key for one in unused}
         odd[:] = [one for one in odd if one.key not in left]
+
+
+def _drop_empty(header: Header, groups: Groups, odd: list[_Odd], skipped: _Skipped) -> None:
+    """Takes out matrices of rank 0, as AdaLoRA leaves them, and keys that tell of others."""
+    for place, roles in list(groups.items()):
+        shapes = [header.tensors[key].shape for role, key in roles.items() if role != "alpha"]
+        if shapes and all(0 in shape for shape in shapes):
+            skipped.add(groups.pop(place).values(), "it is empty")
+    for why, pattern in _NO_CHANGES.items():
+        found = dict.fromkeys(one.key for one in odd if not one.unapplied and pattern.match(one.key))
+        if found:
+            skipped.add(found, why)
+            odd[:] = [one for one in odd if one.key not in found]
 
 
 def _starts(odd: _Odd) -> Iterable[str]:

@@ -13,17 +13,18 @@ from .kinds import DECOMPOSED, KINDS
 
 _ROLES = {suffix: role for kind in KINDS for suffix, role in kind.suffixes.items()} | DECOMPOSED
 _MOST_STEPS = max(suffix.count(".") for suffix in _ROLES)
-# PEFT puts the adapter's name in, which may be anything without a dot, but what stands there in other files
+# PEFT puts the adapter's name in, which may be anything, but its last step not what stands there in other files
 _ADAPTER = re.compile(
     r"\.(lora_[ABE]|lora_magnitude_vector|ia3_l|lokr_\w+|hada_\w+|oft_\w+|boft_\w+)"
-    r"\.(?!(?:bias|weight_scale|scale_weight|scaled_oft)$)[^.]+((?:\.weight)?)$"
+    r"\.(?!(?:.*\.)?(?:alpha|bias|weight_scale|scale_weight|scaled_oft)$).+?((?:\.weight)?)$",
+    re.DOTALL,
 )
 # ends of keys of what is known and not applied
 _UNAPPLIED = re.compile(
     r"""\.(?:
         (?P<OFT>oft_\w+(?:\.\w+)?) | (?P<BOFT>boft_\w+) | (?P<GLoRA>bm\.weight) | (?P<VeRA>vera_lambda_[bd])
         | (?P<embeddings>lora_embedding_[AB]) | (?P<biases>lora_[AB]\.bias)
-        | (?P<whole>set_weight|modules_to_save(?:\.\w+)?\.(?:weight|bias)) | (?P<shape>reshape_weight)
+        | (?P<whole>modules_to_save(?:\.\w+)?\.(?:weight|bias)) | (?P<shape>reshape_weight)
         | (?P<scalar>scalar) | (?P<scaled>(?:lora_[AB]|lora_down|lora_up)\.(?:weight_scale|scale_weight))
     )$""",
     re.VERBOSE,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .names import Names, Target
 
 _FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-_WHOLE = ("I64", "I32", "I16", "I8", "U8", "BOOL")
+_WHOLE = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 DAMAGED = "Export or download the file again."
 # roles that go with those of several ways to change a weight
 _SHARED = ("alpha", "dora_scale")

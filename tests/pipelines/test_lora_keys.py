@@ -13,6 +13,7 @@ import torch
 from comfyui_aitk.pipelines.errors import LoraError
 from comfyui_aitk.pipelines.files.header import Header, TensorInfo
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
+from comfyui_aitk.pipelines.lora.file import read_lora
 from comfyui_aitk.pipelines.lora.formats import recognise
 from comfyui_aitk.pipelines.lora.info import summary
 from comfyui_aitk.pipelines.lora.keys import take_apart
@@ -63,7 +64,7 @@ def re_dotted(name: str) -> str:
     return f"{block}.{number}.{rest.replace('.', '_')}"
 
 
-ADAPTERS = ["default", "default_0", "klein-9b-style", "my style (v2)", "ünï", "0"]
+ADAPTERS = ["default", "default_0", "klein-9b-style", "my style (v2)", "ünï", "0", "v1.0", "a.b.c", "weight"]
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -175,6 +176,29 @@ def test_norms_are_changed_in_place_however_the_rest_is_held(engine, tiny, appli
     assert torch.equal(scale(base), before)
 
 
+def test_a_whole_norm_takes_the_place_of_the_models(tiny):
+    """ComfyUI's set_weight."""
+    own, name = tiny("flux2_klein_4b"), "single_blocks.0.norm.query_norm"
+    value = torch.linspace(-1, 1, *own.shapes[f"{name}.scale"])
+    ((layer, adapter),) = read_lora(own.open({f"diffusion_model.{name}.set_weight": value}), "transformer").items()
+    assert layer.in_place and torch.equal(adapter.merge(torch.ones_like(value), 0.3, "cpu"), value)
+
+
+ALIASES = [
+    "transformer.layers.0.attn.to_out.lora_A.weight", "unet.layers.0.attn.processor.to_out.lora_A.weight",
+    "transformer.layers.0.attn.processor.to_out_lora.down.weight", "pipe.dit.layers.0.attn.to_out.0.lora_A.weight",
+    "lora_unet_layers_0_attn_to_out.lora_down.weight",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ALIASES)
+def test_older_names_of_attention(tiny, key):
+    up = key.replace("lora_A", "lora_B").replace("down", "up")
+    assert tiny("lumina2").open({key: torch.ones(2, 96), up: torch.ones(96, 2)}).layers[0].parameter == (
+        "layers.0.attn.to_out.0.weight"
+    )
+
+
 def test_parameters_without_a_module_take_differences(tiny):
     """ComfyUI's converters name them as they are."""
     for model, name in (("zimage", "x_pad_token"), ("omnigen2", "image_index_embedding")):
@@ -201,8 +225,15 @@ UNUSED = {
     },
     # what is no change of any layer
     "flux2": {"global_step": torch.tensor(7), "ema.decay": torch.tensor(0.9), "logit_scale": torch.ones(1)},
-    # a scale of nothing
-    "omnigen2": {"layers.0.attn.to_q.alpha": torch.tensor(4.0)},
+    # a scale of nothing; matrices of no ranks, as AdaLoRA leaves them; a rank; OneTrainer's embedding of a word
+    "omnigen2": {
+        "layers.0.attn.to_q.alpha": torch.tensor(4.0),
+        "layers.1.attn.to_q.lora_A": torch.ones(0, 64),
+        "layers.1.attn.to_q.lora_B": torch.ones(64, 0),
+        "layers.1.attn.to_q.lora_E": torch.ones(0, 1),
+        "diffusion_model.layers.0.attn.to_out.0.rank": torch.tensor(2),
+        "bundle_emb.<fox>.qwen": torch.ones(3, 8),
+    },
 }
 
 
@@ -251,7 +282,8 @@ REFUSED = {
     "lycoris_double_blocks_0_img_attn_qkv.oft_diag": "holds OFT of another make (oft_diag, oft_r), which",
     "double_blocks.0.img_attn.qkv.boft_R": "holds BOFT of PEFT, which is not applied",
     "double_blocks.0.img_attn.qkv.lora_B.bias": "holds biases of a LoRA's own matrices, which is not applied",
-    "diffusion_model.double_blocks.0.img_attn.qkv.set_weight": "holds whole weights, which is not applied",
+    "base_model.model.double_blocks.0.img_attn.qkv.modules_to_save.default.weight": "holds whole weights, which is not",
+    "base_model.model.double_blocks.0.img_attn.qkv.lora_B.default.bias": "keys that are of no known kind",
     "double_blocks.0.img_attn.qkv.wonder": "keys that are of no known kind",
     "double_blocks.0.img_attn.qkv.weight": "keys that are of no known kind",
     # what would change something that the model lacks

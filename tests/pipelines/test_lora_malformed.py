@@ -74,7 +74,10 @@ BAD = {
         {f"{TO_OUT}.lora_A.weight": zeros(2, 96), f"{TO_OUT}.lora_B.weight": zeros(96, 3)},
         f"{TO_OUT!r}: lora_B and lora_A [96, 3] and [2, 96] do not multiply to one matrix. {AGAIN}",
     ),
-    "rank 0": (pair(TO_OUT, rank=0), "do not multiply to one matrix"),
+    "rank 0": (pair(TO_OUT, rank=0), f"changes nothing of Lumina Image 2.0: skipped 2 keys, as '{TO_OUT}.lora_A.wei"),
+    "half a pair of rank 0": (
+        pair(TO_OUT) | {f"{TO_OUT}.lora_A.weight": zeros(0, 96)}, "do not multiply to one matrix",
+    ),
     "another width": (
         kohya(KOHYA, (3840, 2304)),
         f"{KOHYA!r} is [192, 96] in the model, and the file's tensors make [3840, 2304]. Was it trained on another "

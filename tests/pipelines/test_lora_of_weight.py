@@ -188,16 +188,23 @@ def adalora(kernel: tuple[int, ...] = (), rows: int = OUT) -> Written:
     return Written(tensors, lambda weight, strength: weight + strength * change)
 
 
+def whole(kernel: tuple[int, ...] = (), rows: int = OUT) -> Written:
+    """At any strength."""
+    value = rand(rows, IN, *kernel)
+    return Written({"set_weight": value}, lambda weight, strength: value)
+
+
 KINDS = {
     "OFT": (oft, oft_shortened, oft_in_shares, butterfly),
     "OFTv2": (oft_v2, oft_v2_shared, oft_v2_scaled),
     "GLoRA": (glora, glora_of_1_8),
     "IA3": (ia3, ia3_on_input),
     "AdaLoRA": (adalora,),
+    "whole weights": (whole,),
 }
 WRITERS = [(title, writer) for title, writers in KINDS.items() for writer in writers]
 IDS = [writer.__name__ for _, writer in WRITERS]
-ON_CONVOLUTIONS = (oft, oft_shortened, butterfly, glora, ia3, ia3_on_input)
+ON_CONVOLUTIONS = (oft, oft_shortened, butterfly, glora, ia3, ia3_on_input, whole)
 STRENGTHS = (1.0, 0.4, -0.7)
 
 
@@ -259,7 +266,7 @@ def test_on_convolutions(tmp_path, writer):
         assert torch.allclose(live(layer, adapter, strength, x), with_weight(layer, expected, x), atol=1e-5)
 
 
-IN_PIECES = [oft, oft_in_shares, glora, ia3, ia3_on_input, oft_v2, adalora]
+IN_PIECES = [oft, oft_in_shares, glora, ia3, ia3_on_input, oft_v2, adalora, whole]
 
 
 @pytest.mark.parametrize("writer", IN_PIECES, ids=lambda writer: writer.__name__)
@@ -351,7 +358,7 @@ def test_oft_v2_of_a_convolution_is_refused(tmp_path):
         opened(tmp_path / "x.safetensors", nn.Conv2d(IN, OUT, 3), {"oft_R.weight": rand(36, 6)})
 
 
-@pytest.mark.parametrize(("title", "writer"), WRITERS, ids=IDS)
+@pytest.mark.parametrize(("title", "writer"), WRITERS[:-1], ids=IDS[:-1])
 def test_what_changes_nothing_is_zero(tmp_path, title, writer):
     tensors = {key: value if key in ("on_input", "alpha") else value * 0 for key, value in writer().tensors.items()}
     if "rescale" in tensors:
