@@ -11,6 +11,8 @@ from comfyui_aitk.headless.tiny import flux2 as tiny_flux2
 from comfyui_aitk.headless.tiny import omnigen2 as tiny_omnigen2
 from comfyui_aitk.headless.tiny import z_image as tiny_z_image
 from comfyui_aitk.pipelines.lora.file import LoraFile, open_lora, read_lora
+from comfyui_aitk.pipelines.lora.kinds import Adapter
+from comfyui_aitk.pipelines.lora.layers import LoraLayer
 from comfyui_aitk.pipelines.lora.names import Names, names_of
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
@@ -43,11 +45,14 @@ class Tiny:
     def names(self) -> Names:
         return names_of(self.model, self.checkpoint)
 
+    def read(self, tensors: Tensors, part: str = "transformer") -> dict[LoraLayer, Adapter]:
+        return read_lora(self.open(tensors), part)
+
     def changes(self, tensors: Tensors, part: str = "transformer") -> Tensors:
         """parameter -> the sum of what the file adds to it."""
         found: Tensors = {}
         shapes = {name: info.shape for name, info in self.checkpoint.source(part).tensor_infos().items()}
-        for layer, adapter in read_lora(self.open(tensors), part).items():
+        for layer, adapter in self.read(tensors, part).items():
             own = found.setdefault(layer.parameter, torch.zeros(shapes[layer.parameter]))
             rows = own[slice(*(layer.into or (None,)))]
             rows.copy_(adapter.merge(rows, 1.0, "cpu"))
