@@ -102,9 +102,15 @@ def _open(stamp: FileStamp, companion: FileStamp | None, name: str, model_id: st
 
 def _with_alpha(layer: LoraLayer, configs: Mapping[str, PeftConfig]) -> LoraLayer:
     config = configs.get(layer.part)
-    if config is None or layer.rank is None or "alpha" in layer.keys:
+    if config is None or "alpha" in layer.keys:
         return layer
-    return replace(layer, alpha=config.alpha_of(layer.name, layer.rank))
+    rank = layer.rank
+    if layer.kind is lokr.KIND and rank is None:
+        # PEFT scales by the rank that was asked for, also where both factors are whole
+        rank = config.rank_of(layer.name)
+    if rank is None:
+        return layer
+    return replace(layer, rank=rank, alpha=config.alpha_of(layer.name, rank))
 
 
 def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
@@ -156,7 +162,7 @@ def _adapter(layer: LoraLayer, tensors: dict) -> Adapter:
     roles = {role: tensors[key] for role, key in layer.keys.items()}
     scale = roles.pop("dora_scale", None)
     if layer.alpha is not None:
-        roles["alpha"] = torch.tensor(layer.alpha)
+        roles |= {"alpha": torch.tensor(layer.alpha), "rank": torch.tensor(layer.rank)}
     adapter = layer.kind.make(roles)
     if scale is not None:
         adapter = Decomposed.of(adapter, scale)

@@ -105,17 +105,8 @@ def recognise(header: Header, name: str, title: str, names: Names) -> Contents:
     _check_odd(reading, odd, skipped)
     _check_names(reading, [spelled for spelled, _ in groups if spelled not in targets])
     layers: list[LoraLayer] = []
-    lone: list[str] = []
     for (spelled, leaf), roles in groups.items():
-        # a scale of nothing changes nothing
-        if roles.keys() == {"alpha"} and len(groups) > 1:
-            lone.append(roles["alpha"])
-            continue
         layers += layers_of(reading, spelled, targets[spelled], leaf, roles)
-    if not layers:
-        raise LoraError(f"{name!r} is damaged: {shown(lone[0])} and its other keys are alphas alone. {DAMAGED}")
-    if lone:
-        skipped.add(lone, "an alpha without matrices changes nothing")
     check_overlap(layers, name)
     return Contents(layers, skipped.notes())
 
@@ -154,11 +145,16 @@ def _drop_unused(groups: Groups, odd: list[_Odd], names: Names, skipped: _Skippe
 
 
 def _drop_empty(header: Header, groups: Groups, odd: list[_Odd], skipped: _Skipped) -> None:
-    """Takes out matrices of rank 0, as AdaLoRA leaves them, and keys that tell of others."""
+    """Takes out matrices of rank 0, as AdaLoRA leaves them, scales of nothing, and keys that tell of others."""
     for place, roles in list(groups.items()):
         shapes = [header.tensors[key].shape for role, key in roles.items() if role != "alpha"]
         if shapes and all(0 in shape for shape in shapes):
             skipped.add(groups.pop(place).values(), "it is empty")
+    lone = [place for place, roles in groups.items() if roles.keys() == {"alpha"}]
+    if len(lone) < len(groups):
+        keys = [groups.pop(place)["alpha"] for place in lone]
+        if keys:
+            skipped.add(keys, "an alpha without matrices changes nothing")
     for why, pattern in _NO_CHANGES.items():
         found = dict.fromkeys(one.key for one in odd if not one.unapplied and pattern.match(one.key))
         if found:

@@ -228,6 +228,7 @@ UNUSED = {
     # a scale of nothing; matrices of no ranks, as AdaLoRA leaves them; a rank; OneTrainer's embedding of a word
     "omnigen2": {
         "layers.0.attn.to_q.alpha": torch.tensor(4.0),
+        "lora_te_layers_77_mlp_up_proj.alpha": torch.tensor(4.0),
         "layers.1.attn.to_q.lora_A": torch.ones(0, 64),
         "layers.1.attn.to_q.lora_B": torch.ones(64, 0),
         "layers.1.attn.to_q.lora_E": torch.ones(0, 1),

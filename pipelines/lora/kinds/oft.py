@@ -50,7 +50,7 @@ class Oft(OfWeight):
     def is_zero(self) -> bool:
         import torch
 
-        still = all(torch.equal(turn, torch.eye(len(turn))) for _, turns in self._groups() for turn in turns)
+        still = all(bool((turns == torch.eye(turns.shape[-1])).all()) for _, turns in self._groups())
         return still and (self.rescale is None or bool((self.rescale == 1).all()))
 
     def rows(self, first: int, last: int) -> Oft:
