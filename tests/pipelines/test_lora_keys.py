@@ -184,6 +184,27 @@ def test_a_whole_norm_takes_the_place_of_the_models(tiny):
     assert layer.in_place and torch.equal(adapter.merge(torch.ones_like(value), 0.3, "cpu"), value)
 
 
+# ComfyUI's list for FLUX.2 -> (parameter, first and last share of its rows, of how many)
+FLUX1 = {
+    "transformer.transformer_blocks.0.ff.net.0.proj": ("double_blocks.0.img_mlp.0", 0, 1, 1),
+    "lycoris_transformer_blocks_0_ff_net_2": ("double_blocks.0.img_mlp.2", 0, 1, 1),
+    "transformer_blocks.0.ff_context.net.2": ("double_blocks.0.txt_mlp.2", 0, 1, 1),
+    "lora_transformer_single_transformer_blocks_0_proj_mlp": ("single_blocks.0.linear1", 3, 9, 9),
+    "transformer.single_transformer_blocks.0.proj_out": ("single_blocks.0.linear2", 0, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", FLUX1)
+def test_what_comfyui_calls_flux_2s_layers_as_flux_1s(tiny, name):
+    own, (module, first, last, count) = tiny("flux2_klein_4b"), FLUX1[name]
+    rows, columns = own.shapes[f"{module}.weight"]
+    down, up = matrices((last - first) * rows // count, columns)
+    expected = torch.zeros(rows, columns)
+    expected[first * rows // count : last * rows // count] = up @ down
+    found = own.changes(pair(name, len(up), columns))
+    assert found.keys() == {f"{module}.weight"} and torch.allclose(found[f"{module}.weight"], expected)
+
+
 ALIASES = [
     "transformer.layers.0.attn.to_out.lora_A.weight", "unet.layers.0.attn.processor.to_out.lora_A.weight",
     "transformer.layers.0.attn.processor.to_out_lora.down.weight", "pipe.dit.layers.0.attn.to_out.0.lora_A.weight",
