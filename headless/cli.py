@@ -14,7 +14,7 @@ from typing import Any
 from ..nodes.host import PlainHost
 from ..pipelines.errors import FileError
 from ..pipelines.pictures.saving import make_folder, replace_file
-from .local import exit_status, run_document, saved_pictures
+from .local import exit_status, option, run_document, saved_pictures
 from .server import reports_in, run_on_server
 from .workflow import read_workflow
 
@@ -63,11 +63,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> None:
     # before the run: its pictures may take hours
-    make_folder(arguments.output, f"--output {str(arguments.output)!r}")
+    make_folder(arguments.output, option("--output", arguments.output))
     if arguments.report:
         if os.path.isdir(arguments.report):
-            raise FileError(f"--report {str(arguments.report)!r} is a folder. Name a file.")
-        make_folder(arguments.report.parent, f"--report {str(arguments.report)!r}")
+            raise FileError(f"{option('--report', arguments.report)} is a folder. Name a file.")
+        make_folder(arguments.report.parent, option("--report", arguments.report))
     made = _run_on_server(arguments) if arguments.server else _run_here(arguments)
     for image in made.images:
         print(image)
@@ -77,8 +77,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _run_here(arguments: argparse.Namespace) -> _Made:
     document = read_workflow(arguments.workflow)
-    if not arguments.models.is_dir():
-        raise FileError(f"--models {str(arguments.models)!r} is no folder. It holds diffusers, loras, ...")
+    if not os.path.isdir(arguments.models):
+        raise FileError(f"{option('--models', arguments.models)} is no folder. It holds diffusers, loras, ...")
     host = PlainHost(arguments.models, arguments.input, arguments.output, arguments.device)
     result = run_document(document, host, arguments.set)
     return _Made(saved_pictures(result, arguments.output), reports_in(result.outputs), result.seconds)

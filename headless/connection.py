@@ -6,16 +6,35 @@ import json
 from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
 from ..pipelines.errors import WorkflowError
+from ..pipelines.pictures.saving import reason
+from ..pipelines.words import cut, shown
 
 _CONNECT_SECONDS = 20.0
 _ANSWER_SECONDS = 180.0
 """A server that is busy loading a model answers slowly."""
+
+
+def why(error: Exception) -> str:
+    """The system's words for a failed connection, or the kind of failure."""
+    cause = error.reason if isinstance(error, URLError) else error
+    return reason(cause) if isinstance(cause, OSError) else type(error).__name__
+
+
+def _shown_address(url: str) -> str:
+    """The address in a message, without the password that may stand before the @; empty if it is none."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return ""
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return cut(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}") if usable and plain else ""
 
 
 class Connection:
@@ -26,9 +45,9 @@ class Connection:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise WorkflowError(f"Server {url!r} is not an address. Write it like http://127.0.0.1:8188.")
+        self.name = _shown_address(self.url)
+        if not self.name:
+            raise WorkflowError(f"Server {shown(url)} is not an address. Write it like http://127.0.0.1:8188.")
 
     def get_bytes(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
         status, body = self._send(Request(self.url + path + (f"?{urlencode(query)}" if query else "")))
@@ -91,21 +110,21 @@ class Connection:
 
     def _unreachable(self, error: Exception) -> WorkflowError:
         return WorkflowError(
-            f"ComfyUI at {self.url} cannot be reached: {error}. Start it, and check the address after --server."
+            f"ComfyUI at {self.name} cannot be reached: {why(error)}. Start it, and check the address after --server."
         )
 
     def _accepted(self, path: str, status: int, body: bytes) -> bytes:
         if status != 200:
             words = body[:300].decode(errors="replace").strip()
-            reason = words or "no reason given"
-            raise WorkflowError(f"ComfyUI at {self.url} answers {path} with HTTP {status}: {reason}")
+            said = words or "no reason given"
+            raise WorkflowError(f"ComfyUI at {self.name} answers {path} with HTTP {status}: {said}")
         return body
 
     def _object(self, path: str, body: bytes) -> dict[str, Any]:
         try:
             value = json.loads(body)
-        except ValueError:
+        except (RecursionError, ValueError):
             value = None
         if not isinstance(value, dict):
-            raise WorkflowError(f"What runs at {self.url} does not answer {path} as ComfyUI does. Check the address.")
+            raise WorkflowError(f"What runs at {self.name} does not answer {path} as ComfyUI does. Check the address.")
         return value

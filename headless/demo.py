@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ..nodes.host import PlainHost
 from ..pipelines.errors import FileError
 from ..pipelines.pictures.saving import make_folder
-from .local import exit_status, run_document, saved_pictures
+from .local import exit_status, option, run_document, saved_pictures
 from .server import reports_in
 from .workflow import read_workflow
 
@@ -52,7 +53,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
-    make_folder(arguments.output, f"--output {str(arguments.output)!r}")
+    make_folder(arguments.output, option("--output", arguments.output))
     models = arguments.output / "models"
     roots: dict[str, Path] = {}
     lora = arguments.lora
@@ -60,17 +61,17 @@ def _run(arguments: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
         _make_tiny(models)
         sets = [f"LoadAITKModel.weights={_TINY}", "AITKSampler.width=512", "AITKSampler.height=512"]
         lora = lora or models / "loras" / _TINY_LORA
-    elif Path(arguments.weights).is_dir():
+    elif os.path.isdir(arguments.weights):
         folder = Path(arguments.weights).resolve()
         roots["diffusers"] = folder
         sets = [f"LoadAITKModel.weights={folder.name}"]
     elif arguments.weights.count("/") != 1 or arguments.weights.startswith(("/", ".", "~")):
-        raise FileError(f"--weights {arguments.weights!r} is no folder, and no hub id (owner/name).")
+        raise FileError(f"{option('--weights', Path(arguments.weights))} is no folder, and no hub id (owner/name).")
     else:
         sets = ["LoadAITKModel.weights=default", f"LoadAITKModel.repo_id={arguments.weights}"]
     if lora is not None:
-        if not lora.is_file():
-            raise FileError(f"--lora {str(lora)!r} is no file.")
+        if not os.path.isfile(lora):
+            raise FileError(f"{option('--lora', lora)} is no file.")
         roots["loras"] = lora.resolve()
         sets.append(f"ApplyAITKLoRA.lora_name={lora.name}")
     host = PlainHost(models, arguments.output, arguments.output, arguments.device, roots)

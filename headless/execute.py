@@ -9,7 +9,7 @@ from typing import Any
 
 from ..pipelines.errors import AITKError, WorkflowError
 from .prompt import Prompt, node_label
-from .validate import execution_order, required_or_optional, validate_prompt
+from .validate import Declared, execution_order, validate_prompt
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,21 @@ def run_prompt(prompt: Prompt, classes: Mapping[str, Any], *, extra_pnginfo: dic
             pack's errors, which is then the cause. Any other exception of a node comes through as it is.
     """
     start = time.monotonic()
-    order = execution_order(prompt, classes)
-    constants = validate_prompt(prompt, order, classes)
+    declared = Declared(classes)
+    order = execution_order(prompt, declared)
+    constants = validate_prompt(prompt, order, declared)
     results: dict[str, tuple[Any, ...]] = {}
     outputs: dict[str, dict[str, Any]] = {}
     for node_id in order:
         node = prompt[node_id]
         node_class = classes[node["class_type"]]
         arguments = dict(constants[node_id])
-        declared = required_or_optional(node_class)
+        specs = declared.specs(node["class_type"])
         for name, value in node["inputs"].items():
-            if name in declared and isinstance(value, list):
+            if name in specs and isinstance(value, list):
                 arguments[name] = results[value[0]][value[1]]
         hidden = {"PROMPT": prompt, "EXTRA_PNGINFO": extra_pnginfo, "UNIQUE_ID": node_id}
-        for name, kind in (node_class.INPUT_TYPES().get("hidden") or {}).items():
+        for name, kind in declared.group(node["class_type"], "hidden").items():
             if kind in hidden:
                 arguments[name] = hidden[kind]
         returned = _call(node_id, node, node_class, arguments)

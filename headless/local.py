@@ -10,10 +10,10 @@ from typing import Any
 from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.host import PlainHost, use_host
 from ..pipelines.errors import AITKError
-from ..pipelines.words import printable
+from ..pipelines.words import printable, shown
 from .core_nodes import CORE_CLASSES, CORE_NAMES
 from .execute import RunResult, run_prompt
-from .workflow import apply_sets, definitions_of, is_editor_format, to_prompt
+from .workflow import apply_sets, definitions_of, fill_in_names, is_editor_format, to_prompt
 
 
 def run_document(document: dict[str, Any], host: PlainHost, sets: Sequence[str]) -> RunResult:
@@ -30,7 +30,7 @@ def run_document(document: dict[str, Any], host: PlainHost, sets: Sequence[str])
     use_host(host)
     classes = {**CORE_CLASSES, **NODE_CLASS_MAPPINGS}
     definitions = definitions_of(classes, {**CORE_NAMES, **NODE_DISPLAY_NAME_MAPPINGS})
-    prompt = apply_sets(to_prompt(document, definitions), sets, definitions)
+    prompt = fill_in_names(apply_sets(to_prompt(document, definitions), sets, definitions), document)
     return run_prompt(prompt, classes, extra_pnginfo={"workflow": document} if is_editor_format(document) else None)
 
 
@@ -45,6 +45,11 @@ def exit_status(command: Callable[[], None]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def option(flag: str, path: Path) -> str:
+    """An option of the command line in a message, without the folders before the name."""
+    return f"{flag} {shown(path.name or str(path))}"
 
 
 def saved_pictures(result: RunResult, output: Path) -> list[Path]:

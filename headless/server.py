@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from ..nodes.file_names import fill_in
 from ..nodes.save_image import REPORT_KEY
-from ..pipelines.errors import FileError, WorkflowError
+from ..pipelines.errors import AITKError, FileError, WorkflowError
 from ..pipelines.pictures.saving import reason as words_of
 from ..pipelines.pictures.saving import save_new
 from ..pipelines.weights.untrusted_names import check_name, resolve_name
-from ..pipelines.words import cut
-from .connection import Connection
-from .core_nodes import input_name
+from ..pipelines.words import cut, shown
+from .connection import Connection, why
 from .inputs import declared_inputs
-from .prompt import Definitions, Prompt, node_label
-from .workflow import apply_sets, is_editor_format, to_prompt
+from .pictures import input_name
+from .prompt import Definitions, Prompt, and_more, node_label
+from .workflow import apply_sets, fill_in_names, is_editor_format, to_prompt
 
 _QUIET_SECONDS = 10.0
 _HISTORY_TRIES = 50
+_LONGEST_REASON = 500  # characters of the server's words
 _MOST_ALIKE = 10_000  # pictures of one name
 
 
@@ -66,9 +66,28 @@ def run_on_server(
         WorkflowError: the server cannot be reached, refuses the workflow, or a node failed on it.
     """
     connection = Connection(url)
+    try:
+        return _run(document, connection, sets, output, input, progress)
+    except AITKError:
+        raise
+    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        # The answers are another program's: whatever is misshapen in them ends up here.
+        raise WorkflowError(
+            f"What runs at {connection.name} answers unlike ComfyUI ({type(error).__name__}). Check the address."
+        ) from error
+
+
+def _run(
+    document: Mapping[str, Any],
+    connection: Connection,
+    sets: Sequence[str],
+    output: Path,
+    input: Path | None,
+    progress: Callable[[str], None],
+) -> ServerResult:
     definitions = connection.get_json("/object_info")
     prompt = apply_sets(to_prompt(document, definitions), sets, definitions)
-    prompt = _with_names(prompt, document if is_editor_format(document) else None)
+    prompt = fill_in_names(prompt, document)
     if input is not None:
         _upload_pictures(connection, prompt, definitions, input, progress)
     start = time.monotonic()
@@ -101,8 +120,9 @@ class _Watch:
         """
         if kind == "execution_error":
             raise WorkflowError(
-                f"Node {self._label(data)}, class {data.get('node_type')!r}, failed on the server: "
-                f"{data.get('exception_type', 'error')}: {str(data.get('exception_message', '')).strip()}"
+                f"Node {self._label(data)}, class {shown(data.get('node_type'))}, failed on the server: "
+                f"{cut(str(data.get('exception_type', 'error')))}: "
+                f"{cut(str(data.get('exception_message', '')).strip(), _LONGEST_REASON)}"
             )
         if kind == "execution_interrupted":
             raise WorkflowError(f"The run was stopped on the server, in node {self._label(data)}.")
@@ -128,17 +148,7 @@ class _Watch:
 
     def _label(self, data: Mapping[str, Any]) -> str:
         node_id = str(data.get("node_id") or data.get("node"))
-        return node_label(node_id, self.prompt[node_id]) if node_id in self.prompt else node_id
-
-
-def _with_names(prompt: Prompt, workflow: Mapping[str, Any] | None) -> Prompt:
-    """The prompt with file names filled in: the server leaves that to the page."""
-    filled = {}
-    for node_id, node in prompt.items():
-        prefix = node["inputs"].get("filename_prefix")
-        own = {"filename_prefix": fill_in(prefix, prompt, workflow)} if isinstance(prefix, str) else {}
-        filled[node_id] = {**node, "inputs": {**node["inputs"], **own}}
-    return filled
+        return node_label(node_id, self.prompt[node_id]) if node_id in self.prompt else cut(node_id)
 
 
 def _upload_pictures(
@@ -184,15 +194,17 @@ def _queue(connection: Connection, prompt: Prompt, client_id: str, workflow: Map
 def _refusal(prompt: Prompt, answer: Mapping[str, Any]) -> str:
     error = answer.get("error")
     summary = error if isinstance(error, dict) else {"message": error or "some of its nodes would not run"}
-    details = f" ({summary['details']})" if summary.get("details") else ""
-    lines = [f"The server refuses the workflow: {summary.get('message')}{details}"]
+    details = f" ({cut(str(summary['details']), _LONGEST_REASON)})" if summary.get("details") else ""
+    problems = []
     for node_id, entry in (answer.get("node_errors") or {}).items():
-        label = node_label(node_id, prompt[node_id]) if node_id in prompt else node_id
+        label = node_label(node_id, prompt[node_id]) if node_id in prompt else cut(node_id)
         for reason in entry.get("errors") or ():
             name = (reason.get("extra_info") or {}).get("input_name")
-            where = f"node {label}" + (f", input {name!r}" if name else "")
-            lines.append(f"- {where}: {reason.get('message')}: {reason.get('details')}")
-    return "\n".join(lines)
+            where = f"node {label}" + (f", input {shown(name)}" if name else "")
+            words = f"{reason.get('message')}: {reason.get('details')}"
+            problems.append(f"- {where}: {cut(words, _LONGEST_REASON)}")
+    summed_up = f"The server refuses the workflow: {cut(str(summary.get('message')), _LONGEST_REASON)}{details}"
+    return "\n".join([summed_up, *and_more(problems, len(problems))])
 
 
 def _wait(connection: Connection, socket: Any, prompt_id: str, watch: _Watch) -> None:
@@ -209,7 +221,7 @@ def _wait(connection: Connection, socket: Any, prompt_id: str, watch: _Watch) ->
             continue
         except (websocket.WebSocketException, OSError) as error:
             raise WorkflowError(
-                f"The connection to {connection.url} broke while the workflow was running: {error}. "
+                f"The connection to {connection.name} broke while the workflow was running: {why(error)}. "
                 "See the server's log; the run may still be going on there."
             ) from error
         if not isinstance(frame, str) or not frame:
@@ -242,14 +254,15 @@ def _history(connection: Connection, prompt_id: str) -> dict[str, Any]:
             return entry
         time.sleep(0.1)
     raise WorkflowError(
-        f"The workflow ended, but {connection.url} has no record of its pictures. Look into the server's output folder."
+        f"The workflow ended, but {connection.name} has no record of its pictures. Look into the server's output "
+        "folder."
     )
 
 
 def _download(connection: Connection, outputs: Mapping[str, Any], folder: Path) -> list[Path]:
     saved: list[Path] = []
-    for shown in outputs.values():
-        for entries in shown.values():
+    for found in outputs.values():
+        for entries in found.values():
             for entry in entries if isinstance(entries, list) else ():
                 if isinstance(entry, dict) and entry.get("type") == "output" and entry.get("filename"):
                     saved.append(_save(connection, entry, folder))
@@ -289,7 +302,7 @@ def _save(connection: Connection, entry: Mapping[str, Any], folder: Path) -> Pat
 def reports_in(outputs: Mapping[str, Any]) -> dict[str, Any]:
     """The reports of the samplers that ran, by node id: what they show beside their outputs."""
     reports: dict[str, Any] = {}
-    for node_id, shown in outputs.items():
-        for text in shown.get(REPORT_KEY) or ():
+    for node_id, found in outputs.items():
+        for text in found.get(REPORT_KEY) or ():
             reports[node_id] = json.loads(text)
     return reports

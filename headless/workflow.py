@@ -11,10 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..nodes.file_names import fill_in
 from ..pipelines.errors import WorkflowError
+from ..pipelines.pictures.saving import reason
+from ..pipelines.words import cut, shown
 from .editor import flatten
 from .inputs import Spec, choices, declared_inputs, is_combo, known_input
-from .prompt import Definitions, Prompt, node_label, node_title, refuse_unknown
+from .page_nodes import does_nothing
+from .prompt import SHOWN_PROBLEMS, Definitions, Prompt, and_more, node_label, node_title, refuse_unknown
 
 
 def read_workflow(path: Path) -> dict[str, Any]:
@@ -23,31 +27,43 @@ def read_workflow(path: Path) -> dict[str, Any]:
     Raises:
         WorkflowError: no such file, not JSON (with line and column), or not a workflow.
     """
+    what = f"Workflow {shown(path.name)}"
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise WorkflowError(f"Workflow {str(path)!r} is not there. Check the file's name and folder.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkflowError(
-            f"Workflow {str(path)!r} cannot be read as text: {error}. A workflow is a .json file saved by ComfyUI."
-        ) from error
+        raise WorkflowError(f"{what} is not there. Check the file's name and folder.") from None
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else "it is no text"
+        raise WorkflowError(f"{what} cannot be read: {why}. A workflow is a .json file saved by ComfyUI.") from error
     try:
         document = json.loads(text)
     except RecursionError as error:
-        raise WorkflowError(f"Workflow {str(path)!r} is nested too deeply to be a workflow.") from error
+        raise WorkflowError(f"{what} is nested too deeply to be a workflow.") from error
     except json.JSONDecodeError as error:
         raise WorkflowError(
-            f"Workflow {str(path)!r} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
-            "Save it from ComfyUI again."
+            f"{what} is not valid JSON: see line {error.lineno}, column {error.colno}. Save it from ComfyUI again."
         ) from error
     except ValueError as error:
         # Python reads no number of thousands of digits
-        raise WorkflowError(f"Workflow {str(path)!r} holds a number that is too long. Save it again.") from error
+        raise WorkflowError(f"{what} holds a number that is too long. Save it again.") from error
     if not isinstance(document, dict):
-        raise WorkflowError(f"Workflow {str(path)!r} holds a JSON {_kind(document)}, not an object. {_FORMATS}")
+        raise WorkflowError(f"{what} holds a JSON {_kind(document)}, not an object. {_FORMATS}")
     if not is_editor_format(document) and not _is_api_format(_unwrapped(document)):
-        raise WorkflowError(f"{str(path)!r} is JSON, but not a workflow. {_FORMATS}")
+        raise WorkflowError(f"{what} is JSON, but not a workflow. {_FORMATS}")
+    if _depth(document) > _DEEPEST:
+        # what a picture's metadata could not hold is said before the picture is made
+        raise WorkflowError(f"{what} is nested too deeply to be a workflow.")
     return document
+
+
+def _depth(document: Any) -> int:
+    """Of lists and objects in each other, as far as it matters."""
+    depth, level = 0, [document]
+    while level and depth <= _DEEPEST:
+        depth += 1
+        containers = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [inner for values in containers for inner in values if isinstance(inner, dict | list)]
+    return depth
 
 
 def is_editor_format(document: Mapping[str, Any]) -> bool:
@@ -70,6 +86,7 @@ def to_prompt(document: Mapping[str, Any], definitions: Definitions) -> Prompt:
     prompt = _unwrapped(document)
     if not _is_api_format(prompt):
         raise WorkflowError(f"This is not a workflow. {_FORMATS}")
+    prompt = {name: node for name, node in prompt.items() if not does_nothing(node["class_type"], definitions)}
     refuse_unknown(prompt, definitions)
     return {node_id: _copied(node_id, node) for node_id, node in prompt.items()}
 
@@ -91,6 +108,22 @@ def definitions_of(classes: Mapping[str, Any], names: Mapping[str, str] | None =
     }
 
 
+def fill_in_names(prompt: Prompt, document: Mapping[str, Any]) -> Prompt:
+    """The prompt with the save nodes' file names filled in, as the page does before it queues one.
+
+    Args:
+        prompt: a workflow in API format; left unchanged.
+        document: the workflow that it came from.
+    """
+    workflow = document if is_editor_format(document) else None
+    filled = {}
+    for node_id, node in prompt.items():
+        prefix = node["inputs"].get("filename_prefix")
+        own = {"filename_prefix": fill_in(prefix, prompt, workflow)} if isinstance(prefix, str) else {}
+        filled[node_id] = {**node, "inputs": {**node["inputs"], **own}}
+    return filled
+
+
 def apply_sets(prompt: Prompt, sets: Sequence[str], definitions: Definitions) -> Prompt:
     """Returns ``prompt`` with inputs replaced as the command line asks.
 
@@ -107,13 +140,16 @@ def apply_sets(prompt: Prompt, sets: Sequence[str], definitions: Definitions) ->
     for item in sets:
         target, equals, text = item.partition("=")
         if not equals or "." not in target:
-            raise WorkflowError(f"--set {item!r} is not understood. Write NODE.INPUT=VALUE, e.g. --set 3.steps=20.")
+            raise WorkflowError(
+                f"--set {shown(item)} is not understood. Write NODE.INPUT=VALUE, e.g. --set 3.steps=20."
+            )
         node_id, name = _find_input(changed, target, definitions)
         spec = declared_inputs(definitions[changed[node_id]["class_type"]]).get(name)
         changed[node_id]["inputs"][name] = _parsed(text, spec)
     return changed
 
 
+_DEEPEST = 200
 _FORMATS = (
     "Expected a workflow saved by ComfyUI's editor (it has a 'nodes' list), or one saved with 'Export (API)' "
     "(every entry has a 'class_type')."
@@ -165,22 +201,29 @@ def _find_input(prompt: Prompt, target: str, definitions: Definitions) -> tuple[
         if not found:
             continue
         if len(found) > 1:
-            candidates = "; ".join(node_label(node_id, prompt[node_id]) for node_id in found)
+            candidates = "; ".join(_labels(prompt, found))
             raise WorkflowError(
-                f"--set {target}: {len(found)} nodes are called {node_name!r}: {candidates}. Use the node's id."
+                f"--set {cut(target)}: {len(found)} nodes are called {shown(node_name)}: {candidates}. Use the node's "
+                "id."
             )
         node = prompt[found[0]]
         definition = definitions[node["class_type"]]
         if input_name in node["inputs"] or known_input(definition, input_name):
             return found[0], input_name
         missing_input = missing_input or (
-            f"--set {target}: node {node_label(found[0], node)} ({node['class_type']}) has no input {input_name!r}. "
+            f"--set {cut(target)}: node {node_label(found[0], node)} ({node['class_type']}) has no input "
+            f"{shown(input_name)}. "
             "It has: " + (", ".join(declared_inputs(definition)) or "none") + "."
         )
     if missing_input is not None:
         raise WorkflowError(missing_input)
-    nodes = "; ".join(node_label(node_id, node) for node_id, node in prompt.items())
-    raise WorkflowError(f"--set {target}: no node has that id, class or title. The workflow has: {nodes}.")
+    nodes = "; ".join(_labels(prompt, list(prompt)))
+    raise WorkflowError(f"--set {cut(target)}: no node has that id, class or title. The workflow has: {nodes}.")
+
+
+def _labels(prompt: Prompt, node_ids: Sequence[str]) -> list[str]:
+    labels = [node_label(node_id, prompt[node_id]) for node_id in node_ids[:SHOWN_PROBLEMS]]
+    return and_more(labels, len(node_ids))
 
 
 def _nodes_called(prompt: Prompt, name: str) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from ..pipelines.errors import FileError
@@ -16,6 +17,7 @@ _PLACEHOLDER = re.compile(r"%([^%]+)%")
 _DATE = re.compile("dd?|MM?|hh?|mm?|ss?|yyy?y?")
 _DATE_MARK = "date:"
 _FORBIDDEN = re.compile(r'[/?<>\\:*|"\x00-\x1F\x7F]')  # in a file's name, on Windows
+_LONGEST = 4000  # characters, with placeholders
 _ENDING = len("_00001_.webp")
 _SEARCH_NAME = "Node name for S&R"
 
@@ -33,6 +35,7 @@ def fill_in(text: str, prompt: Mapping[str, Any] | None, workflow: object = None
         now: for the date.
     """
     time = now or datetime.now()
+    nodes = _Nodes(prompt or {}, workflow)
 
     def value(found: re.Match[str]) -> str:
         inner = found[1]
@@ -41,14 +44,12 @@ def fill_in(text: str, prompt: Mapping[str, Any] | None, workflow: object = None
         name, dot, widget = inner.partition(".")
         if not dot or "." in widget:
             return found[0]
-        for node in _called(name, prompt or {}, workflow):
-            inputs = node.get("inputs")
-            given = inputs.get(widget) if isinstance(inputs, dict) else None
-            # a list is a wire
-            if given is not None and not isinstance(given, list | dict):
-                return _FORBIDDEN.sub("_", _as_javascript(given))
-            break
-        return found[0]
+        inputs = nodes.called(name).get("inputs")
+        given = inputs.get(widget) if isinstance(inputs, dict) else None
+        # a list is a wire
+        if given is None or isinstance(given, list | dict):
+            return found[0]
+        return _FORBIDDEN.sub("_", _as_javascript(given))
 
     return _PLACEHOLDER.sub(value, text)
 
@@ -63,11 +64,12 @@ def prefix_of(typed: object, prompt: Mapping[str, Any] | None, extra: Mapping[st
     Raises:
         FileError: no file can be called so.
     """
-    filled = fill_in(typed, prompt, (extra or {}).get("workflow")) if isinstance(typed, str) else typed
-    refused = why_unusable(filled)
-    if refused:
+    if refused := why_unusable(typed):
         raise FileError(refused)
-    return str(filled)
+    filled = fill_in(str(typed), prompt, (extra or {}).get("workflow"))
+    if refused := why_unusable(filled):
+        raise FileError(refused)
+    return filled
 
 
 def why_unusable(prefix: object) -> str:
@@ -76,6 +78,8 @@ def why_unusable(prefix: object) -> str:
         name = check_name(prefix, "filename_prefix")  # pyright: ignore[reportArgumentType]
     except FileError as error:
         return str(error)
+    if len(str(name)) > _LONGEST:
+        return f"filename_prefix {shown(str(name), 40)} is too long: choose at most {_LONGEST:,} characters."
     if "%" in str(name):
         # placeholders become longer or shorter
         return ""
@@ -95,12 +99,39 @@ def numbered(stem: str, first: int, extension: str) -> Iterator[str]:
 _MOST_TRIES = 100_000
 
 
-def _called(name: str, prompt: Mapping[str, Any], workflow: object) -> Iterable[Mapping[str, Any]]:
-    nodes = {str(node_id): node for node_id, node in prompt.items() if isinstance(node, dict)}
-    searched = {node_id: node.get("class_type") for node_id, node in nodes.items()} | _search_names(workflow)
-    found = [nodes[node_id] for node_id, own in searched.items() if own == name and node_id in nodes]
-    titles = {node_id: node.get("_meta") for node_id, node in nodes.items()}
-    return found or [nodes[i] for i, meta in titles.items() if isinstance(meta, dict) and meta.get("title") == name]
+class _Nodes:
+    """The graph's nodes by what people call them; of several with one name the first counts."""
+
+    def __init__(self, prompt: Mapping[str, Any], workflow: object) -> None:
+        self._prompt = prompt
+        self._workflow = workflow
+
+    def called(self, name: str) -> Mapping[str, Any]:
+        """The node of that name, or an empty one."""
+        return self._searched.get(name) or self._titled.get(name) or {}
+
+    @cached_property
+    def _searched(self) -> dict[str, Mapping[str, Any]]:
+        own = _search_names(self._workflow)
+        return self._by_name(lambda node_id, node: own.get(node_id, node.get("class_type")))
+
+    @cached_property
+    def _titled(self) -> dict[str, Mapping[str, Any]]:
+        return self._by_name(lambda node_id, node: _title(node))
+
+    def _by_name(self, name_of: Callable[[str, Mapping[str, Any]], object]) -> dict[str, Mapping[str, Any]]:
+        found: dict[str, Mapping[str, Any]] = {}
+        for node_id, node in self._prompt.items():
+            if isinstance(node, dict):
+                name = name_of(str(node_id), node)
+                if isinstance(name, str):
+                    found.setdefault(name, node)
+        return found
+
+
+def _title(node: Mapping[str, Any]) -> object:
+    meta = node.get("_meta")
+    return meta.get("title") if isinstance(meta, dict) else None
 
 
 def _search_names(workflow: object) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +14,9 @@ from ..pipelines.lora.peft_config import companion_of
 from ..pipelines.models import find_model
 from ..pipelines.options import APPLICATIONS, Application
 from ..pipelines.weights.untrusted_names import resolve_name
+from ..pipelines.words import shown
 from .host import current_host
-from .shared import CATEGORY, check_pipeline, roots, search_words, why_refused
+from .shared import CATEGORY, check_number, check_pipeline, roots, search_words, why_refused
 
 _SUFFIXES = (".safetensors", ".sft")
 
@@ -89,9 +89,8 @@ class ApplyAITKLoRA:
     ) -> tuple[PipelineHandle, str, str]:
         check_pipeline(pipeline)
         if application not in APPLICATIONS:
-            raise InputError(f"application {application!r} is unknown. Choose one of: {', '.join(APPLICATIONS)}.")
-        if not math.isfinite(strength):
-            raise InputError(f"strength is {strength}: choose a number.")
+            raise InputError(f"application {shown(application)} is unknown. Choose one of: {', '.join(APPLICATIONS)}.")
+        check_number("strength", strength)
         path = _path(lora_name)
         file = open_lora(path, lora_name, find_model(pipeline.model), pipeline.checkpoint)
         spec = LoraSpec(

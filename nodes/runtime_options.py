@@ -14,7 +14,8 @@ from ..pipelines.options import (
     QuantizationChoice,
     RuntimeOptions,
 )
-from .shared import CATEGORY, changed, search_words, widgets
+from ..pipelines.words import shown
+from .shared import CATEGORY, changed, check_number, search_words, widgets
 
 
 class AITKRuntimeOptions:
@@ -98,9 +99,10 @@ class AITKRuntimeOptions:
             ("transformer_attention", transformer_attention, ATTENTIONS),
         ):
             if value not in choices:
-                raise InputError(f"{name} {value!r} is unknown. Choose one of: {', '.join(choices)}.")
+                raise InputError(f"{name} {shown(value)} is unknown. Choose one of: {', '.join(choices)}.")
+        check_number("blocks_on_cpu", blocks_on_cpu, whole=True)
         if blocks_on_cpu < 0:
-            raise InputError(f"blocks_on_cpu is {blocks_on_cpu}: choose 0 or more.")
+            raise InputError(f"blocks_on_cpu is {shown(blocks_on_cpu)}: choose 0 or more.")
         return (
             RuntimeOptions(
                 cast("QuantizationChoice", transformer_quantization),

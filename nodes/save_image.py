@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..pipelines.errors import InputError
-from ..pipelines.pictures.saving import save_new
+from ..pipelines.pictures.saving import remove_leftovers, save_new
 from ..pipelines.words import shown
 from .file_names import numbered, prefix_of, why_unusable
 from .host import current_host
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("png", "jpg", "webp")
+MAX_PNG_SIDE = 2**31 - 1
+_LARGEST_SIDE = {"png": MAX_PNG_SIDE, "jpg": 65_500, "webp": 16_383}  # of libjpeg and libwebp
 REPORT_KEY = "aitk_report"
 # EXIF tags, as ComfyUI writes a workflow into WebP: one "name:JSON" string in each tag from Make (0x010F) downwards
 _FIRST_TAG = 0x010F
@@ -93,11 +95,12 @@ class AITKSaveImage:
         if format not in FORMATS:
             raise InputError(f"format {shown(format)} is unknown. Choose one of: {', '.join(FORMATS)}.")
         check_texts({} if report is None else {"report": report})
-        check_pictures(images)
+        check_pictures(images, _LARGEST_SIDE[format])
         host = current_host()
         texts = _texts(report, prompt, extra_pnginfo) if host.metadata_enabled() else {}
         prefix = prefix_of(filename_prefix, prompt, extra_pnginfo)
         target = host.save_target(prefix, images.shape[2], images.shape[1])
+        remove_leftovers(target.folder)
         saved = []
         for index, image in enumerate(images):
             pixels = (image.float().cpu() * 255).round().clamp(0, 255).byte().numpy()
@@ -114,27 +117,42 @@ class AITKSaveImage:
         return {"ui": {"images": saved}}
 
 
-def check_pictures(images: object) -> None:
-    """Raises InputError where something is no IMAGE."""
+def check_pictures(images: object, largest: int = MAX_PNG_SIDE) -> None:
+    """Raises InputError where something is no IMAGE, or one that is too large for its format."""
     import torch
 
     if not isinstance(images, torch.Tensor):
         raise InputError(f"images is {shown(images)}, no IMAGE. Connect pictures.")
-    if images.ndim != 4 or images.shape[3] not in (3, 4):
-        raise InputError(f"images has shape {list(images.shape)}; pictures are [batch, height, width, 3 or 4].")
+    if images.ndim != 4 or images.shape[3] not in (3, 4) or not images.is_floating_point():
+        raise InputError(
+            f"images has shape {list(images.shape)} and type {str(images.dtype).removeprefix('torch.')}; pictures are "
+            "[batch, height, width, 3 or 4], of floats."
+        )
     if 0 in images.shape:
         raise InputError(f"images has shape {list(images.shape)}: there is no picture in it.")
+    if max(images.shape[1:3]) > largest:
+        size = f"{images.shape[2]:,} x {images.shape[1]:,}"
+        raise InputError(f"images is {size} pixels, and the format has at most {largest:,} a side. Save it as png.")
 
 
 def _texts(report: str | None, prompt: object, extra_pnginfo: Mapping[str, Any] | None) -> dict[str, str]:
     """What goes into the file: the graph in both formats, and the report."""
-    texts = {} if prompt is None else {"prompt": json.dumps(prompt)}
+    parts = {} if prompt is None else {"prompt": prompt}
     # a name that PNG does not take is no workflow's
-    texts |= {name: json.dumps(value) for name, value in (extra_pnginfo or {}).items() if _NAME.fullmatch(name)}
+    parts |= {name: value for name, value in (extra_pnginfo or {}).items() if _NAME.fullmatch(name)}
+    texts = {name: text for name, value in parts.items() if (text := _json(value)) is not None}
     if report is not None:
         # a lone half of a character has no bytes, and NUL ends a text
         texts[REPORT_KEY] = report.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
     return texts
+
+
+def _json(value: object) -> str | None:
+    """A part of the workflow as text; None where JSON cannot hold it: the picture is worth more than that."""
+    try:
+        return json.dumps(value)
+    except (RecursionError, TypeError, ValueError):
+        return None
 
 
 def write_image(image: Image, format: str, texts: Mapping[str, str], file: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,14 @@ def check_texts(values: Mapping[str, object]) -> None:
     for name, value in values.items():
         if not isinstance(value, str):
             raise InputError(f"{name} is {shown(value)}: it must be a text.")
+
+
+def check_number(name: str, value: object, *, whole: bool = False) -> None:
+    """Raises InputError where an input is no number that can be counted with."""
+    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    # no float is as large as some whole numbers
+    if not fits or not abs(value) <= sys.float_info.max:  # pyright: ignore[reportArgumentType]
+        raise InputError(f"{name} is {shown(value)}: choose a {'whole ' if whole else ''}number.")
 
 
 def why_refused(name: str, kinds: Sequence[str], what: str) -> str:
@@ -78,7 +87,8 @@ def changed(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]
     found = {}
     for option in options:
         value = values.get(option.name, option.default)
-        if isinstance(value, int) and isinstance(option.default, float) and not isinstance(value, bool):
+        if isinstance(option.default, float) and not option.choices:
+            check_number(option.name, value)
             value = float(value)
         option.check(value)
         if value != option.default:

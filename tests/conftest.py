@@ -27,6 +27,8 @@ def _module(name: str, path: Path):
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # before it runs: dataclasses look their module up
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -38,8 +40,8 @@ for name, value in tasks.KERNELS.items():
 tasks.load_pack()
 sd_scripts_files = _module("sd_scripts", Path(__file__).parent / "sd_scripts.py")
 # under names of their own, so that tests can import them
-for name in ("cpu_kernels", "rendering"):
-    sys.modules[name] = _module(name, Path(__file__).parent / f"{name}.py")
+for name in ("cpu_kernels", "rendering", "tiny_loras"):
+    _module(name, Path(__file__).parent / f"{name}.py")
 
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint, make_lora  # noqa: E402
 from comfyui_aitk.nodes.host import PlainHost, use_host  # noqa: E402
@@ -79,6 +81,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(models: Path) -> Checkpoint:
     return Checkpoint.open(models / "diffusers" / "tiny", "tiny", find_model("lumina2").files)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint):
+    """Tiny models by name, for files of LoRAs. Read only."""
+    return sys.modules["tiny_loras"].tiny_models(tmp_path_factory.mktemp, checkpoint)
 
 
 @pytest.fixture(scope="session")

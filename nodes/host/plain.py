@@ -13,7 +13,7 @@ from ...pipelines.machine.guests import Guests
 from ...pipelines.machine.plan import DeviceMemory
 from ...pipelines.pictures.saving import reason
 from ...pipelines.weights.untrusted_names import check_name, list_files, list_folders_with
-from ...pipelines.words import printable, shown
+from ...pipelines.words import cut, printable, shown
 from .protocol import ProgressBar, SaveTarget
 
 if TYPE_CHECKING:
@@ -138,8 +138,10 @@ class PlainHost:
             try:
                 torch.empty(1, device=self._device)
             except (RuntimeError, AssertionError) as error:
-                reason = str(error).splitlines()[0]
-                raise InputError(f"Device {self._device!r} cannot be used: {reason}") from error
+                raise InputError(
+                    f"Device {shown(self._device)} cannot be used: this computer or its PyTorch has none of that name. "
+                    "Choose another one, e.g. cpu."
+                ) from error
             self._device_checked = True
         return self._device
 
@@ -171,8 +173,9 @@ class PlainHost:
             stream.write(text)
             stream.flush()
 
-        return _TerminalBar(f"node {node_id}" if node_id else "sampling", write, stream.isatty())
+        label = printable(f"node {cut(node_id)}") if node_id else "sampling"
+        return _TerminalBar(label, write, stream.isatty())
 
     def show_text(self, node_id: str | None, text: str) -> None:
-        where = f"node {node_id}: " if node_id else ""
-        sys.stderr.write("".join(f"{where}{line}\n" for line in printable(text).splitlines()))
+        where = f"node {cut(node_id)}: " if node_id else ""
+        sys.stderr.write("".join(f"{printable(where + line)}\n" for line in printable(text).splitlines()))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from .keys import take_apart
+from .kinds import oft_v2
 from .names import plain
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 _MOST_KEYS = 20_000  # of a file; the largest has a tenth
 _LONGEST = 100  # characters of what the metadata say
 
-# which of a layer's tensors tell its rows, by their first axis, and its columns, by their last
-_ROWS = ("lora_B", "diff", "hada_w1_a", "magnitude")
-_COLUMNS = ("lora_A", "diff", "hada_w1_b")
+# which of a layer's tensors tell its rows, and its columns, and by which of their axes
+_ROWS = {"lora_B": 0, "diff": 0, "hada_w1_a": 0, "magnitude": 0, "glora_b1": 0}
+_COLUMNS = {"lora_A": 1, "diff": 1, "hada_w1_b": 1, "glora_b2": 1}
 
 
 class Size(NamedTuple):
@@ -74,6 +75,8 @@ _BLOCKS = r"(?:^|_)transformer_blocks_\d"
 _FLUX2 = r"to_qkv_mlp_proj$|(?:^|_)ff(?:_context)?_linear_(?:in|out)$|(?:double|single)_stream_modulation"
 _ADDED = r"add_[qkv]_proj$|to_add_out$|single_transformer_blocks_\d+_attn_to_out$"
 _TAKES = r"to_[qkv]$|add_[qkv]_proj$|to_add_out$|to_qkv_mlp_proj$|linear_in$|net_0_proj$|proj_mlp$|to_out_0$"
+# diffusers gives the layers of these the same names and widths
+_THREE = "FLUX.1, Chroma or FIBO"
 _JOINT = r"_attn_(?:to_[qkv]|add_[qkv]_proj)$"
 _LUMINA = (r"(?:layers|refiner)_\d+_(?:attention|attn|feed_forward)_",)
 _LUMINA_IN = (
@@ -92,7 +95,9 @@ def _wide(names: str, columns: int) -> tuple[Size, ...]:
 
 
 def _flux(width: int) -> tuple[Size, ...]:
-    return (Size(_FLUX_IN, columns=width), Size(_FLUX_OUT, rows=width))
+    # the rows of the attention too: OFT has no columns
+    rows = (Size(r"attn_qkv$", 3 * width), Size(r"attn_proj$", width), Size(_FLUX_OUT, width))
+    return (Size(_FLUX_IN, columns=width), *rows)
 
 
 _FAMILIES: tuple[Family, ...] = (
@@ -103,8 +108,14 @@ _FAMILIES: tuple[Family, ...] = (
     Family("Krea 2", (r"txtfusion|text_fusion|blocks_\d+_(?:attn_(?:w[qkvo]|to_gate)|ff_(?:gate|up|down))$",)),
     Family("Boogu-Image", (r"double_stream_layers_\d|img_instruct_attn|instruct_feed_forward",)),
     Family("HiDream-I1 or HiDream-E1", (r"(?:double|single)_stream_blocks_\d",)),
+    # behind HiDream-I1, which has such layers too
+    Family("FIBO", (r"caption_projection_\d",)),
+    Family("Zeta-Chroma", (r"(?:^|_)dec_net_",)),
+    Family("Z-Image L2P", (r"local_decoder_",)),
     Family("HiDream-O1", (r"language_model_layers_\d+_self_attn",)),
     Family("Anima", (r"llm_adapter|blocks_\d+_(?:self|cross)_attn_(?:[qkv]|output)_proj$",)),
+    Family("F-Lite", (r"blocks_\d+_(?:self_attn_(?:qkv|proj)|cross_attn_(?:context_kv|proj))$",)),
+    Family("YuE2", (r"layers_\d+_(?:self_attn_qkv_proj|mlp_gate_up_proj)$",)),
     Family("PRX", (r"blocks_\d+_attention_(?:img_qkv|txt_kv)_proj$",)),
     Family("ERNIE-Image", (r"layers_\d+_(?:self_attention_to_|mlp_linear_fc2)",)),
     Family("MiniMax-H3", (r"blocks_\d+_attn_qkv_proj$|blocks_\d+_adaln_proj",)),
@@ -121,7 +132,8 @@ _FAMILIES: tuple[Family, ...] = (
         "FLUX.2-klein 4B", (_FLUX,),
         (Size("linear1$", 27648), Size("mlp_0$", 18432), Size("mlp_2$", None, 9216), Size("linear2$", None, 12288)),
     ),
-    Family("FLUX.1", (_FLUX, r"(?:img|txt)_mod_lin$|modulation_lin$")),
+    # Chroma has none of its layers of modulation, nor what feeds them
+    Family("FLUX.1", (_FLUX, r"(?:img|txt)_mod_lin$|single_blocks_\d+_modulation_lin$|(?:guidance|vector)_in_")),
     Family(
         "FLUX.1 or Chroma", (_FLUX,),
         (Size("linear1$", 21504), Size("mlp_0$", 12288), Size("mlp_2$", None, 12288), Size("linear2$", None, 15360)),
@@ -134,25 +146,28 @@ _FAMILIES: tuple[Family, ...] = (
     Family("FLUX.2-dev", (f"{_FLUX2}|{_ADDED}",), _wide(_TAKES, 6144)),
     Family("FLUX.2-klein 4B", (_FLUX2,), _wide(_TAKES, 3072)),
     Family("Nucleus-Image", (_BLOCKS, r"img_(?:mlp_net|mod_1)"), _wide(_TAKES, 2048)),
-    Family("Qwen-Image", (_BLOCKS, r"(?:img|txt)_(?:mlp_net|mod_1)"), _wide(_TAKES, 3072)),
+    # Mage-Flow has 12 blocks
+    Family(
+        "Qwen-Image", (_BLOCKS, r"(?:img|txt)_(?:mlp_net|mod_1)", r"transformer_blocks_(?:1[2-9]|[2-5]\d)_"),
+        _wide(_TAKES, 3072),
+    ),
     Family("Qwen-Image or Mage-Flow", (_BLOCKS, r"(?:img|txt)_(?:mlp_net|mod_1)")),
+    Family("FLUX.1", (_BLOCKS, r"norm1?(?:_context)?_linear$"), _wide(r"norm1?(?:_context)?_linear$", 3072)),
     Family(
-        "FLUX.1", (r"single_transformer_blocks_\d+_(?:attn_to_[qkv]|proj_mlp|norm_linear|proj_out)$",),
-        _wide(_TAKES, 3072),
+        _THREE, (r"single_transformer_blocks_\d+_(?:attn_to_[qkv]|proj_mlp|proj_out)$",), _wide(_TAKES, 3072),
     ),
-    Family(
-        "FLUX.1", (_BLOCKS, r"ff(?:_context)?_net_0_proj$|norm1(?:_context)?_linear$", r"attn_to_[qkv]$"),
-        _wide(_TAKES, 3072),
-    ),
+    Family(_THREE, (_BLOCKS, r"ff(?:_context)?_net_0_proj$", r"attn_to_[qkv]$"), _wide(_TAKES, 3072)),
     Family("Qwen-Image", (r"transformer_blocks_(?:19|[2-5]\d)_attn_(?:to|add)_",), _wide(_TAKES, 3072)),
-    Family("FLUX.2-klein 4B, FLUX.1 or Qwen-Image", (_BLOCKS, _JOINT), _wide(_TAKES, 3072)),
+    Family(
+        "FLUX.2-klein 4B, FLUX.1, Chroma, FIBO, Qwen-Image or Mage-Flow", (_BLOCKS, _JOINT), _wide(_TAKES, 3072),
+    ),
     Family("Stable Diffusion 3", (_BLOCKS, _JOINT), (*_wide(_TAKES, 1536), *_wide(_TAKES, 2432))),
     Family("FLUX.2-klein 9B or Qwen-Image 2.1", (_BLOCKS, r"_attn_to_[qkv]$"), _wide(_TAKES, 4096)),
     Family("FLUX.2-dev or Krea 2", (_BLOCKS, r"_attn_to_[qkv]$"), _wide(_TAKES, 6144)),
     Family("MiniMax-H3", (_BLOCKS,), _wide(_TAKES, 5376)),
     # Lumina's layout
     Family("Ideogram 4", _LUMINA, _wide(_LUMINA_IN, 4608)),
-    Family("Z-Image", _LUMINA, _wide(_LUMINA_IN, 3840)),
+    Family("Z-Image, Z-Image L2P, Ming-Image or Zeta-Chroma", _LUMINA, _wide(_LUMINA_IN, 3840)),
     Family("Lumina Image 2.0", _LUMINA, _wide(_LUMINA_IN, 2304)),
     Family("OmniGen2", _LUMINA, _wide(_LUMINA_IN, 2520)),
     # UNets, by the width of the texts
@@ -221,10 +236,22 @@ def _seen(header: Header) -> _Seen:
     for name, role, info in _roles(header):
         found = sizes.setdefault(name, {})
         if role in _ROWS and info.shape:
-            found["rows"] = info.shape[0]
+            found["rows"] = info.shape[_ROWS[role]]
         if role in _COLUMNS and len(info.shape) > 1:
-            found["columns"] = info.shape[1]
+            found["columns"] = info.shape[_COLUMNS[role]]
+        found |= _of_blocks(role, info.shape)
     return _Seen("\n".join(sizes), sizes)
+
+
+def _of_blocks(role: str, shape: tuple[int, ...]) -> dict[str, int]:
+    """What OFT and IA3 tell, which hold one side of a layer alone."""
+    if role == "oft_blocks" and len(shape) > 2:
+        return {"rows": shape[-3] * shape[-1]}
+    if role == "oftv2_R" and len(shape) == 2 and shape[0] > 1:
+        return {"columns": shape[0] * oft_v2.block_height(shape[1])}
+    if role == "ia3_l" and len(shape) == 2:
+        return {"columns": shape[1]} if shape[0] == 1 else {"rows": shape[0]}
+    return {}
 
 
 def _roles(header: Header) -> Iterator[tuple[str, str, TensorInfo]]:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from ..errors import LoraError
 from ..files.header import FileStamp, Header
 from ..files.safetensors import read_header, read_tensors
+from ..words import shown
 from .formats import recognise
-from .kinds import KINDS
+from .kinds import KINDS, ia3, lokr, oft_v2
 from .kinds.decomposed import Decomposed
+from .layers import DAMAGED
 from .names import names_of
 from .peft_config import PeftConfig, companion_of, read_configs
 
@@ -85,6 +87,12 @@ def _open(stamp: FileStamp, companion: FileStamp | None, name: str, model_id: st
     header = read_header(stamp.path)
     contents = recognise(header, name, model.title, names_of(model_id, checkpoint))
     configs = read_configs(companion, header.metadata, name, model.files.main)
+    for layer in contents.layers:
+        if layer.kind is oft_v2.KIND and layer.part in configs and not configs[layer.part].usual_turns:
+            raise LoraError(
+                f"{name!r} cannot be applied: its configuration changes how OFT's blocks are made (use_cayley_neumann, "
+                "num_cayley_neumann_terms or coft). Train with PEFT's defaults for these."
+            )
     # the main part's first, whatever the file's order
     layers = sorted(contents.layers, key=lambda layer: layer.part != model.files.main)
     return LoraFile(
@@ -94,9 +102,15 @@ def _open(stamp: FileStamp, companion: FileStamp | None, name: str, model_id: st
 
 def _with_alpha(layer: LoraLayer, configs: Mapping[str, PeftConfig]) -> LoraLayer:
     config = configs.get(layer.part)
-    if config is None or layer.rank is None or "alpha" in layer.keys:
+    if config is None or "alpha" in layer.keys:
         return layer
-    return replace(layer, alpha=config.alpha_of(layer.name, layer.rank))
+    rank = layer.rank
+    if layer.kind is lokr.KIND and rank is None:
+        # PEFT scales by the rank that was asked for, also where both factors are whole
+        rank = config.rank_of(layer.name)
+    if rank is None:
+        return layer
+    return replace(layer, rank=rank, alpha=config.alpha_of(layer.name, rank))
 
 
 def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
@@ -108,8 +122,9 @@ def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
     import torch
 
     # a whole LoKr's alpha is a mark, inf in float16, and not computed with
-    marks = {layer.keys["alpha"] for layer in lora.layers if layer.rank is None and "alpha" in layer.keys}
-    marks -= {layer.keys["alpha"] for layer in lora.layers if layer.rank is not None and "alpha" in layer.keys}
+    scaled = [layer for layer in lora.layers if "alpha" in layer.keys]
+    marks = {layer.keys["alpha"] for layer in scaled if layer.kind is lokr.KIND and layer.rank is None}
+    marks -= {layer.keys["alpha"] for layer in scaled if layer.kind is not lokr.KIND or layer.rank is not None}
     used = {key: None for layer in lora.layers for key in layer.keys.values()}
     wanted = {key for layer in lora.layers if layer.part == part for key in layer.keys.values()}
     tensors: dict[str, torch.Tensor] = {}
@@ -123,7 +138,22 @@ def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
             )
         if key in wanted:
             tensors[key] = tensor
-    return {layer: _adapter(layer, tensors) for layer in lora.layers if layer.part == part}
+    return {layer: _checked(lora, layer, tensors) for layer in lora.layers if layer.part == part}
+
+
+def _checked(lora: LoraFile, layer: LoraLayer, tensors: dict) -> Adapter:
+    import torch
+
+    adapter = _adapter(layer, tensors)
+    if layer.kind is ia3.KIND:
+        try:
+            # without values: which axis it is for is told by a value, that of on_input
+            adapter.merge(torch.empty(layer.shape, device="meta"), 1.0, "meta")
+        except RuntimeError as error:
+            raise LoraError(
+                f"{lora.name!r} is damaged: {shown(layer.name)} is of another length than on_input says. {DAMAGED}"
+            ) from error
+    return adapter
 
 
 def _adapter(layer: LoraLayer, tensors: dict) -> Adapter:
@@ -132,7 +162,7 @@ def _adapter(layer: LoraLayer, tensors: dict) -> Adapter:
     roles = {role: tensors[key] for role, key in layer.keys.items()}
     scale = roles.pop("dora_scale", None)
     if layer.alpha is not None:
-        roles["alpha"] = torch.tensor(layer.alpha)
+        roles |= {"alpha": torch.tensor(layer.alpha), "rank": torch.tensor(layer.rank)}
     adapter = layer.kind.make(roles)
     if scale is not None:
         adapter = Decomposed.of(adapter, scale)

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 _MOST_BLOCKS = 12  # lines of an error that list blocks
 _MOST_NOTES = 8  # lines on what was skipped
+# what no network has, and what only tells of matrices that tell it themselves
+_NO_CHANGES = {
+    "it is an embedding of a prompt's word, and no layer": re.compile(r"bundle_emb\."),
+    "the tensors tell it": re.compile(r".*\.(?:rank|dim|lora_dim|lora_rank)$"),
+}
 _STEPS = 3  # how many steps from the end of a key of no known kind may be its end
 
 # (name as spelled, leaf) -> role -> key
@@ -92,6 +97,7 @@ def recognise(header: Header, name: str, title: str, names: Names) -> Contents:
     reading, skipped = Reading(header, name, title, names), _Skipped()
     groups, odd = _groups(header, name)
     _drop_unused(groups, odd, names, skipped)
+    _drop_empty(header, groups, odd, skipped)
     targets = {spelled: target for spelled, _ in groups if (target := names.find(spelled)) is not None}
     _check_kinds(reading, odd)
     if not targets:
@@ -99,17 +105,8 @@ def recognise(header: Header, name: str, title: str, names: Names) -> Contents:
     _check_odd(reading, odd, skipped)
     _check_names(reading, [spelled for spelled, _ in groups if spelled not in targets])
     layers: list[LoraLayer] = []
-    lone: list[str] = []
     for (spelled, leaf), roles in groups.items():
-        # a scale of nothing changes nothing
-        if roles.keys() == {"alpha"} and len(groups) > 1:
-            lone.append(roles["alpha"])
-            continue
         layers += layers_of(reading, spelled, targets[spelled], leaf, roles)
-    if not layers:
-        raise LoraError(f"{name!r} is damaged: {shown(lone[0])} and its other keys are alphas alone. {DAMAGED}")
-    if lone:
-        skipped.add(lone, "an alpha without matrices changes nothing")
     check_overlap(layers, name)
     return Contents(layers, skipped.notes())
 
@@ -119,6 +116,9 @@ def _groups(header: Header, name: str) -> tuple[Groups, list[_Odd]]:
     odd: list[_Odd] = []
     for key in header.tensors:
         spelled, role, unapplied = take_apart(key)
+        if not role and key.removesuffix(".weight") + ".on_input" in header.tensors:
+            # a weight is IA3's where that stands beside it, and elsewhere no change at all
+            spelled, role = key.removesuffix(".weight"), "ia3_weight"
         if not role:
             odd.append(_Odd(key, spelled, unapplied))
             continue
@@ -142,6 +142,24 @@ def _drop_unused(groups: Groups, odd: list[_Odd], names: Names, skipped: _Skippe
         skipped.add([one.key for one in unused], why)
         left = {one.key for one in unused}
         odd[:] = [one for one in odd if one.key not in left]
+
+
+def _drop_empty(header: Header, groups: Groups, odd: list[_Odd], skipped: _Skipped) -> None:
+    """Takes out matrices of rank 0, as AdaLoRA leaves them, scales of nothing, and keys that tell of others."""
+    for place, roles in list(groups.items()):
+        shapes = [header.tensors[key].shape for role, key in roles.items() if role != "alpha"]
+        if shapes and all(0 in shape for shape in shapes):
+            skipped.add(groups.pop(place).values(), "it is empty")
+    lone = [place for place, roles in groups.items() if roles.keys() == {"alpha"}]
+    if len(lone) < len(groups):
+        keys = [groups.pop(place)["alpha"] for place in lone]
+        if keys:
+            skipped.add(keys, "an alpha without matrices changes nothing")
+    for why, pattern in _NO_CHANGES.items():
+        found = dict.fromkeys(one.key for one in odd if not one.unapplied and pattern.match(one.key))
+        if found:
+            skipped.add(found, why)
+            odd[:] = [one for one in odd if one.key not in found]
 
 
 def _starts(odd: _Odd) -> Iterable[str]:

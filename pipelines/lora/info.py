@@ -70,8 +70,8 @@ def _files_layers(layers: tuple[LoraLayer, ...] | list[LoraLayer]) -> list[LoraL
 
 
 def _ranks(layers: list[LoraLayer]) -> str:
-    ranks = Counter(layer.rank or 0 for layer in layers)
-    texts = [f"rank {rank}" if rank else "full rank" for rank in sorted(ranks)]
+    ranks = Counter((layer.rank or 0, "no rank" if layer.kind.of_weight else "full rank") for layer in layers)
+    texts = [f"rank {rank}" if rank else without for rank, without in sorted(ranks)]
     if len(ranks) == 1:
         return texts[0]
     return ", ".join(f"{text} ({_layers(ranks[rank])})" for text, rank in zip(texts, sorted(ranks), strict=True))

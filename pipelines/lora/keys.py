@@ -13,22 +13,26 @@ from .kinds import DECOMPOSED, KINDS
 
 _ROLES = {suffix: role for kind in KINDS for suffix, role in kind.suffixes.items()} | DECOMPOSED
 _MOST_STEPS = max(suffix.count(".") for suffix in _ROLES)
-# PEFT puts the adapter's name in, which may be anything without a dot
+# PEFT puts the adapter's name in, which may be anything, but its last step not what stands there in other files
 _ADAPTER = re.compile(
-    r"\.(lora_A|lora_B|lora_magnitude_vector|lokr_\w+|hada_\w+|oft_\w+|boft_\w+)\.[^.]+((?:\.weight)?)$"
+    r"\.(lora_[ABE]|lora_magnitude_vector|ia3_l|lokr_\w+|hada_\w+|oft_\w+|boft_\w+)"
+    r"\.(?!(?:.*\.)?(?:alpha|bias|weight_scale|scale_weight|scaled_oft)$).+?((?:\.weight)?)$",
+    re.DOTALL,
 )
 # ends of keys of what is known and not applied
 _UNAPPLIED = re.compile(
     r"""\.(?:
-        (?P<OFT>oft_\w+(?:\.weight)?|rescale) | (?P<BOFT>boft_\w+) | (?P<IA3>on_input|ia3_l(?:\.weight)?)
-        | (?P<GLoRA>[ab][12]\.weight) | (?P<AdaLoRA>lora_E|ranknum) | (?P<VeRA>vera_lambda_[bd])
+        (?P<OFT>oft_\w+(?:\.\w+)?) | (?P<BOFT>boft_\w+) | (?P<GLoRA>bm\.weight) | (?P<VeRA>vera_lambda_[bd])
         | (?P<embeddings>lora_embedding_[AB]) | (?P<biases>lora_[AB]\.bias)
-        | (?P<whole>set_weight|modules_to_save(?:\.\w+)?\.(?:weight|bias)) | (?P<shape>reshape_weight)
+        | (?P<whole>modules_to_save(?:\.\w+)?\.(?:weight|bias)) | (?P<shape>reshape_weight)
         | (?P<scalar>scalar) | (?P<scaled>(?:lora_[AB]|lora_down|lora_up)\.(?:weight_scale|scale_weight))
     )$""",
     re.VERBOSE,
 )
 _TITLES = {
+    "OFT": "OFT of another make (oft_diag, oft_r)",
+    "BOFT": "BOFT of PEFT",
+    "GLoRA": "GLoRA with a kernel in the middle",
     "embeddings": "LoRA of an embedding table",
     "biases": "biases of a LoRA's own matrices",
     "whole": "whole weights",
@@ -60,8 +64,7 @@ def take_apart(key: str) -> Key:
     named = _ADAPTER.search(key)
     if named is not None:
         plain = f".{named[1]}{named[2]}"
-        # .lora_A.bias is no adapter called bias
-        if plain in _ROLES and (named[2] or named[1] not in ("lora_A", "lora_B")):
+        if plain in _ROLES:
             return Key(key[: named.start()], _ROLES[plain])
         key = key[: named.start()] + plain if named[1].startswith(("oft_", "boft_")) else key
     other = _UNAPPLIED.search(key)

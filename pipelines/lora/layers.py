@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import LoraError
 from ..words import shown
 from . import families
-from .kinds import KINDS, Kind, Shape, full_rank
+from .kinds import KINDS, Kind, Shape, full_rank, ia3
 
 if TYPE_CHECKING:
     from ..files.header import Header
     from .names import Names, Target
 
 _FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-_WHOLE = ("I64", "I32", "I16", "I8", "U8")
+_WHOLE = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 DAMAGED = "Export or download the file again."
 # roles that go with those of several ways to change a weight
 _SHARED = ("alpha", "dora_scale")
+# roles of one value, which need not be a float
+_MARKS = ("alpha", "ia3_on_input", "oftv2_scaled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,22 +116,30 @@ def layers_of(reading: Reading, spelled: str, target: Target, leaf: str, roles: 
     Raises:
         LoraError: parts are missing, or shapes do not fit.
     """
-    return [
-        layer
-        for own in _ways(reading.name, spelled, roles)
-        for layer in _layers_of_one(reading, spelled, target, leaf, own)
-    ]
+    layers: list[LoraLayer] = []
+    for own in _ways(reading.name, spelled, roles):
+        layers += _layers_of_one(reading, spelled, target, leaf, own)
+        # PEFT multiplies what the layer gives, of which the bias is a part
+        by_rows = "ia3_l" in own and ia3.by_rows(reading.header.tensors[own["ia3_l"]].shape)
+        if by_rows and reading.names.rows(target, "bias") is not None:
+            layers += _layers_of_one(reading, spelled, target, "bias", own)
+    return layers
 
 
 def check_overlap(layers: Iterable[LoraLayer], name: str) -> None:
     """A file may change rows in several ways, which add up, but none twice in one way: which counts is not known.
 
+    What depends on the weight adds up with nothing: which comes first is not known.
+
     Raises:
         LoraError: it does.
     """
+    layers = list(layers)
+    alone = {(layer.part, layer.parameter) for layer in layers if layer.kind.of_weight or layer.decomposed}
     places: dict[tuple[str, str, str], list[LoraLayer]] = {}
     for layer in layers:
-        places.setdefault((layer.part, layer.parameter, _way(next(iter(layer.keys)))), []).append(layer)
+        way = "" if (layer.part, layer.parameter) in alone else _way(next(iter(layer.keys)))
+        places.setdefault((layer.part, layer.parameter, way), []).append(layer)
     for found in places.values():
         spans = [(layer.into or (0, layer.shape[0]), layer) for layer in found]
         for ((_, end), upper), ((first, last), lower) in pairwise(sorted(spans, key=lambda span: span[0])):
@@ -171,9 +181,9 @@ def _layers_of_one(
     if rows is None:
         raise LoraError(f"{misfit} has no {leaf} in the model.")
     kind = _kind_of(name, spelled, roles)
-    shape = _shape(reading, kind, spelled, roles)
     tail = (names.shape(target.part, target.pieces[0].module, leaf) or ())[1:]
     whole = (rows[-1].held[1], *tail)
+    shape = _shape(reading, kind, spelled, roles, whole)
     if not _fits(shape.weight, whole):
         # as wide as the layer: half of a LoRA, which alone reads as AI Toolkit's full rank
         if kind is full_rank.KIND and shape.weight[1:] == whole[1:]:
@@ -189,6 +199,12 @@ def _layers_of_one(
         raise LoraError(
             f"{name!r} cannot be applied: dora_scale of {shown(spelled)} is by columns, and {why}. Train with weight "
             "decomposition on the output (wd_on_out), LyCORIS' default."
+        )
+    if shape.blocks and not {end for own in rows for end in own.held} <= {0, *accumulate(shape.blocks)}:
+        raise LoraError(
+            f"{name!r} cannot be applied: {kind.title} of {shown(spelled)} turns blocks of up to {max(shape.blocks)} "
+            f"rows, and this model holds the layer in {len(rows)} pieces, which cut them. Train with blocks that divide"
+            " the pieces, or on the split layers."
         )
     return [
         LoraLayer(
@@ -212,7 +228,7 @@ def _fits(held: tuple[int, ...], whole: tuple[int, ...]) -> bool:
 def _kind_of(name: str, spelled: str, roles: Mapping[str, str]) -> Kind:
     """The kind whose roles these are; an incomplete layer is the error of the kind that fits best."""
     own = roles.keys() - set(_SHARED)
-    fitting = [kind for kind in KINDS if roles.keys() - {"dora_scale"} <= set(kind.suffixes.values())]
+    fitting = [kind for kind in KINDS if roles.keys() - {"dora_scale"} <= kind.roles]
     fitting = [kind for kind in fitting if own & set().union(*kind.complete)]
     if "dora_scale" in roles:
         fitting = [kind for kind in fitting if kind.decomposable] or fitting
@@ -233,21 +249,19 @@ def _kind_of(name: str, spelled: str, roles: Mapping[str, str]) -> Kind:
     raise LoraError(f"{name!r} is damaged: {shown(spelled)} {what}. {DAMAGED}")
 
 
-def _shape(reading: Reading, kind: Kind, spelled: str, roles: Mapping[str, str]) -> Shape:
+def _shape(reading: Reading, kind: Kind, spelled: str, roles: Mapping[str, str], whole: tuple[int, ...]) -> Shape:
     name = reading.name
     infos = {role: reading.header.tensors[key] for role, key in roles.items()}
     for role, info in infos.items():
         # kohya's network makes a whole number of an alpha that was not given
-        if info.dtype not in _FLOATS and not (role == "alpha" and info.dtype in _WHOLE):
+        if info.dtype not in _FLOATS and not (role in _MARKS and info.dtype in _WHOLE):
             raise LoraError(
                 f"{name!r}: {shown(roles[role])} is {info.dtype}; a LoRA is F32, BF16 or F16, or float8. {DAMAGED}"
             )
-    if "alpha" in infos and math.prod(infos["alpha"].shape) != 1:
-        raise LoraError(
-            f"{name!r} is damaged: {shown(roles['alpha'])} has shape {list(infos['alpha'].shape)}, not one value."
-        )
+        if role in _MARKS and math.prod(info.shape) != 1:
+            raise LoraError(f"{name!r} is damaged: {shown(roles[role])} has shape {list(info.shape)}, not one value.")
     try:
-        shape = kind.shape(infos)
+        shape = kind.shape(infos, whole)
         if "dora_scale" in infos:
             rows, *tail = shape.weight
             scales = infos["dora_scale"].shape

@@ -26,12 +26,14 @@ _WRAPPERS = tuple(
     for wrapper in (
         "base_model_model", "model_diffusion_model", "diffusion_model", "base_model", "lora_transformer", "lora_unet",
         "lora_dit", "oft_transformer", "oft_unet", "transformer", "lycoris", "denoiser", "orig_mod", "module", "unet",
-        "model", "lora", "dit", "oft",
+        "model", "lora", "pipe", "dit", "net", "oft",
     )
 )  # fmt: skip
 _MOST_WRAPPERS = 8
 _LONGEST = 1000  # characters of a name; no model has one half as long
 _TEXT_ENCODER = re.compile(r"(?:(?:lora|lycoris|oft)_)?(?:text_encoders?|te|clip|t5)\d*(?:_\d+)?_.")
+# how ComfyUI and diffusers' older files name what a layer of attention holds -> its own name
+_ALIASES = ((re.compile(r"_processor_(?=to_)"), "_"), (re.compile(r"_to_out$"), "_to_out_0"))
 _LEAVES = ("weight", "bias", "scale")
 
 
@@ -78,7 +80,10 @@ class Names:
 
     def find(self, name: str) -> Target | None:
         """What a name as a file writes it stands for; None where it is none of this model's."""
-        return next((self.targets[form] for form in _forms(name) if form in self.targets), None)
+        forms = list(_forms(name))
+        for pattern, own in _ALIASES:
+            forms += [pattern.sub(own, form) for form in forms if pattern.search(form)]
+        return next((self.targets[form] for form in forms if form in self.targets), None)
 
     def is_unused(self, name: str) -> bool:
         """Whether a name is of something that the model does not use."""

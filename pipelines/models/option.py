@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..words import shown
 
 if TYPE_CHECKING:
     from ..options import OptionValue
@@ -40,9 +41,9 @@ class Option:
         """Raises InputError where this cannot be a value of the option."""
         if self.choices:
             if value not in self.choices:
-                raise InputError(f"{self.name} {value!r} is unknown. Choose one of: {', '.join(self.choices)}.")
+                raise InputError(f"{self.name} {shown(value)} is unknown. Choose one of: {', '.join(self.choices)}.")
         elif isinstance(self.default, bool):
             if not isinstance(value, bool):
-                raise InputError(f"{self.name} is {value!r}: choose true or false.")
-        elif isinstance(value, bool | str) or not self.low <= value <= self.high:
-            raise InputError(f"{self.name} is {value}: choose {self.low:g} to {self.high:g}.")
+                raise InputError(f"{self.name} is {shown(value)}: choose true or false.")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            raise InputError(f"{self.name} is {shown(value)}: choose {self.low:g} to {self.high:g}.")

@@ -154,6 +154,8 @@ def settled(model: ModelFacts, request: SampleRequest) -> SampleRequest:
         raise InputError(f"The latent is no picture's: its samples are {shape}. Encode a picture with a VAE.")
     if latent.numel() == 0:
         raise InputError(f"The latent has shape {list(latent.shape)}: it holds no picture.")
+    if not bool(torch.isfinite(latent).all()):
+        raise InputError("The latent holds NaN or Inf: what made it failed.")
     count = latent.shape[0]
     if count != 1 and request.batch_size not in (1, count):
         asked = request.batch_size

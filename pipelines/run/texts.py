@@ -48,11 +48,13 @@ def text_notes(model: ModelFacts, typed: Typed, flags: str, conditioning: Sequen
     for name, text in (("prompt", typed.prompt), ("negative prompt", typed.negative_prompt)):
         left = [word for word in _TRIGGERS if word in text]
         if left:
-            why = "trigger_word is empty" if name == "prompt" else "it is replaced in the prompt alone"
-            yield f"{' and '.join(left)} stays in the {name} as it is: {why}"
+            why = "trigger_word is empty" if name == "prompt" else "trigger_word goes into the prompt alone"
+            stays = "stays in the {} as it is" if len(left) == 1 else "stay in the {} as they are"
+            yield f"{' and '.join(left)} {stays.format(name)}: {why}"
     if flags:
         said = shown(flags)
-        yield f"{said} was cut off the prompt: AI Toolkit reads flags from '--' on. Set the node's inputs instead"
+        # the reason first: a node shows two lines
+        yield f"AI Toolkit reads flags from '--' on: {said} was cut off the prompt. Set the node's inputs instead"
     for name, embedding in zip(("prompt", "negative prompt"), conditioning, strict=False):
         if embedding.cut_tokens:
             length = embedding.mask.shape[1]

@@ -148,6 +148,45 @@ def test_what_comfyui_accepts_runs(prompt: dict[str, Any]) -> None:
     assert "1" in run_prompt(prompt, CLASSES).outputs
 
 
+def test_a_class_is_asked_once_what_it_takes() -> None:
+    """A loader's answer is a list of all files of its folders."""
+    asked: list[int] = []
+
+    def takes(cls: type) -> dict[str, Any]:
+        asked.append(1)
+        return ANYTHING
+
+    nodes = {"Show": node_class(ANYTHING, ("*",), show, shows=True)}
+    nodes["Show"].INPUT_TYPES = classmethod(takes)
+    assert len(run_prompt({str(n): shown(n) for n in range(50)}, nodes).outputs) == 50
+    assert len(asked) == 1
+
+
+LONG = "x" * 10**6
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {str(n): {"class_type": "Show", "inputs": {}} for n in range(5000)},
+        {str(n): shown([str((n + 1) % 5000), 0]) for n in range(5000)},
+        {str(n): {"class_type": "Nope", "inputs": {}} for n in range(5000)},
+        {LONG: {"class_type": "Show", "inputs": {}, "_meta": {"title": LONG}}},
+        {"1": {"class_type": LONG, "inputs": {}}},
+        {"1": shown([LONG, 0])},
+        {"1": shown([LONG] * 3)},
+        {"1": shown(["1", 10**6000])},
+        {"1": {"class_type": "Typed", "inputs": {**TYPED, "i": LONG, "old": LONG, "new": [LONG]}}},
+        {"1": {"class_type": "Typed", "inputs": {**TYPED, "f": 10**6000, "s": 10**6000}}},
+    ],
+    ids=["many-missing", "long-circle", "many-unknown", "id", "class", "origin", "link", "output", "values", "numbers"],
+)
+def test_a_message_is_bounded(prompt: dict[str, Any]) -> None:
+    with pytest.raises(WorkflowError) as error:
+        run_prompt(prompt, CLASSES)
+    assert 20 < len(str(error.value)) < 4000
+
+
 def test_a_failing_node_is_named() -> None:
     prompt = {"4": {"class_type": "Fails", "inputs": {"a": 1}, "_meta": {"title": "My node"}}}
     with pytest.raises(WorkflowError, match=r"Node 4 \(My node\): the file is gone") as error:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from comfyui_aitk.headless.cli import run_command
 from comfyui_aitk.headless.core_nodes import CORE_CLASSES, CORE_NAMES, LoadImage
+from comfyui_aitk.headless.page_nodes import SETTER_OF
 from comfyui_aitk.headless.workflow import definitions_of, read_workflow, to_prompt
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import AITKError, WorkflowError
@@ -85,7 +86,10 @@ def test_nodes_that_matter_are_still_named(nodes: list[dict[str, Any]], links: l
         _prompt(*nodes, links=links)
 
 
-@pytest.mark.parametrize(("setter", "getter"), [("SetNode", "GetNode"), ("easy setNode", "easy getNode")])
+PAIRS = [(setter, getter) for getter, setter in SETTER_OF.items()]
+
+
+@pytest.mark.parametrize(("setter", "getter"), PAIRS)
 def test_set_and_get_are_wires(setter: str, getter: str) -> None:
     links = [[8, 1, 0, 5, 0, "IMAGE"], [9, 6, 0, 2, 0, "IMAGE"]]
     found = _prompt(LOAD, _wire(5, setter, 8, "picture"), _wire(6, getter, None, "picture"), _save(), links=links)
@@ -152,7 +156,7 @@ def _nested(depth: int, uses: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("depth", "uses", "words"), [(12, 10, "multiply to more than 200,000"), (40, 2, "multiply"), (200, 1, "deep")]
+    ("depth", "uses", "words"), [(12, 10, "more than 200,000 nodes"), (40, 2, "multiply"), (200, 1, "deep")]
 )
 def test_subgraphs_that_multiply_are_refused_at_once(depth: int, uses: int, words: str) -> None:
     with pytest.raises(WorkflowError, match=words):

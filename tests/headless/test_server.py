@@ -217,3 +217,61 @@ def test_something_else_answers(peer: Peer, tmp_path: Path) -> None:
     with pytest.raises(WorkflowError, match="answers /object_info with HTTP 404"):
         run(peer, tmp_path)
     assert json.dumps(peer.heard["prompt"]["prompt"]) == json.dumps(PROMPT)
+
+
+ODD = [None, 5, "x", [1], {"a": [1]}, {"2": 5}, {"2": {"images": 5, "aitk_report": ["{"]}}, {"2": {"images": [5, {}]}}]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+@pytest.mark.parametrize("where", ["outputs", "progress", "progress_state", "node_errors", "history", "object_info"])
+def test_answers_of_any_shape_end_in_one_short_error_or_none(
+    peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, odd: Any
+) -> None:
+    end = ("executing", {"node": None})
+    if where == "outputs":
+        peer.shown = odd
+    elif where == "node_errors":
+        peer.answer = (200, {"prompt_id": "p1", "node_errors": {"1": odd, "2": {"errors": odd}}})
+    elif where in ("history", "object_info"):
+
+        async def answer(request: web.Request) -> web.Response:
+            return web.json_response({"p1": odd} if where == "history" else odd)
+
+        monkeypatch.setattr(peer, where, answer)
+        monkeypatch.setattr("comfyui_aitk.headless.server._HISTORY_TRIES", 1)
+    else:
+        data = {"node": "2", "value": odd, "max": odd, "nodes": odd}
+        peer.messages = [(where, data), end]
+    try:
+        run(peer, tmp_path)
+    except AITKError as error:
+        assert 10 < len(str(error)) < 1000
+        assert str(tmp_path) not in str(error)
+
+
+def test_a_server_s_words_are_cut(peer: Peer, tmp_path: Path) -> None:
+    peer.messages = [("execution_error", {"node_id": "x" * 10**5, "exception_message": "y" * 10**5})]
+    with pytest.raises(WorkflowError, match="failed on the server") as caught:
+        run(peer, tmp_path)
+    assert len(str(caught.value)) < 1500
+    reasons = [{"message": "m" * 10**4, "details": "d"}] * 500
+    peer.answer = (400, {"node_errors": {"1": {"errors": reasons}}})
+    with pytest.raises(WorkflowError, match="and 480 more") as caught:
+        run(peer, tmp_path)
+    assert len(str(caught.value)) < 20_000
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "http://", "http://[::1", "http://a:99999", "http://a b", "http://ü", "http://a\n", "ftp://a", "x" * 10**5],
+)
+def test_what_is_no_address_is_named(tmp_path: Path, url: str) -> None:
+    with pytest.raises(WorkflowError, match="is not an address") as caught:
+        run_on_server(PROMPT, url, sets=[], output=tmp_path, input=None, progress=print)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_password_in_the_address_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(WorkflowError, match=r"http://127\.0\.0\.1:1 cannot be reached") as caught:
+        run_on_server(PROMPT, "http://me:secret@127.0.0.1:1", sets=[], output=tmp_path, input=None, progress=print)
+    assert "secret" not in str(caught.value)

@@ -383,7 +383,7 @@ def test_bad_latents(host, latent, message):
         ),
         (
             {"prompt": "a fox --w 64", "recipe": "trainer preview"},
-            "'--w 64' was cut off the prompt: AI Toolkit",
+            "AI Toolkit reads flags from '--' on: '--w 64' was cut off the prompt",
         ),
         ({"width": 90}, "rendered at 64 x 64 (asked for: 90 x 64)"),
         ({"width": 63, "recipe": "trainer preview"}, "rendered at 64 x 64 (asked for: 63 x 64)"),

@@ -77,17 +77,17 @@ def test_the_editor_leaves_prompts_alone(host):
     [
         ({"prompt": "[trigger]"}, "[trigger] stays in the prompt as it is: trigger_word is empty"),
         ({"prompt": "[name], a cat"}, "[name] stays in the prompt as it is: trigger_word is empty"),
-        ({"prompt": "[name] [trigger]", "trigger_word": " \n"}, "[trigger] and [name] stays in the prompt as it is"),
+        ({"prompt": "[name] [trigger]", "trigger_word": " \n"}, "[trigger] and [name] stay in the prompt as they are"),
         (
             {"negative_prompt": "[trigger]", "trigger_word": "fox"},
-            "[trigger] stays in the negative prompt as it is: it is replaced in the prompt alone",
+            "[trigger] stays in the negative prompt as it is: trigger_word goes into the prompt alone",
         ),
     ],
 )
 def test_a_trigger_that_stays_is_said(run, capsys, inputs, note):
     assert any(note in line for line in _noted(run(**inputs, unique_id="9")))
     assert f"node 9: {note}" in capsys.readouterr().err
-    assert not any("stays in" in line for line in _noted(run(prompt="[trigger]", trigger_word="fox")))
+    assert not any("stay" in line for line in _noted(run(prompt="[trigger]", trigger_word="fox")))
 
 
 HOSTILE = '<img src=x onerror="alert(1)"> \x1b[2J'
@@ -149,6 +149,22 @@ def test_a_repository_s_name_that_the_hub_would_not_take_is_refused(host, repo_i
     with pytest.raises(AITKError, match="is no Hugging Face repository id") as caught:
         NODE_CLASS_MAPPINGS["LoadAITKModel"]().load("lumina2", "default", "auto", repo_id)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("wrong", [None, "x", [1], {}, True, float("nan"), 10**400], ids=lambda value: str(value)[:9])
+def test_a_number_of_another_kind_is_named(host, models, wrong):
+    nodes = NODE_CLASS_MAPPINGS
+    (pipeline,) = nodes["LoadAITKModel"]().load("lumina2", "tiny", "auto")
+    for name, make in {
+        "strength": lambda: nodes["ApplyAITKLoRA"]().apply(pipeline, "tiny.safetensors", wrong),
+        "blocks_on_cpu": lambda: nodes["AITKRuntimeOptions"]().make("none", "none", blocks_on_cpu=wrong),
+        "renorm_cfg": lambda: nodes["AITKRecipeOptions"]().make(renorm_cfg=wrong),
+        "transformer_quantization": lambda: nodes["AITKRuntimeOptions"]().make(wrong, "none"),
+        "application": lambda: nodes["ApplyAITKLoRA"]().apply(pipeline, "tiny.safetensors", 1.0, wrong),
+    }.items():
+        with pytest.raises(AITKError, match=name) as caught:
+            make()
+        assert len(str(caught.value)) < 300
 
 
 GREY = torch.linspace(0, 1, 64 * 80).reshape(1, 64, 80, 1)
@@ -239,6 +255,7 @@ def test_a_batch_of_latents_sets_the_batch(run):
         ({"samples": 5}, "The latent is no picture's: its samples are 5"),
         ({"samples": torch.zeros(3, 3)}, "The latent is no picture's"),
         ({"samples": torch.zeros(0, 4, 8, 8)}, "it holds no picture"),
+        ({"samples": torch.full((1, 16, 8, 8), torch.nan)}, "The latent holds NaN or Inf"),
         ({"samples": torch.zeros(5000, 4, 8, 8)}, "batch_size is 5000: choose 1 to 4096"),
         ({"samples": torch.zeros(1, 16, 4, 8, 8)}, "The latent has shape"),
         ({"samples": torch.zeros(1, 4, 8, 9000)}, "width is 72,000: this model renders at most"),

@@ -163,10 +163,36 @@ def test_a_program_that_is_killed_leaves_no_cut_picture(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"now\n"
+    (draft,) = tmp_path.iterdir()
+    assert re.fullmatch(r"\.\w+\.part", draft.name)
+    # a program that was stopped for a day still writes it
+    day = time.time() - 86_400
+    os.utime(draft, (day, day))
+    saving.remove_leftovers(tmp_path)
+    assert _names(tmp_path) == [draft.name]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(0.1)
-    assert [name for name in _names(tmp_path) if not re.fullmatch(r"\.\w+\.part", name)] == []
+    assert _names(tmp_path) == [draft.name]
+    # of a moment ago: its lock may be on the way
+    os.utime(draft)
+    saving.remove_leftovers(tmp_path)
+    assert _names(tmp_path) == [draft.name]
+    os.utime(draft, (day, day))
+    saving.remove_leftovers(tmp_path)
+    assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["p.part", f".{'a' * 31}.part", f".{'A' * 32}.part", f".{'a' * 32}.part.png"])
+def test_only_hidden_files_of_our_own_are_removed(save, host, name):
+    host.output.mkdir()
+    linked = host.output / f".{'c' * 32}.part"
+    linked.symlink_to(host.output / name)
+    old = [host.output / name, host.output / f".{'b' * 32}.part"]
+    for path in old:
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))
+    save("x")
+    assert set(_names(host.output)) == {name, linked.name, "x_00001_.png", "x_00002_.png"}
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(save, host, monkeypatch):
@@ -202,7 +228,9 @@ def test_an_output_folder_that_is_a_file_is_said(save, host):
     assert str(host.output) not in str(caught.value)
 
 
-@pytest.mark.parametrize("prefix", ["x" * 255, "x" * 244, "猫" * 85, "x" * 256 + "/y", "a\0b", "", "..", 5, None])
+@pytest.mark.parametrize(
+    "prefix", ["%a%" * 2000, "x" * 255, "x" * 244, "猫" * 85, "x" * 256 + "/y", "a\0b", "", "..", 5, None]
+)
 def test_a_name_that_no_file_can_have_is_refused_before_the_run_and_in_it(save, host, prefix):
     if prefix is not None:
         for cls in (SAVE, CORE_CLASSES["SaveImage"]):
@@ -222,10 +250,44 @@ def test_a_counter_of_thousands_of_digits_is_no_counter(save, host):
     assert save("p")[0] == "p_00001_.png"
 
 
-@pytest.mark.parametrize("images", [None, 5, torch.zeros(8, 16, 3), torch.zeros(1, 8, 16, 2), torch.zeros(0, 8, 8, 3)])
+@pytest.mark.parametrize(
+    "images",
+    [
+        None, 5, torch.zeros(8, 16, 3), torch.zeros(1, 8, 16, 2), torch.zeros(0, 8, 8, 3),
+        torch.full((1, 8, 8, 3), 255, dtype=torch.uint8),
+    ],
+)  # fmt: skip
 def test_what_is_no_picture_is_named(save, images):
     with pytest.raises(AITKError, match="images"):
         save("p", images)
+
+
+@pytest.mark.parametrize(("format", "side"), [("webp", 16_384), ("jpg", 65_501)])
+def test_a_picture_too_large_for_its_format_is_named(host, format, side):
+    for images in (torch.zeros(1, 1, side, 3), torch.zeros(1, side, 1, 3)):
+        with pytest.raises(AITKError, match=r"images is [\d,]+ x [\d,]+ pixels, and the format has at most"):
+            SAVE().save(images, filename_prefix="p", format=format)
+    assert SAVE().save(images, filename_prefix="p", format="png")["ui"]["images"]
+
+
+def test_half_precision_is_saved_by_either_node(save, host):
+    (name, _) = save("p", torch.full((2, 8, 8, 3), 0.5, dtype=torch.bfloat16))
+    assert Image.open(host.output / name).getpixel((0, 0))[0] in (127, 128)
+
+
+def test_a_workflow_that_json_cannot_hold_is_left_out_and_the_picture_saved(host):
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    (entry,) = SAVE().save(PICTURES[:1], filename_prefix="p", prompt=PROMPT, extra_pnginfo={"workflow": deep})["ui"][
+        "images"
+    ]
+    assert set(Image.open(host.output / entry["filename"]).text) == {"prompt"}
+
+
+def test_many_placeholders_are_filled_in_from_a_large_graph():
+    prompt = {str(n): {"class_type": f"N{n}", "inputs": {"x": n}} for n in range(5000)}
+    assert fill_in("%N4999.x%" * 5000, prompt) == "4999" * 5000
 
 
 def test_hostile_metadata_is_saved_or_left_out(host):

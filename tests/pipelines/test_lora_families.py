@@ -24,6 +24,7 @@ def pair(name: str, rows: int, columns: int, kohya: bool = False) -> dict[str, T
     }
 
 
+Z_IMAGE = "Z-Image, Z-Image L2P, Ming-Image or Zeta-Chroma"
 # title -> one layer of a file each, as (name, rows, columns)
 FILES = [
     # N1: kohya's names, to_q, add_q_proj, at real widths
@@ -42,19 +43,33 @@ FILES = [
     ("FLUX.1 or Chroma", "lora_unet_single_blocks_0_linear1", 21504, 3072),
     ("FLUX.1 or Chroma", "lora_unet_double_blocks_18_img_attn_qkv", 9216, 3072),
     ("FLUX.1", "lora_unet_double_blocks_0_img_mod_lin", 18432, 3072),
-    ("FLUX.1", "transformer.single_transformer_blocks.0.attn.to_q", 3072, 3072),
-    ("FLUX.1", "transformer.single_transformer_blocks.0.proj_mlp", 12288, 3072),
+    ("FLUX.1", "lora_unet_single_blocks_0_modulation_lin", 9216, 3072),
+    ("FLUX.1", "transformer.single_transformer_blocks.0.norm.linear", 9216, 3072),
+    ("FLUX.1", "transformer.transformer_blocks.0.norm1_context.linear", 18432, 3072),
+    ("FLUX.1, Chroma or FIBO", "transformer.single_transformer_blocks.0.attn.to_q", 3072, 3072),
+    ("FLUX.1, Chroma or FIBO", "transformer.single_transformer_blocks.0.proj_mlp", 12288, 3072),
+    (
+        "FLUX.2-klein 4B, FLUX.1, Chroma, FIBO, Qwen-Image or Mage-Flow",
+        "transformer.transformer_blocks.0.attn.to_q",
+        3072,
+        3072,
+    ),
+    ("FIBO", "transformer.caption_projection.3.linear", 1536, 2048),
     ("FLUX.2-klein 4B or FLUX.1", "diffusion_model.double_blocks.0.img_attn.qkv", 9216, 3072),
     ("Chroma", "diffusion_model.distilled_guidance_layer.layers.0.in_layer", 5120, 5120),
     ("Chroma Radiance", "diffusion_model.nerf_blocks.0.param_generator", 49152, 3072),
-    ("Qwen-Image", "diffusion_model.transformer_blocks.0.img_mlp.net.0.proj", 12288, 3072),
+    ("Qwen-Image", "diffusion_model.transformer_blocks.12.img_mlp.net.0.proj", 12288, 3072),
+    ("Qwen-Image or Mage-Flow", "diffusion_model.transformer_blocks.11.img_mlp.net.0.proj", 12288, 3072),
+    ("Qwen-Image or Mage-Flow", "diffusion_model.transformer_blocks.0.txt_mod.1", 18432, 3072),
     ("Qwen-Image", "lora_unet_transformer_blocks_42_attn_to_q", 3072, 3072),
     ("Qwen-Image 2.1", "diffusion_model.transformer_blocks.0.img_mlp.gate_layer", 12288, 4096),
     ("Krea 2", "diffusion_model.blocks.0.attn.wq", 6144, 6144),
     ("Krea 2", "transformer.transformer_blocks.0.attn.to_gate", 6144, 6144),
-    ("Z-Image", "lora_unet_layers_0_attention_to_q", 3840, 3840),
-    ("Z-Image", "diffusion_model.layers.0.attention.qkv", 11520, 3840),
-    ("Z-Image", "diffusion_model.layers.0.feed_forward.w1", 10240, 3840),
+    (Z_IMAGE, "lora_unet_layers_0_attention_to_q", 3840, 3840),
+    (Z_IMAGE, "diffusion_model.layers.0.attention.qkv", 11520, 3840),
+    (Z_IMAGE, "diffusion_model.layers.0.feed_forward.w1", 10240, 3840),
+    ("Zeta-Chroma", "diffusion_model.dec_net.cond_embed", 3840, 3840),
+    ("Z-Image L2P", "diffusion_model.local_decoder.bottleneck.0", 512, 768),
     ("Lumina Image 2.0", "lora_unet_layers_0_attention_qkv", 3840, 2304),
     ("Lumina Image 2.0", "transformer.layers.0.attn.to_q", 2304, 2304),
     ("OmniGen2", "diffusion_model.layers.0.attn.to_q", 2520, 2520),
@@ -65,6 +80,10 @@ FILES = [
     ("HiDream-I1 or HiDream-E1", "diffusion_model.double_stream_blocks.0.block.attn1.to_q", 2560, 2560),
     ("HiDream-O1", "diffusion_model.language_model.layers.0.self_attn.q_proj", 4096, 4096),
     ("Anima", "diffusion_model.blocks.0.self_attn.q_proj", 2048, 2048),
+    ("F-Lite", "diffusion_model.blocks.0.self_attn.qkv", 9216, 3072),
+    ("F-Lite", "diffusion_model.blocks.0.cross_attn.context_kv", 6144, 3072),
+    ("YuE2", "diffusion_model.model.layers.0.self_attn.qkv_proj", 4096, 2048),
+    ("YuE2", "text_encoders.model.layers.0.mlp.gate_up_proj", 12288, 2048),
     ("PRX", "diffusion_model.blocks.0.attention.img_qkv_proj", 5376, 1792),
     ("Wan 2.1 1.3B", "diffusion_model.blocks.0.self_attn.q", 1536, 1536),
     ("Wan 2.2 5B", "diffusion_model.blocks.0.self_attn.q", 3072, 3072),
@@ -82,6 +101,27 @@ FILES = [
     ("SDXL", "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_v", 640, 2048),
     ("SDXL", "lora_te2_text_model_encoder_layers_0_mlp_fc1", 5120, 1280),
 ]
+
+
+# AI Toolkit's architectures: that of a layout's first model stands for those that only differ in their training
+ARCHITECTURES = {
+    "sd1": "Stable Diffusion 1.5", "sd2": "Stable Diffusion 2", "sdxl, ssd, vega": "SDXL", "sd3": "Stable Diffusion 3",
+    "pixart, pixart_sigma": "PixArt", "auraflow": "AuraFlow", "cogview4": "CogView4", "lumina2": "Lumina Image 2.0",
+    "flux, flex1, flex2, flux_kontext": "FLUX.1", "chroma": "Chroma", "chroma_radiance": "Chroma Radiance",
+    "f-lite": "F-Lite", "zimage": "Z-Image", "zimage:l2p": "Z-Image L2P", "zeta_chroma": "Zeta-Chroma",
+    "qwen_image and its edits": "Qwen-Image", "krea2": "Krea 2", "flux2": "FLUX.2-dev",
+    "flux2_klein_4b": "FLUX.2-klein 4B", "flux2_klein_9b": "FLUX.2-klein 9B", "omnigen2": "OmniGen2",
+    "hidream, hidream_e1": "HiDream-I1", "hidream_o1": "HiDream-O1", "anima": "Anima", "ernie_image": "ERNIE-Image",
+    "nucleus_image": "Nucleus-Image", "ideogram4": "Ideogram 4", "prx_pixel": "PRX", "boogu_image": "Boogu-Image",
+    "mageflow": "Mage-Flow", "wan21": "Wan 2.1", "wan22_14b": "2.2 14B", "wan22_5b": "Wan 2.2 5B", "ltx2": "LTX-2",
+    "minimax_h3": "MiniMax-H3", "ace_step_15": "ACE-Step 1.5", "qwen_image_2": "Qwen-Image 2.1",
+    "ming_image": "Ming-Image", "yue2": "YuE2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_has_a_row(architecture):
+    assert any(ARCHITECTURES[architecture] in title for title, *_ in FILES)
 
 
 @pytest.mark.parametrize(("title", "name", "rows", "columns"), FILES)

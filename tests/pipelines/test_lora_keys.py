@@ -6,94 +6,22 @@ What is right is added up by hand, from the file's matrices, for each parameter 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from comfyui_aitk.headless.tiny import flux2 as tiny_flux2
-from comfyui_aitk.headless.tiny import omnigen2 as tiny_omnigen2
-from comfyui_aitk.headless.tiny import z_image as tiny_z_image
 from comfyui_aitk.pipelines.errors import LoraError
 from comfyui_aitk.pipelines.files.header import Header, TensorInfo
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
-from comfyui_aitk.pipelines.lora.file import LoraFile, open_lora, read_lora
+from comfyui_aitk.pipelines.lora.file import read_lora
 from comfyui_aitk.pipelines.lora.formats import recognise
 from comfyui_aitk.pipelines.lora.info import summary
 from comfyui_aitk.pipelines.lora.keys import take_apart
 from comfyui_aitk.pipelines.lora.names import names_of
-from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import RuntimeOptions
-from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from rendering import wanted
-from safetensors.torch import save_file
-
-Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A tiny model, and files for it."""
-
-    model: str
-    checkpoint: Checkpoint
-    folder: Path
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: info.shape for name, info in self.checkpoint.source("transformer").tensor_infos().items()}
-
-    def open(self, tensors: Tensors) -> LoraFile:
-        path = self.folder / f"{len(list(self.folder.iterdir()))}.safetensors"
-        save_file(tensors, path)
-        return open_lora(path, "x", find_model(self.model), self.checkpoint)
-
-    def changes(self, tensors: Tensors, part: str = "transformer") -> Tensors:
-        """parameter -> the sum of what the file adds to it."""
-        found: Tensors = {}
-        shapes = {name: info.shape for name, info in self.checkpoint.source(part).tensor_infos().items()}
-        for layer, adapter in read_lora(self.open(tensors), part).items():
-            own = found.setdefault(layer.parameter, torch.zeros(shapes[layer.parameter]))
-            rows = own[slice(*(layer.into or (None,)))]
-            rows.copy_(adapter.merge(rows, 1.0, "cpu"))
-        return found
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, checkpoint) -> Callable[[str], Tiny]:
-    makers = {
-        "flux2": lambda folder: tiny_flux2.make_checkpoint(folder, "flux2"),
-        "flux2_klein_4b": lambda folder: tiny_flux2.make_checkpoint(folder, "flux2_klein_4b"),
-        "zimage": tiny_z_image.make_checkpoint,
-        "omnigen2": tiny_omnigen2.make_checkpoint,
-    }
-    made: dict[str, Tiny] = {}
-
-    def get(model: str) -> Tiny:
-        if model not in made:
-            files = tmp_path_factory.mktemp("files")
-            if model == "lumina2":
-                made[model] = Tiny(model, checkpoint, files)
-            else:
-                folder = makers[model](tmp_path_factory.mktemp("models") / "tiny")
-                made[model] = Tiny(model, Checkpoint.open(folder, "tiny", find_model(model).files), files)
-        return made[model]
-
-    return get
-
-
-def matrices(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B of rank 2."""
-    random = torch.Generator().manual_seed(seed)
-    return torch.randn(2, columns, generator=random), torch.randn(rows, 2, generator=random)
-
-
-def pair(name: str, rows: int, columns: int, ends: tuple[str, str] = (".lora_A.weight", ".lora_B.weight")) -> Tensors:
-    down, up = matrices(rows, columns)
-    return {name + ends[0]: down, name + ends[1]: up}
-
+from tiny_loras import matrices, pair
 
 KOHYA = (".lora_down.weight", ".lora_up.weight")
 OLD_DIFFUSERS = (".lora.down.weight", ".lora.up.weight")
@@ -136,7 +64,7 @@ def re_dotted(name: str) -> str:
     return f"{block}.{number}.{rest.replace('.', '_')}"
 
 
-ADAPTERS = ["default", "default_0", "klein-9b-style", "my style (v2)", "ünï", "0"]
+ADAPTERS = ["default", "default_0", "klein-9b-style", "my style (v2)", "ünï", "0", "v1.0", "a.b.c", "weight"]
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -248,6 +176,50 @@ def test_norms_are_changed_in_place_however_the_rest_is_held(engine, tiny, appli
     assert torch.equal(scale(base), before)
 
 
+def test_a_whole_norm_takes_the_place_of_the_models(tiny):
+    """ComfyUI's set_weight."""
+    own, name = tiny("flux2_klein_4b"), "single_blocks.0.norm.query_norm"
+    value = torch.linspace(-1, 1, *own.shapes[f"{name}.scale"])
+    ((layer, adapter),) = read_lora(own.open({f"diffusion_model.{name}.set_weight": value}), "transformer").items()
+    assert layer.in_place and torch.equal(adapter.merge(torch.ones_like(value), 0.3, "cpu"), value)
+
+
+# ComfyUI's list for FLUX.2 -> (parameter, first and last share of its rows, of how many)
+FLUX1 = {
+    "transformer.transformer_blocks.0.ff.net.0.proj": ("double_blocks.0.img_mlp.0", 0, 1, 1),
+    "lycoris_transformer_blocks_0_ff_net_2": ("double_blocks.0.img_mlp.2", 0, 1, 1),
+    "transformer_blocks.0.ff_context.net.2": ("double_blocks.0.txt_mlp.2", 0, 1, 1),
+    "lora_transformer_single_transformer_blocks_0_proj_mlp": ("single_blocks.0.linear1", 3, 9, 9),
+    "transformer.single_transformer_blocks.0.proj_out": ("single_blocks.0.linear2", 0, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", FLUX1)
+def test_what_comfyui_calls_flux_2s_layers_as_flux_1s(tiny, name):
+    own, (module, first, last, count) = tiny("flux2_klein_4b"), FLUX1[name]
+    rows, columns = own.shapes[f"{module}.weight"]
+    down, up = matrices((last - first) * rows // count, columns)
+    expected = torch.zeros(rows, columns)
+    expected[first * rows // count : last * rows // count] = up @ down
+    found = own.changes(pair(name, len(up), columns))
+    assert found.keys() == {f"{module}.weight"} and torch.allclose(found[f"{module}.weight"], expected)
+
+
+ALIASES = [
+    "transformer.layers.0.attn.to_out.lora_A.weight", "unet.layers.0.attn.processor.to_out.lora_A.weight",
+    "transformer.layers.0.attn.processor.to_out_lora.down.weight", "pipe.dit.layers.0.attn.to_out.0.lora_A.weight",
+    "lora_unet_layers_0_attn_to_out.lora_down.weight",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ALIASES)
+def test_older_names_of_attention(tiny, key):
+    up = key.replace("lora_A", "lora_B").replace("down", "up")
+    assert tiny("lumina2").open({key: torch.ones(2, 96), up: torch.ones(96, 2)}).layers[0].parameter == (
+        "layers.0.attn.to_out.0.weight"
+    )
+
+
 def test_parameters_without_a_module_take_differences(tiny):
     """ComfyUI's converters name them as they are."""
     for model, name in (("zimage", "x_pad_token"), ("omnigen2", "image_index_embedding")):
@@ -274,8 +246,16 @@ UNUSED = {
     },
     # what is no change of any layer
     "flux2": {"global_step": torch.tensor(7), "ema.decay": torch.tensor(0.9), "logit_scale": torch.ones(1)},
-    # a scale of nothing
-    "omnigen2": {"layers.0.attn.to_q.alpha": torch.tensor(4.0)},
+    # a scale of nothing; matrices of no ranks, as AdaLoRA leaves them; a rank; OneTrainer's embedding of a word
+    "omnigen2": {
+        "layers.0.attn.to_q.alpha": torch.tensor(4.0),
+        "lora_te_layers_77_mlp_up_proj.alpha": torch.tensor(4.0),
+        "layers.1.attn.to_q.lora_A": torch.ones(0, 64),
+        "layers.1.attn.to_q.lora_B": torch.ones(64, 0),
+        "layers.1.attn.to_q.lora_E": torch.ones(0, 1),
+        "diffusion_model.layers.0.attn.to_out.0.rank": torch.tensor(2),
+        "bundle_emb.<fox>.qwen": torch.ones(3, 8),
+    },
 }
 
 
@@ -318,18 +298,14 @@ def test_float8_is_widened(tiny, dtype):
 
 
 REFUSED = {
+    "base_model.model.double_blocks.0.img_attn.qkv.oft_r.default": "holds OFT of another make (oft_diag, oft_r), which",
+    "base_model.model.double_blocks.0.img_attn.qkv.vera_lambda_d": "holds VeRA, which is not applied",
     # L15 and its kind: the file's kind, whatever it was trained on
-    "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks": "holds OFT, which is not applied",
-    "diffusion_model.double_blocks.0.img_attn.qkv.oft_R.weight": "holds OFT, which is not applied",
-    "base_model.model.double_blocks.0.img_attn.qkv.oft_R.default.weight": "holds OFT, which is not applied",
-    "lycoris_double_blocks_0_img_attn_qkv.oft_diag": "holds OFT, which is not applied",
-    "double_blocks.0.img_attn.qkv.boft_R": "holds BOFT, which is not applied",
-    "lycoris_double_blocks_0_img_attn_qkv.on_input": "holds IA3, which is not applied",
-    "base_model.model.double_blocks.0.img_attn.qkv.ia3_l": "holds IA3, which is not applied",
-    "lycoris_double_blocks_0_img_attn_qkv.a1.weight": "holds GLoRA, which is not applied",
-    "double_blocks.0.img_attn.qkv.lora_E": "holds AdaLoRA, which is not applied",
+    "lycoris_double_blocks_0_img_attn_qkv.oft_diag": "holds OFT of another make (oft_diag, oft_r), which",
+    "double_blocks.0.img_attn.qkv.boft_R": "holds BOFT of PEFT, which is not applied",
     "double_blocks.0.img_attn.qkv.lora_B.bias": "holds biases of a LoRA's own matrices, which is not applied",
-    "diffusion_model.double_blocks.0.img_attn.qkv.set_weight": "holds whole weights, which is not applied",
+    "base_model.model.double_blocks.0.img_attn.qkv.modules_to_save.default.weight": "holds whole weights, which is not",
+    "base_model.model.double_blocks.0.img_attn.qkv.lora_B.default.bias": "keys that are of no known kind",
     "double_blocks.0.img_attn.qkv.wonder": "keys that are of no known kind",
     "double_blocks.0.img_attn.qkv.weight": "keys that are of no known kind",
     # what would change something that the model lacks

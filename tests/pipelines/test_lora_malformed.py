@@ -74,7 +74,10 @@ BAD = {
         {f"{TO_OUT}.lora_A.weight": zeros(2, 96), f"{TO_OUT}.lora_B.weight": zeros(96, 3)},
         f"{TO_OUT!r}: lora_B and lora_A [96, 3] and [2, 96] do not multiply to one matrix. {AGAIN}",
     ),
-    "rank 0": (pair(TO_OUT, rank=0), "do not multiply to one matrix"),
+    "rank 0": (pair(TO_OUT, rank=0), f"changes nothing of Lumina Image 2.0: skipped 2 keys, as '{TO_OUT}.lora_A.wei"),
+    "half a pair of rank 0": (
+        pair(TO_OUT) | {f"{TO_OUT}.lora_A.weight": zeros(0, 96)}, "do not multiply to one matrix",
+    ),
     "another width": (
         kohya(KOHYA, (3840, 2304)),
         f"{KOHYA!r} is [192, 96] in the model, and the file's tensors make [3840, 2304]. Was it trained on another "
@@ -130,7 +133,7 @@ BAD = {
     ),
     "half of a Tucker LoHa": (roles(COMFYUI, **LOHA, hada_t1=(2, 2, 3, 3)), f"{COMFYUI!r} lacks hada_t2"),
     "Tucker LoKr of another rank": (roles(COMFYUI, **LOKR, lokr_t2=(2, 2, 3, 3)), "lokr_t2 [2, 2, 3, 3] does not fit"),
-    "OFT": (roles(COMFYUI, oft_blocks=(2, 2)), "holds OFT, which is not applied. This pack applies LoRA, DoRA, "),
+    "BOFT": (roles(COMFYUI, boft_R=(2, 2)), "holds BOFT of PEFT, which is not applied. This pack applies LoRA, DoRA, "),
     "an unknown suffix": (
         pair(TO_OUT) | roles(TO_OUT, wonder=(2,)),
         f"has 1 of 3 keys that are of no known kind: '{TO_OUT}.wonder'. This pack applies LoRA",

@@ -32,6 +32,11 @@ CONFIGS = {
     "rsLoRA": lambda: LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, use_rslora=True),
     "DoRA": lambda: LoraConfig(r=4, lora_alpha=16, target_modules=TARGETS, use_dora=True),
     "LoKr": lambda: LoKrConfig(r=4, alpha=8, target_modules=TARGETS, decompose_both=False),
+    # of so many ranks both factors are whole; the scale is alpha / rank all the same
+    "LoKr of whole factors": lambda: LoKrConfig(r=32, alpha=8, target_modules=TARGETS),
+    "LoKr of whole factors, ranks by pattern": lambda: LoKrConfig(
+        r=32, alpha=8, target_modules=TARGETS, rank_pattern={"to_q": 64}, alpha_pattern={"linear_1": 4}
+    ),
     "LoHa": lambda: LoHaConfig(r=4, alpha=8, target_modules=TARGETS),
 }
 

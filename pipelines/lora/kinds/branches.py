@@ -5,13 +5,13 @@ Their tensors are buffers, so that they move between devices with the layer that
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ...layers.holding import Weighted, dense_weight
+from .factors import tensors_of, with_tensors
 from .through import by_channel, channel_axis, convolution_of, through, through_both
 
 if TYPE_CHECKING:
@@ -123,11 +123,35 @@ class LoHaBranch(_Float32Branch):
         return output + through(layer, x, change).to(output.dtype)
 
 
-class DecomposedBranch(_Float32Branch):
-    """The difference between the decomposed weight and the layer's own, in float32, made anew on each call.
+class _FactorsBranch(_Float32Branch):
+    """Of a change that is a dataclass of factors: they move with the branch, and their product is never kept."""
+
+    def __init__(self, change: Adapter, strength: float) -> None:
+        super().__init__()
+        self._change = change
+        self._names = list(tensors_of(change))
+        self._keep(**tensors_of(change))
+        self._strength = strength
+
+    @property
+    def change(self) -> Any:
+        """With the factors where the branch is."""
+        return with_tensors(self._change, {name: getattr(self, name) for name in self._names})
+
+
+class OfWeightBranch(_FactorsBranch):
+    """The difference between the changed weight and the layer's own, in float32, made anew on each call."""
+
+    def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        own = dense_weight(layer).flatten(1)
+        return output + through(layer, x, self.change.changed(own, self._strength) - own).to(output.dtype)
+
+
+class DecomposedBranch(_FactorsBranch):
+    """The same of a decomposed weight.
 
     Args:
-        change: a dataclass of factors; they move with the branch, and their product is never kept.
+        change: what is decomposed.
         scale: [out, 1] or [1, in].
         strength: any number.
     """
@@ -135,16 +159,12 @@ class DecomposedBranch(_Float32Branch):
     magnitudes: torch.Tensor
 
     def __init__(self, change: Adapter, scale: torch.Tensor, strength: float) -> None:
-        super().__init__()
-        self._change: Any = change
-        factors = {field.name: getattr(change, field.name) for field in fields(self._change)}
-        self._factors = [name for name, value in factors.items() if isinstance(value, torch.Tensor)]
-        self._keep(magnitudes=scale, **{name: factors[name] for name in self._factors})
-        self._strength = strength
+        super().__init__(change, strength)
+        self._keep(magnitudes=scale)
 
     def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         own = dense_weight(layer).flatten(1)
-        weight = own + replace(self._change, **{name: getattr(self, name) for name in self._factors}).dense()
+        weight = own + self.change.dense()
         norm = torch.linalg.norm(weight, dim=1 if self.magnitudes.shape[1] == 1 else 0, keepdim=True)
         weight *= self.magnitudes / (norm + torch.finfo(torch.float32).eps)
         return output + through(layer, x, (weight - own) * self._strength).to(output.dtype)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ...files.header import TensorInfo
 
 
-def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
+def _shape(infos: Mapping[str, TensorInfo], whole: tuple[int, ...]) -> Shape:
     (shape,) = [info.shape for role, info in infos.items() if role != "alpha"]
     return Shape(shape, None)
 

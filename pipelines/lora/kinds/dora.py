@@ -54,7 +54,7 @@ class Dora:
         return DoraBranch(self.down, self.up, self.magnitude, strength)
 
 
-def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
+def _shape(infos: Mapping[str, TensorInfo], whole: tuple[int, ...]) -> Shape:
     weight, rank = product(infos["lora_B"], infos["lora_A"], "lora_B and lora_A")
     # PEFT's of a convolution is [1, out, 1, 1]
     if infos["magnitude"].shape not in ((weight[0],), (1, weight[0], *[1] * (len(weight) - 2))):
@@ -84,4 +84,5 @@ KIND = Kind(
     shape=_shape,
     make=_make,
     mergeable=False,
+    of_weight=True,
 )

@@ -44,7 +44,7 @@ class FullRank:
         return TrainerBranch(self.delta.flatten(1), None, 1.0, strength)
 
 
-def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
+def _shape(infos: Mapping[str, TensorInfo], whole: tuple[int, ...]) -> Shape:
     shape = infos["lora_A"].shape
     if len(shape) < 2:
         raise ValueError(f"lora_A {list(shape)} is no matrix")

@@ -44,7 +44,10 @@ class Adapter(Protocol):
         ...
 
     def dense(self) -> torch.Tensor:
-        """The whole change at strength 1, float32, as a matrix: a kernel's last axes are one."""
+        """The whole change at strength 1, float32, as a matrix: a kernel's last axes are one.
+
+        Raises NotImplementedError where it depends on the weight.
+        """
         ...
 
     def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
@@ -67,10 +70,13 @@ class Shape:
     Attributes:
         weight: of the parameter that they change, (out, in) for a linear layer.
         rank: of the low-rank part; None where there is none.
+        blocks: heights of the blocks of rows that are changed together, from the first to the last; empty where each
+            row is changed by itself.
     """
 
     weight: tuple[int, ...]
     rank: int | None
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,21 +87,29 @@ class Kind:
         title: for people.
         suffixes: end of a key -> role.
         complete: sets of roles that make a whole layer, ``alpha`` left out.
-        shape: roles' infos -> shape; raises ValueError with the reason where they do not fit together.
+        shape: roles' infos, and the shape of the parameter that they are for -> their own shape; raises ValueError
+            with the reason where they do not fit together. Most kinds tell their shape by themselves.
         make: roles' tensors (float32) -> adapter.
         mergeable: False where its trainer never merges it.
         decomposable: whether LyCORIS' ``dora_scale`` may stand beside it.
         accompanies: whether it is what other kinds' files hold beside their own, which name the file.
+        of_weight: whether the change depends on the weight, so that it adds up with no other one of its file.
     """
 
     title: str
     suffixes: Mapping[str, str]
     complete: tuple[frozenset[str], ...]
-    shape: Callable[[Mapping[str, TensorInfo]], Shape]
+    shape: Callable[[Mapping[str, TensorInfo], tuple[int, ...]], Shape]
     make: Callable[[Mapping[str, torch.Tensor]], Adapter]
     mergeable: bool = True
     decomposable: bool = False
     accompanies: bool = False
+    of_weight: bool = False
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """That a layer of this kind may have."""
+        return frozenset(self.suffixes.values()).union(*self.complete)
 
 
 def effective_alpha(alpha: float | None, rank: int) -> float:

@@ -64,7 +64,7 @@ def _factor(infos: Mapping[str, TensorInfo], number: int) -> tuple[int, ...]:
     return tucker_product(infos[f"hada_t{number}"], first.shape, second.shape, f"hada_t{number}")
 
 
-def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
+def _shape(infos: Mapping[str, TensorInfo], whole: tuple[int, ...]) -> Shape:
     first, second = _factor(infos, 1), _factor(infos, 2)
     if first != second:
         raise ValueError(f"hada_w1 makes {list(first)} and hada_w2 {list(second)}")

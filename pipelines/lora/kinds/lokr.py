@@ -1,8 +1,9 @@
 """LoKr: W' = W + m * kron(w1, w2) * scale, where w1 and w2 are matrices or products of two.
 
 The scale is exactly 1 where both are matrices, whatever ``alpha`` says (AI Toolkit writes 9999999999, which is inf in
-float16); else alpha / rank. Merged: cast(float32(W) + kron * scale * m). Live: in the layer's own dtype, factor by
-factor, without making the product. Source: AI Toolkit toolkit/models/lokr.py.
+float16); else alpha / rank. PEFT has alpha / rank in both cases, with the rank of its configuration where the matrices
+are whole (peft/tuners/lokr/layer.py). Merged: cast(float32(W) + kron * scale * m). Live: in the layer's own dtype,
+factor by factor, without making the product. Source: AI Toolkit toolkit/models/lokr.py.
 
 On a convolution w2 has the kernel: [out_k, in_n, height, width], or its second factor is [rank, in_n * height * width].
 With a kernel in the middle, ``lokr_t2`` [rank, rank, height, width], its factors are [rank, out_k] and [rank, in_n].
@@ -96,13 +97,15 @@ def _second(infos: Mapping[str, TensorInfo]) -> tuple[tuple[int, ...], int | Non
     return tucker_product(infos["lokr_t2"], first.shape, second.shape, "lokr_t2"), second.shape[0]
 
 
-def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
+def _shape(infos: Mapping[str, TensorInfo], whole: tuple[int, ...]) -> Shape:
     (rows, columns, first_rank), (second, second_rank) = _first(infos), _second(infos)
     return Shape((rows * second[0], columns * second[1], *second[2:]), second_rank or first_rank)
 
 
 def _make(tensors: Mapping[str, torch.Tensor]) -> LoKr:
     ranks = [tensors[name].shape[0] for name in ("lokr_w2_b", "lokr_w1_b") if name in tensors]
+    # PEFT's, told beside the tensors
+    ranks += [int(tensors["rank"])] if "rank" in tensors else []
     alpha = float(tensors["alpha"]) if "alpha" in tensors else None
     scale = effective_alpha(alpha, ranks[0]) / ranks[0] if ranks else 1.0
     w1 = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]

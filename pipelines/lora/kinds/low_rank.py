@@ -75,7 +75,7 @@ class LowRank:
         return PeftBranch(self.down.to(dtype), self.up.to(dtype), strength * self.alpha / self.rank)
 
 
-def _shape(infos: Mapping[str, TensorInfo]) -> Shape:
+def _shape(infos: Mapping[str, TensorInfo], whole: tuple[int, ...]) -> Shape:
     up, down = infos["lora_B"], infos["lora_A"]
     if "lora_mid" not in infos:
         return Shape(*product(up, down, "lora_B and lora_A"))

@@ -12,7 +12,7 @@ from ...parts.language_model.qwen3_files import qwen3
 from ...weights.part_files import ModelFiles, PartFiles, Repository
 from ..facts import Defaults, LatentSpace, LoraNames, ModelFacts, Spelling, Words
 from .files import CLASS, TRANSFORMER, folder_config
-from .names import diffusers_modules
+from .names import diffusers_modules, names_of_flux1
 from .recipes import KLEIN_REFERENCE, KLEIN_TRAINER, REFERENCE, TRAINER
 
 # the hidden states that stand side by side in an embedding, counted from the token embeddings, 0; AI Toolkit
@@ -24,7 +24,7 @@ _COMFY_VAE = "flux2-vae.safetensors"
 
 _LORA = LoraNames(
     # the released names: AI Toolkit, ComfyUI, kohya's scripts, musubi-tuner; and diffusers'
-    spellings=(Spelling(""), Spelling("", names=diffusers_modules)),
+    spellings=(Spelling(""), Spelling("", names=diffusers_modules), Spelling("", names=names_of_flux1)),
     # FLUX.1 has the double blocks' names too, but names its single blocks' layers alike only in this layout
     signature=("single_stream_modulation",),
 )

@@ -49,6 +49,19 @@ _SINGLE: Mapping[str, Piece] = {
     "attn.norm_q": Piece("norm.query_norm"),
     "attn.norm_k": Piece("norm.key_norm"),
 }
+# FLUX.1's names in diffusers, by which ComfyUI finds these layers too. Those of the attention in single blocks, and
+# linear1_qkv, are left out: by them, FLUX.1's own files would be as wide as klein 4B's. linear1 has 3 shares of the
+# attention and 6 of the feed-forward layer
+_OF_FLUX1: Mapping[str, tuple[Piece, ...]] = {
+    "transformer_blocks.{}.ff.net.0.proj": (Piece("double_blocks.{}.img_mlp.0"),),
+    "transformer_blocks.{}.ff.net.2": (Piece("double_blocks.{}.img_mlp.2"),),
+    "transformer_blocks.{}.ff_context.net.0.proj": (Piece("double_blocks.{}.txt_mlp.0"),),
+    "transformer_blocks.{}.ff_context.net.2": (Piece("double_blocks.{}.txt_mlp.2"),),
+    "single_transformer_blocks.{}.proj_mlp": (
+        Piece("single_blocks.{}.linear1", (1, 3)), Piece("single_blocks.{}.linear1", (2, 3)),
+    ),
+    "single_transformer_blocks.{}.proj_out": (Piece("single_blocks.{}.linear2"),),
+}  # fmt: skip
 # released block, diffusers' block, what is in it
 _BLOCKS = (("double_blocks", "transformer_blocks", _DOUBLE), ("single_blocks", "single_transformer_blocks", _SINGLE))
 
@@ -64,3 +77,13 @@ def diffusers_modules(names: Iterable[str]) -> dict[str, tuple[Piece, ...]]:
                 own = Piece(f"{released}.{index}.{piece.module}", piece.share)
                 table[f"{theirs}.{index}.{module}"] = (own,)
     return table
+
+
+def names_of_flux1(names: Iterable[str]) -> dict[str, tuple[Piece, ...]]:
+    """FLUX.1's module -> pieces of the released modules, whose names are given."""
+    indices = {int(match[1]) for name in names if (match := re.match(r"(?:double|single)_blocks\.(\d+)\.", name))}
+    return {
+        module.format(index): tuple(Piece(piece.module.format(index), piece.share) for piece in pieces)
+        for index in sorted(indices)
+        for module, pieces in _OF_FLUX1.items()
+    }
