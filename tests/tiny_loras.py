@@ -12,6 +12,7 @@ from comfyui_aitk.headless.tiny import omnigen2 as tiny_omnigen2
 from comfyui_aitk.headless.tiny import z_image as tiny_z_image
 from comfyui_aitk.pipelines.lora.file import LoraFile, open_lora, read_lora
 from comfyui_aitk.pipelines.lora.kinds import Adapter
+from comfyui_aitk.pipelines.lora.kinds.workspace import Workspace
 from comfyui_aitk.pipelines.lora.layers import LoraLayer
 from comfyui_aitk.pipelines.lora.names import Names, names_of
 from comfyui_aitk.pipelines.models import find_model
@@ -55,7 +56,7 @@ class Tiny:
         for layer, adapter in self.read(tensors, part).items():
             own = found.setdefault(layer.parameter, torch.zeros(shapes[layer.parameter]))
             rows = own[slice(*(layer.into or (None,)))]
-            rows.copy_(adapter.merge(rows, 1.0, "cpu"))
+            rows.copy_(adapter.merge(rows, 1.0, Workspace("cpu")))
         return found
 
 

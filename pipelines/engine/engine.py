@@ -302,15 +302,17 @@ class Engine:
         """Loads a part if need be and gives it exactly those of the run's LoRAs that are for it."""
         stack = self._part(wanted, part, observer).loras
         observer.check()
+        stack.merging.room = self._room_beside(wanted)
         try:
             stack.set(wanted.loras_of(part), wanted.model.facts, wanted.handle.checkpoint, observer.check)
         finally:
             self.counters.lora_files_read += stack.files_read
-            self.counters.tensors_merged += stack.tensors_merged
-            self.counters.tensors_restored += stack.tensors_read
-            if stack.tensors_merged or stack.tensors_read:
+            merging = stack.merging
+            self.counters.tensors_merged += merging.tensors_merged
+            self.counters.tensors_restored += merging.tensors_read
+            if merging.tensors_merged or merging.tensors_read:
                 trim_ram()
-            stack.files_read = stack.tensors_merged = stack.tensors_read = 0
+            stack.files_read = merging.tensors_merged = merging.tensors_read = 0
 
     def _part(self, wanted: Wanted, part: str, observer: Observer) -> _Loaded:
         key = wanted.keys[part]
@@ -343,15 +345,27 @@ class Engine:
         """
         leaves, own = wanted.plan.part(key.part).leaves_before, set(wanted.keys.values())
         gone = [other for other in self._parts if other in own and other.part in leaves]
-        room = usable_ram(self._machine.ram()) - sum(part.weights for part in wanted.plan.parts)
+        room = self._room(wanted)
         for other in reversed([other for other in self._parts if other not in own]):
             room -= self._parts[other].residence.size
             if room < 0 or not self._parts[other].leases:
                 gone.append(other)
         self._drop(gone)
+        if self._room_beside(wanted) < 0:
+            for loaded in self._parts.values():
+                loaded.loras.merging.forget_originals()
         if gone:
             # modules and their hooks are circles; where nothing left, a second of looking would find nothing
             gc.collect()
+
+    def _room(self, wanted: Wanted) -> int:
+        """Bytes of the computer's memory beside the parts of a run."""
+        return usable_ram(self._machine.ram()) - sum(part.weights for part in wanted.plan.parts)
+
+    def _room_beside(self, wanted: Wanted) -> int:
+        """The same, beside all parts that are loaded; what is kept of merged tensors' originals is not counted."""
+        own = set(wanted.keys.values())
+        return self._room(wanted) - sum(loaded.residence.size for key, loaded in self._parts.items() if key not in own)
 
     def _forget(self, key: PartKey) -> None:
         """Drops a part that was asked to leave a device that is its home."""

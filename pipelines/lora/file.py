@@ -15,6 +15,7 @@ from ..words import shown
 from .formats import recognise
 from .kinds import KINDS, ia3, lokr, oft_v2
 from .kinds.decomposed import Decomposed
+from .kinds.workspace import Workspace
 from .layers import DAMAGED
 from .names import names_of
 from .peft_config import PeftConfig, companion_of, read_configs
@@ -148,7 +149,7 @@ def _checked(lora: LoraFile, layer: LoraLayer, tensors: dict) -> Adapter:
     if layer.kind is ia3.KIND:
         try:
             # without values: which axis it is for is told by a value, that of on_input
-            adapter.merge(torch.empty(layer.shape, device="meta"), 1.0, "meta")
+            adapter.merge(torch.empty(layer.shape, device="meta"), 1.0, Workspace("meta"))
         except RuntimeError as error:
             raise LoraError(
                 f"{lora.name!r} is damaged: {shown(layer.name)} is of another length than on_input says. {DAMAGED}"

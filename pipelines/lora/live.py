@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from .kinds.branches import RowsBranch
-
-if TYPE_CHECKING:
-    from ..options import Arithmetic
-    from .kinds.kind import Adapter
+from .kinds.branches import Branch, RowsBranch, Write
 
 _CHILD = "aitk_lora"  # the branches are a child of their layer, so that they move between devices with it
 
@@ -21,29 +17,33 @@ class LiveLayer:
 
     Args:
         layer: any Linear, also a quantised one.
-        dtype: what the layer runs in.
     """
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         self._layer = layer
-        self._dtype = dtype
         self._branches = nn.ModuleList()
+        self._numbers: list[int] = []
         layer.add_module(_CHILD, self._branches)
         self._hook = layer.register_forward_hook(self._add)
 
-    def append(self, adapter: Adapter, strength: float, arithmetic: Arithmetic, rows: tuple[int, int] | None) -> None:
+    def append(self, number: int, branch: Branch, rows: tuple[int, int] | None) -> None:
         """Adds one more branch after the others, on the device where the layer is.
 
         Args:
-            adapter: the change.
-            strength: any number.
-            arithmetic: whose roundings.
+            number: of its LoRA.
+            branch: see :meth:`.kinds.kind.Adapter.branch`.
             rows: first row and the one after the last of the layer's weight that it changes; None is all of them.
         """
-        branch = adapter.branch(strength, self._dtype, arithmetic)
         if rows is not None:
             branch = RowsBranch(branch, rows)
+        self._numbers.append(number)
         self._branches.append(branch.to(cast("torch.Tensor", self._layer.weight).device))
+
+    def set_strength(self, number: int, strength: float, write: Write) -> None:
+        """Gives the branches of one LoRA another strength; ``write`` sets a tensor of a module, wherever that is."""
+        for own, branch in zip(self._numbers, self._branches, strict=True):
+            if own == number:
+                cast("Branch", branch).set_strength(strength, write)
 
     def remove(self) -> None:
         """Takes the branches off; the layer is as it was."""

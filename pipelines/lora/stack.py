@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import FileError, LoraError
 from .file import open_lora, read_lora
-from .kinds import Adapter
-from .layers import LoraLayer
+from .merging import Change, Merging, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +24,9 @@ if TYPE_CHECKING:
     from ..weights.source import Source
     from .live import LiveLayer
 
-Weights = dict[LoraLayer, Adapter]
+_KEPT_FILES = 1 << 30  # bytes of LoRA files that are kept in memory beside those that are applied
+
+_FileKey = tuple["FileStamp", "FileStamp | None"]
 
 
 @dataclass(frozen=True)
@@ -85,27 +85,30 @@ def resolve(loras: Sequence[LoraSpec], recipe: Recipe, held: dict[str, str]) -> 
 class LoraStack:
     """The LoRAs on one loaded part.
 
+    Args:
+        module: whose names the parameters have.
+        source: of the part.
+        dtype: what it runs in.
+        residence: where its tensors are.
+
     Attributes:
         applied: what is on it now; None after a change that could be neither finished nor undone.
-        tensors_read: how many of the checkpoint's tensors were read again so far.
-        tensors_merged: how many of the part's tensors were merged into so far.
+        merging: what is merged.
         files_read: how many LoRA files were read so far.
     """
 
     def __init__(self, module: nn.Module, source: Source, dtype: torch.dtype, residence: Residence) -> None:
         self.applied: tuple[AppliedLora, ...] | None = ()
-        self.tensors_read = 0
-        self.tensors_merged = 0
+        self.merging = Merging(module, source, residence)
         self.files_read = 0
         self._module = module
         self._source = source
         self._dtype = dtype
         self._residence = residence
-        self._merged: dict[str, LoraLayer] = {}
-        self._merged_of: list[AppliedLora] = []
-        self._memory: Counter[int] | None = None
         self._live: dict[str, LiveLayer] = {}
-        self._weights: dict[tuple[FileStamp, FileStamp | None], Weights] = {}
+        self._live_of: list[AppliedLora] = []
+        # the least used first
+        self._weights: dict[_FileKey, Weights] = {}
 
     def set(
         self,
@@ -125,24 +128,21 @@ class LoraStack:
         if wanted == self.applied:
             return
         weights = [(lora, self._read(lora.spec, model, checkpoint)) for lora in wanted]
-        kept = {(lora.spec.file, lora.spec.companion) for lora in wanted}
-        self._weights = {file: value for file, value in self._weights.items() if file in kept}
-        merged, live = [], []
+        self._forget_files({_key(lora.spec) for lora in wanted})
+        merged: dict[str, list[Change]] = {}
+        live: list[tuple[AppliedLora, Weights]] = []
         for lora, layers in weights:
-            small = {layer: value for layer, value in layers.items() if layer.in_place}
-            merged.append((lora, layers if lora.mode == "merged" else small))
-            live.append((lora, {} if lora.mode == "merged" else {k: v for k, v in layers.items() if k not in small}))
-        merged = [(lora, layers) for lora, layers in merged if layers]
-        # again for each change: a part's tensors may have been moved meanwhile
-        self._memory = None
-        same_merge = self.applied is not None and [lora for lora, _ in merged] == self._merged_of
+            own = {layer: value for layer, value in layers.items() if lora.mode == "merged" or layer.in_place}
+            for layer, adapter in own.items():
+                if not adapter.is_zero:
+                    stored = lora.merge_dtype == "stored"
+                    change = Change(_key(lora.spec), layer, adapter, lora.spec.strength, stored)
+                    merged.setdefault(layer.parameter, []).append(change)
+            live.append((lora, {layer: value for layer, value in layers.items() if layer not in own}))
         self.applied = None
         try:
-            self._remove_live()
-            if not same_merge:
-                self._restore()
-                self._merge(merged, check)
-            self._add_live(live)
+            self._set_live(live)
+            self.merging.set(merged, check)
         except BaseException:
             self.clear()
             raise
@@ -151,109 +151,67 @@ class LoraStack:
     def clear(self) -> None:
         """Takes everything off; the weights are the checkpoint's."""
         self._remove_live()
-        self._restore()
+        self.merging.clear()
         self.applied = ()
 
     def _read(self, spec: LoraSpec, model: ModelFacts, checkpoint: Checkpoint) -> Weights:
-        key = (spec.file, spec.companion)
-        if key not in self._weights:
+        key = _key(spec)
+        found = self._weights.pop(key, None)
+        if found is None:
             file = open_lora(spec.file.path, spec.name, model, checkpoint)
             if (file.stamp, file.companion) != key:
                 raise FileError(f"{spec.name!r} was replaced after its node ran. Run again to use the new file.")
-            self._weights[key] = read_lora(file, self._source.component)
+            found = read_lora(file, self._source.component)
             self.files_read += 1
-        return self._weights[key]
+        self._weights[key] = found
+        return found
 
-    def _restore(self) -> None:
-        from ..files.packed import dense
+    def _forget_files(self, wanted: Collection[_FileKey]) -> None:
+        """Keeps others than those that are wanted, the latest, as far as there is room: stacks may take turns."""
+        others = [key for key in self._weights if key not in wanted]
+        # as large as in the file, or twice that: float32
+        while sum(stamp.size for stamp, _ in others) > _KEPT_FILES:
+            del self._weights[others.pop(0)]
 
-        # emptied last: a restore that is cut off can be run again. Files that nothing was merged from may be gone
-        for name, value in self._source.read(self._merged) if self._merged else ():
-            self._put(self._merged[name], dense(value))
-            self.tensors_read += 1
-        self._merged.clear()
-        self._merged_of = []
-
-    def _merge(self, loras: Sequence[tuple[AppliedLora, Weights]], check: Callable[[], None]) -> None:
-        from ..files.packed import dense
-
-        # parameter -> what is added to it, in list order
-        changes: dict[str, list[tuple[LoraLayer, Adapter, AppliedLora]]] = {}
-        for lora, layers in loras:
-            for layer, adapter in layers.items():
-                if not adapter.is_zero:
-                    changes.setdefault(layer.parameter, []).append((layer, adapter, lora))
-        stored = [name for name, found in changes.items() if found[0][2].merge_dtype == "stored"]
-        for name, value in self._source.read(stored) if stored else ():
-            self._change(changes.pop(name), dense(value), check)
-        for found in changes.values():
-            self._change(found, self._owner(found[0][0]), check)
-        self._merged_of = [lora for lora, _ in loras]
-
-    def _change(
-        self, changes: list[tuple[LoraLayer, Adapter, AppliedLora]], value: torch.Tensor, check: Callable[[], None]
-    ) -> None:
-        # a copy: the parameter stays as it is until all of its rows are done
-        value = value.clone()
-        for layer, adapter, lora in changes:
-            check()
-            rows = value[slice(*(layer.into or (None,)))]
-            rows.copy_(adapter.merge(rows, lora.spec.strength, self._residence.device))
-        layer = changes[0][0]
-        self._merged[layer.parameter] = layer
-        self._put(layer, value)
-        self.tensors_merged += 1
-
-    def _owner(self, layer: LoraLayer) -> torch.Tensor:
-        """The parameter that a layer changes, at home."""
-        return self._residence.home(self._module.get_submodule(layer.module), layer.leaf)
-
-    def _put(self, layer: LoraLayer, value: torch.Tensor) -> None:
-        """Puts ``value`` in a parameter's place, in that parameter's dtype; where it is on the device, there too.
-
-        In place where nobody else has the parameter: a new tensor for each layer leaves holes in the process' memory
-        that no other one fits into.
-        """
-        import torch
-
-        module, old = self._module.get_submodule(layer.module), self._owner(layer)
-        if self._is_alone(old) and old.shape == value.shape:
-            with torch.no_grad():
-                old.copy_(value)
-            self._residence.changed(module, layer.leaf)
+    def _set_live(self, loras: Sequence[tuple[AppliedLora, Weights]]) -> None:
+        """Hangs branches on layers; where the same ones hang there, sets their strengths."""
+        of = [lora for lora, _ in loras]
+        if list(map(_strong, of)) == list(map(_strong, self._live_of)):
+            for number, (new, old) in enumerate(zip(of, self._live_of, strict=True)):
+                if new != old:
+                    for layer in self._live.values():
+                        layer.set_strength(number, new.spec.strength, self._write)
+            self._live_of = of
             return
-        new = value.to(old.device, old.dtype, copy=True)
-        if isinstance(old, torch.nn.Parameter):
-            new = torch.nn.Parameter(new, requires_grad=False)
-        self._residence.replace(module, layer.leaf, new)
-
-    def _is_alone(self, value: torch.Tensor) -> bool:
-        """True for a tensor whose memory no other one of the part has a share in."""
-        if self._memory is None:
-            self._memory = Counter(map(_memory, self._residence.homes()))
-        return type(value.data).__name__ == "Tensor" and self._memory[_memory(value)] == 1
-
-    def _add_live(self, loras: Sequence[tuple[AppliedLora, Weights]]) -> None:
         from .live import LiveLayer
 
-        for lora, layers in loras:
+        self._remove_live()
+        for number, (lora, layers) in enumerate(loras):
             for layer, adapter in layers.items():
                 if adapter.is_zero:
                     continue
                 if layer.module not in self._live:
                     module = self._module.get_submodule(layer.module)
-                    self._live[layer.module] = LiveLayer(module, self._dtype)
-                self._live[layer.module].append(adapter, lora.spec.strength, lora.arithmetic, layer.into)
+                    self._live[layer.module] = LiveLayer(module)
+                branch = adapter.branch(lora.spec.strength, self._dtype, lora.arithmetic)
+                self._live[layer.module].append(number, branch, layer.into)
+        self._live_of = of
+
+    def _write(self, module: nn.Module, name: str, value: torch.Tensor) -> None:
+        self._residence.home(module, name).copy_(value)
+        self._residence.changed(module, name)
 
     def _remove_live(self) -> None:
         for layer in self._live.values():
             layer.remove()
         self._live.clear()
+        self._live_of = []
 
 
-def _memory(value: torch.Tensor) -> int:
-    """Tells the memory of one tensor from another's; of those that are made of several, the tensor itself."""
-    try:
-        return value.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return id(value)
+def _key(spec: LoraSpec) -> _FileKey:
+    return spec.file, spec.companion
+
+
+def _strong(lora: AppliedLora) -> AppliedLora:
+    """The same at strength 1."""
+    return replace(lora, spec=replace(lora.spec, strength=1.0))

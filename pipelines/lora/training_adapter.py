@@ -20,6 +20,7 @@ from ..weights.checkpoint import Checkpoint
 from ..weights.source import packed_as
 from .file import open_lora, read_lora
 from .kinds.low_rank import KIND, LowRank
+from .kinds.workspace import Workspace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,9 +94,12 @@ class AdaptedSource:
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
         from ..files.packed import dense
 
-        changes, dtype = self._changes(), torch_dtype(self.dtype)
+        changes, dtype, workspace = self._changes(), torch_dtype(self.dtype), Workspace("cpu")
         for name, value in self.base.read(names):
-            yield name, changes[name].merge(dense(value, dtype), 1.0, "cpu") if name in changes else value
+            if name in changes:
+                yield name, changes[name].merge(dense(value, dtype), 1.0, workspace).to(dtype)
+            else:
+                yield name, value
 
     def _changes(self) -> dict[str, LowRank]:
         """Parameter -> its change, the factors rounded to the run's dtype."""

@@ -18,6 +18,7 @@ from comfyui_aitk.pipelines.engine.engine import Engine  # noqa: E402
 from comfyui_aitk.pipelines.files.header import FileStamp  # noqa: E402
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle  # noqa: E402
 from comfyui_aitk.pipelines.machine.machine import PlainMachine  # noqa: E402
+from comfyui_aitk.pipelines.machine.plan import usable_ram  # noqa: E402
 from comfyui_aitk.pipelines.models import find_model  # noqa: E402
 from comfyui_aitk.pipelines.observer import SilentObserver  # noqa: E402
 from comfyui_aitk.pipelines.run.request import SampleRequest  # noqa: E402
@@ -33,7 +34,10 @@ def main(folder: Path) -> None:
     """Of a folder that holds the checkpoints ``tiny`` and ``model``, and a LoRA for the latter."""
     model, path = find_model("lumina2"), folder / "lora.safetensors"
     request = SampleRequest("trainer preview", "a cat", width=64, height=64, steps=1, guidance_scale=4.0, seed=1)
-    engine = Engine(PlainMachine())
+    # no more than the weights need: the merged tensors' originals are kept where there is room for them
+    weights = sum(file.stat().st_size for file in (folder / "model").rglob("*.safetensors"))
+    total = next(size for size in range(4 << 30, 1 << 40, 1 << 20) if usable_ram(size) >= weights)
+    engine = Engine(PlainMachine(total=total))
 
     def run(name: str, *loras: LoraSpec) -> int:
         handle = PipelineHandle(model.id, Checkpoint.open(folder / name, name, model.files), "bfloat16", loras=loras)
@@ -49,7 +53,6 @@ def main(folder: Path) -> None:
     merged = [run("model", LoraSpec(path.name, stamp, strength, "merged")) for strength in (0.8, -0.5, 1)]
     engine.release()
     kept = {"loaded": loaded - before, "merged": max(merged) - before, "released": resident() - before}
-    weights = sum(file.stat().st_size for file in (folder / "model").rglob("*.safetensors"))
     sys.stdout.write(json.dumps({name: value / weights for name, value in kept.items()}) + "\n")
 
 

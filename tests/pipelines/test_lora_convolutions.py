@@ -14,6 +14,7 @@ from comfyui_aitk.pipelines.files.safetensors import read_header
 from comfyui_aitk.pipelines.lora.file import LoraFile, read_lora
 from comfyui_aitk.pipelines.lora.formats import recognise
 from comfyui_aitk.pipelines.lora.kinds import Adapter
+from comfyui_aitk.pipelines.lora.kinds.workspace import Workspace
 from comfyui_aitk.pipelines.lora.live import LiveLayer
 from comfyui_aitk.pipelines.lora.names import Names, Target
 from comfyui_aitk.pipelines.weights.pieces import Piece
@@ -122,8 +123,8 @@ def named(tensors: Tensors, name: str = "lora_unet_down_0_conv") -> Tensors:
 
 
 def live(layer: nn.Module, adapter: Adapter, strength: float, x: torch.Tensor, arithmetic: str, rows=None):
-    hook = LiveLayer(layer, x.dtype)
-    hook.append(adapter, strength, arithmetic, rows)
+    hook = LiveLayer(layer)
+    hook.append(0, adapter.branch(strength, x.dtype, arithmetic), rows)
     with torch.no_grad():
         output = layer(x)
         hook.remove()
@@ -143,7 +144,7 @@ def test_merged_and_live_are_the_change_by_hand(tmp_path, name, layer):
     convolution, (tensors, change) = LAYERS[layer](), FORMATS[name]()
     ((found, adapter),) = opened(tmp_path / "x.safetensors", convolution, named(tensors)).items()
     assert found.shape == (OUT, IN, 3, 3) and not found.in_place
-    merged = adapter.merge(convolution.weight.data, -0.7, "cpu")
+    merged = adapter.merge(convolution.weight.data, -0.7, Workspace("cpu"))
     assert torch.allclose(merged, convolution.weight - 0.7 * change, atol=1e-5)
     x = torch.randn(2, convolution.in_channels, 9, 11)
     with torch.no_grad():
@@ -153,7 +154,7 @@ def test_merged_and_live_are_the_change_by_hand(tmp_path, name, layer):
             # a picture without the axis of the batch
             alone = live(convolution, adapter, -0.7, x[0], arithmetic)
             assert torch.allclose(alone, expected[0], atol=1e-4)
-    assert torch.equal(adapter.merge(convolution.weight.data.bfloat16(), 0.5, "cpu"), (
+    assert torch.equal(adapter.merge(convolution.weight.data.bfloat16(), 0.5, Workspace("cpu")).bfloat16(), (
         convolution.weight.data.bfloat16().float() + 0.5 * adapter.dense().reshape(change.shape)
     ).bfloat16())  # fmt: skip
 
@@ -205,9 +206,11 @@ def test_kernels_of_one_value_fit_linear_layers_and_the_other_way_round(tmp_path
         ((_, adapter),) = opened(tmp_path / "x.safetensors", linear, named(tensors)).items()
         with torch.no_grad():
             assert torch.allclose(live(linear, adapter, 1.0, x, "trainer"), linear(x) + x @ down.T @ up.T, atol=1e-5)
-        assert torch.allclose(adapter.merge(linear.weight.data, 1.0, "cpu"), linear.weight + up @ down, atol=1e-5)
+        assert torch.allclose(
+            adapter.merge(linear.weight.data, 1.0, Workspace("cpu")), linear.weight + up @ down, atol=1e-5
+        )
         ((_, adapter),) = opened(tmp_path / "x.safetensors", convolution, named(tensors)).items()
-        merged = adapter.merge(convolution.weight.data, 1.0, "cpu")
+        merged = adapter.merge(convolution.weight.data, 1.0, Workspace("cpu"))
         assert torch.allclose(merged, convolution.weight + (up @ down)[:, :, None, None], atol=1e-5)
     with pytest.raises(LoraError, match=r"is \[12, 8\] in the model, and the file's tensors make \[12, 8, 3, 3\]"):
         opened(tmp_path / "x.safetensors", linear, named(lora()[0]))

@@ -17,6 +17,7 @@ from comfyui_aitk.pipelines.lora.file import read_lora
 from comfyui_aitk.pipelines.lora.formats import recognise
 from comfyui_aitk.pipelines.lora.info import summary
 from comfyui_aitk.pipelines.lora.keys import take_apart
+from comfyui_aitk.pipelines.lora.kinds.workspace import Workspace
 from comfyui_aitk.pipelines.lora.names import names_of
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import RuntimeOptions
@@ -181,7 +182,7 @@ def test_a_whole_norm_takes_the_place_of_the_models(tiny):
     own, name = tiny("flux2_klein_4b"), "single_blocks.0.norm.query_norm"
     value = torch.linspace(-1, 1, *own.shapes[f"{name}.scale"])
     ((layer, adapter),) = read_lora(own.open({f"diffusion_model.{name}.set_weight": value}), "transformer").items()
-    assert layer.in_place and torch.equal(adapter.merge(torch.ones_like(value), 0.3, "cpu"), value)
+    assert layer.in_place and torch.equal(adapter.merge(torch.ones_like(value), 0.3, Workspace("cpu")), value)
 
 
 # ComfyUI's list for FLUX.2 -> (parameter, first and last share of its rows, of how many)

@@ -19,6 +19,7 @@ from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.lora.file import LoraFile, read_lora
 from comfyui_aitk.pipelines.lora.formats import recognise
 from comfyui_aitk.pipelines.lora.info import summary
+from comfyui_aitk.pipelines.lora.kinds.workspace import Workspace
 from comfyui_aitk.pipelines.lora.live import LiveLayer
 from comfyui_aitk.pipelines.lora.names import Names, Target
 from comfyui_aitk.pipelines.observer import SilentObserver
@@ -220,8 +221,8 @@ def opened(path, layers: nn.Module | dict[str, nn.Module], tensors: Tensors) -> 
 
 
 def live(layer: nn.Module, adapter, strength: float, x: torch.Tensor, rows=None) -> torch.Tensor:
-    hook = LiveLayer(layer, x.dtype)
-    hook.append(adapter, strength, "trainer", rows)
+    hook = LiveLayer(layer)
+    hook.append(0, adapter.branch(strength, x.dtype, "trainer"), rows)
     with torch.no_grad():
         output = layer(x)
     hook.remove()
@@ -249,9 +250,11 @@ def test_merged_and_live_are_the_formula(tmp_path, title, writer):
     for strength in STRENGTHS:
         expected = written.changed(weight, strength)
         assert (expected - weight).abs().max() > 0.02
-        assert torch.allclose(adapter.merge(weight, strength, "cpu"), expected, atol=2e-6)
+        assert torch.allclose(adapter.merge(weight, strength, Workspace("cpu")), expected, atol=2e-6)
         rounded = written.changed(weight.bfloat16().float(), strength).bfloat16()
-        assert torch.allclose(adapter.merge(weight.bfloat16(), strength, "cpu"), rounded, atol=0, rtol=2**-7)
+        assert torch.allclose(
+            adapter.merge(weight.bfloat16(), strength, Workspace("cpu")), rounded.float(), atol=0, rtol=2**-7
+        )
         assert torch.allclose(live(layer, adapter, strength, x), with_weight(layer, expected, x), atol=1e-5)
     assert torch.equal(layer.weight.data, weight)
 
@@ -262,7 +265,7 @@ def test_on_convolutions(tmp_path, writer):
     ((_, adapter),) = read_lora(opened(tmp_path / "x.safetensors", layer, written.tensors), "unet").items()
     for strength in STRENGTHS:
         expected = written.changed(layer.weight.data, strength)
-        assert torch.allclose(adapter.merge(layer.weight.data, strength, "cpu"), expected, atol=2e-6)
+        assert torch.allclose(adapter.merge(layer.weight.data, strength, Workspace("cpu")), expected, atol=2e-6)
         assert torch.allclose(live(layer, adapter, strength, x), with_weight(layer, expected, x), atol=1e-5)
 
 
@@ -282,7 +285,7 @@ def test_a_fused_layer_that_the_model_holds_in_pieces(tmp_path, writer):
     x, start = torch.randn(2, 5, IN), 0
     for (layer, adapter), module in zip(found.items(), layers.values(), strict=True):
         rows = expected[start : start + layer.shape[0]]
-        assert torch.allclose(adapter.merge(module.weight.data, 0.4, "cpu"), rows, atol=2e-6)
+        assert torch.allclose(adapter.merge(module.weight.data, 0.4, Workspace("cpu")), rows, atol=2e-6)
         assert torch.allclose(live(module, adapter, 0.4, x), with_weight(module, rows, x), atol=1e-5)
         start += layer.shape[0]
 
@@ -402,7 +405,7 @@ def test_what_peft_saves_is_what_peft_computes(tmp_path, name, adapter):
     merged, weight = nn.Linear(IN, OUT), None
     merged.load_state_dict(own)
     for found, change in read_lora(file, "unet").items():
-        value = change.merge(own[found.leaf], 1.0, "cpu")
+        value = change.merge(own[found.leaf], 1.0, Workspace("cpu"))
         getattr(merged, found.leaf).data = value
         weight = change if found.leaf == "weight" else weight
     assert weight is not None
@@ -427,7 +430,7 @@ def test_adalora_is_divided_by_the_rank_of_its_beginning(tiny):
     (folder / "adapter_config.json").write_text(json.dumps(config))
     ((_, adapter),) = read_lora(own.open_path(folder / "adapter_model.safetensors"), "transformer").items()
     expected = up @ numbers.flatten().diag() @ down * 9 / (6 + 1e-5)
-    assert torch.allclose(adapter.merge(torch.zeros(96, 96), 1.0, "cpu"), expected, atol=1e-6)
+    assert torch.allclose(adapter.merge(torch.zeros(96, 96), 1.0, Workspace("cpu")), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("setting", ["use_cayley_neumann", "num_cayley_neumann_terms", "coft"])

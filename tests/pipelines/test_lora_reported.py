@@ -17,6 +17,7 @@ from comfyui_aitk.pipelines.errors import LoraError
 from comfyui_aitk.pipelines.files.header import Header, TensorInfo
 from comfyui_aitk.pipelines.lora.formats import recognise
 from comfyui_aitk.pipelines.lora.info import trigger_word
+from comfyui_aitk.pipelines.lora.kinds.workspace import Workspace
 from comfyui_aitk.pipelines.lora.peft_config import read_configs
 from comfyui_aitk.pipelines.models import find_model
 from tiny_loras import Tensors, Tiny, matrices, pair
@@ -208,7 +209,7 @@ def test_l15_oft_of_kohya_is_applied(tiny: Models):
     expected = weight.clone()
     expected[rows // 3], expected[rows // 3 + 1] = -weight[rows // 3 + 1], weight[rows // 3]
     assert layer.kind.title == "OFT"
-    assert torch.allclose(adapter.merge(weight, 1.0, "cpu"), expected, atol=1e-6)
+    assert torch.allclose(adapter.merge(weight, 1.0, Workspace("cpu")), expected, atol=1e-6)
 
 
 def test_l15_oft_of_peft_and_onetrainer_is_applied(tiny: Models):
@@ -223,7 +224,7 @@ def test_l15_oft_of_peft_and_onetrainer_is_applied(tiny: Models):
     same, other = 1 - 2 * q**2 + q**4, 2 * q - 2 * q**3
     expected[:, 2], expected[:, 3] = same * a + other * b, same * b - other * a
     assert layer.kind.title == "OFTv2"
-    assert torch.allclose(adapter.merge(weight, 1.0, "cpu"), expected, atol=1e-6)
+    assert torch.allclose(adapter.merge(weight, 1.0, Workspace("cpu")), expected, atol=1e-6)
 
 
 # ---- refused, by name -----------------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import Lease, LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.machine.machine import PlainMachine
-from comfyui_aitk.pipelines.machine.plan import DeviceMemory
+from comfyui_aitk.pipelines.machine.plan import DeviceMemory, usable_ram
 from comfyui_aitk.pipelines.machine.residence import EVERYTHING, Residence
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import RuntimeOptions
 from comfyui_aitk.pipelines.run.request import SampleRequest
 from comfyui_aitk.pipelines.run.sample import SampleResult, sample
-from rendering import AskedMachine
+from rendering import AskedMachine, loaded, wanted
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 REQUEST = SampleRequest("trainer preview", "a cat", width=64, height=64, steps=2, guidance_scale=4.0, seed=1)
@@ -195,3 +196,37 @@ def test_on_the_cpu_a_part_that_is_asked_to_leave_is_dropped(handle):
         guest.leave(EVERYTHING)
     assert engine.resident == set()
     assert torch.equal(run(engine, handle).images, expected)
+
+
+def test_originals_that_are_kept_undo_and_change_a_merge_without_a_file(handle, lora):
+    """Where the computer's memory has no room for them, they are read again, and the weights are the same."""
+    merged = [handle.with_lora(replace(lora, application="merged", strength=strength)) for strength in (0.8, -0.5, 0.8)]
+    plan = wanted(Engine(PlainMachine()), handle).plan
+    needed = sum(part.weights for part in plan.parts)
+    small = next(size for size in range(4 << 30, 1 << 40, 1 << 10) if usable_ram(size) >= needed)
+    roomy, tight = Engine(PlainMachine(total=1 << 40)), Engine(PlainMachine(total=small))
+    for engine in (roomy, tight):
+        first = run(engine, handle).images
+        pristine = weights(loaded(engine, "transformer"))
+        for step in merged:
+            assert torch.equal(run(engine, step).images, run(Engine(PlainMachine()), step).images)
+        assert torch.equal(run(engine, handle).images, first)
+        found = weights(loaded(engine, "transformer"))
+        assert all(torch.equal(found[name], value) for name, value in pristine.items())
+    assert roomy.counters.tensors_restored == 0
+    assert tight.counters.tensors_restored > 0
+    assert roomy.counters.tensors_merged == tight.counters.tensors_merged
+
+
+def test_only_what_another_strength_changes_is_merged_again(handle, lora, tmp_path):
+    one = replace(lora, application="merged")
+    half = tmp_path / "half.safetensors"
+    tensors = {name: value for name, value in load_file(lora.file.path).items() if ".layers.0.attn.to_q." in name}
+    save_file(tensors, half)
+    other = LoraSpec(half.name, FileStamp.of(half), 1.0, "merged")
+    engine = Engine(PlainMachine())
+    run(engine, handle.with_lora(one).with_lora(other))
+    before = engine.counters.tensors_merged
+    changed = handle.with_lora(one).with_lora(replace(other, strength=-1.0))
+    assert torch.equal(run(engine, changed).images, run(Engine(PlainMachine()), changed).images)
+    assert engine.counters.tensors_merged - before == 1

@@ -5,6 +5,7 @@ Their tensors are buffers, so that they move between devices with the layer that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,13 +32,26 @@ class LayerRows:
         return dense_weight(self.whole, self._rows)
 
 
-class _Branch(nn.Module):
+# module, name of a buffer, value
+Write = Callable[[nn.Module, str, torch.Tensor], None]
+
+
+class Branch(nn.Module):
+    """What adds a change to a layer's output. Its strength is a tensor: another number asks for no new compilation."""
+
+    def set_strength(self, strength: float, write: Write) -> None:
+        """Gives it another strength; ``write`` sets a buffer, wherever it is."""
+        write(self, "multiplier", torch.tensor(self._multiplier(strength), dtype=torch.float32))
+
+    def _multiplier(self, strength: float) -> float:
+        return strength
+
     def _keep(self, **tensors: torch.Tensor | None) -> None:
         for name, value in tensors.items():
             self.register_buffer(name, value, persistent=False)
 
 
-class _Float32Branch(_Branch):
+class _Float32Branch(Branch):
     """Computes in float32 also where the run is under autocast, which would round every product."""
 
     def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -72,35 +86,40 @@ class TrainerBranch(_Float32Branch):
         return output + (added * self.scale * self.multiplier).to(output.dtype)
 
 
-class PeftBranch(_Branch):
+class PeftBranch(Branch):
     """In the base's dtype; every operation rounds to it."""
 
     down: torch.Tensor
     up: torch.Tensor
+    multiplier: torch.Tensor
 
-    def __init__(self, down: torch.Tensor, up: torch.Tensor, scaling: float) -> None:
+    def __init__(self, down: torch.Tensor, up: torch.Tensor, alpha: float, strength: float) -> None:
         super().__init__()
-        self._keep(down=down, up=up)
-        self.scaling = scaling
+        self._alpha, self._rank = alpha, down.shape[0]
+        self._keep(down=down, up=up, multiplier=torch.tensor(self._multiplier(strength), dtype=torch.float32))
 
     def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        return output + through_both(layer, x.to(self.down.dtype), self.down, self.up) * self.scaling
+        return output + _times(through_both(layer, x.to(self.down.dtype), self.down, self.up), self.multiplier)
+
+    def _multiplier(self, strength: float) -> float:
+        return strength * self._alpha / self._rank
 
 
-class SdScriptsBranch(_Branch):
+class SdScriptsBranch(Branch):
     """In the dtype of the layer's input, or of autocast around it: down, up, times strength, times scale, add."""
 
     down: torch.Tensor
     up: torch.Tensor
+    multiplier: torch.Tensor
 
     def __init__(self, down: torch.Tensor, up: torch.Tensor, scale: float, strength: float) -> None:
         super().__init__()
-        self._keep(down=down, up=up)
-        self._factors = (strength, scale)
+        self._keep(down=down, up=up, multiplier=torch.tensor(strength, dtype=torch.float32))
+        self._scale = scale
 
     def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        strength, scale = self._factors
-        return output + through_both(layer, x, self.down.to(x.dtype), self.up.to(x.dtype)) * strength * scale
+        added = through_both(layer, x, self.down.to(x.dtype), self.up.to(x.dtype))
+        return output + _times(added, self.multiplier) * self._scale
 
 
 class LoHaBranch(_Float32Branch):
@@ -110,17 +129,23 @@ class LoHaBranch(_Float32Branch):
     w1_b: torch.Tensor
     w2_a: torch.Tensor
     w2_b: torch.Tensor
+    multiplier: torch.Tensor
 
     def __init__(
-        self, w1_a: torch.Tensor, w1_b: torch.Tensor, w2_a: torch.Tensor, w2_b: torch.Tensor, factor: float
-    ) -> None:
+        self, w1_a: torch.Tensor, w1_b: torch.Tensor, w2_a: torch.Tensor, w2_b: torch.Tensor, scale: float,
+        strength: float,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._keep(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b)
-        self._factor = factor
+        self._scale = scale
+        multiplier = torch.tensor(self._multiplier(strength), dtype=torch.float32)
+        self._keep(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, multiplier=multiplier)
 
     def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        change = (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b) * self._factor
+        change = (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b) * self.multiplier
         return output + through(layer, x, change).to(output.dtype)
+
+    def _multiplier(self, strength: float) -> float:
+        return self._scale * strength
 
 
 class _FactorsBranch(_Float32Branch):
@@ -131,6 +156,9 @@ class _FactorsBranch(_Float32Branch):
         self._change = change
         self._names = list(tensors_of(change))
         self._keep(**tensors_of(change))
+        self._strength = strength
+
+    def set_strength(self, strength: float, write: Write) -> None:
         self._strength = strength
 
     @property
@@ -192,7 +220,7 @@ class DoraBranch(_Float32Branch):
         return output + (added + rescaled.to(output.dtype))
 
 
-class LoKrBranch(_Branch):
+class LoKrBranch(Branch):
     """Contracts x, seen as [..., in_m, in_n], with w2 (by way of its rank), then with w1, in the layer's dtype.
 
     On a convolution the product is made anew on each call.
@@ -232,15 +260,23 @@ class LoKrBranch(_Branch):
         return output + added[..., self._window] * self.multiplier
 
 
-class RowsBranch(nn.Module):
+class RowsBranch(Branch):
     """Another branch on some rows of a layer: the values of the other rows are left as they are."""
 
-    def __init__(self, branch: nn.Module, rows: tuple[int, int]) -> None:
+    def __init__(self, branch: Branch, rows: tuple[int, int]) -> None:
         super().__init__()
         self.branch = branch
         self._rows = rows
+
+    def set_strength(self, strength: float, write: Write) -> None:
+        self.branch.set_strength(strength, write)
 
     def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         (first, last), axis = self._rows, channel_axis(layer)
         before, own, after = output.tensor_split((first, last), dim=axis)
         return torch.cat([before, self.branch(LayerRows(layer, self._rows), x, own), after], dim=axis)
+
+
+def _times(value: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """``value`` times a number in float32, rounded once: what torch does with a number of Python's."""
+    return (value.to(torch.float32) * factor).to(value.dtype)

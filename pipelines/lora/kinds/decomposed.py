@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from ...options import Arithmetic
+    from .branches import Branch
     from .kind import Adapter
+    from .workspace import Workspace
 
 SUFFIXES = {".dora_scale": "dora_scale"}
 
@@ -46,10 +47,10 @@ class Decomposed:
     def dense(self) -> torch.Tensor:
         raise NotImplementedError("what dora_scale changes depends on the weight")
 
-    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
+    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
         raise NotImplementedError("DoRA is never merged")
 
-    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import DecomposedBranch
 
         return DecomposedBranch(self.change, self.scale, strength)

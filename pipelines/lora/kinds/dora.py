@@ -20,10 +20,11 @@ from .kind import PAIR, Kind, Shape, effective_alpha, product
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from ...files.header import TensorInfo
     from ...options import Arithmetic
+    from .branches import Branch
+    from .workspace import Workspace
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +46,10 @@ class Dora:
     def dense(self) -> torch.Tensor:
         raise NotImplementedError("what DoRA changes depends on the weight")
 
-    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
+    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
         raise NotImplementedError("DoRA is never merged")
 
-    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import DoraBranch
 
         return DoraBranch(self.down, self.up, self.magnitude, strength)

@@ -13,10 +13,11 @@ from .kind import Kind, Shape, merged
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from ...files.header import TensorInfo
     from ...options import Arithmetic
+    from .branches import Branch
+    from .workspace import Workspace
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +36,11 @@ class FullRank:
     def dense(self) -> torch.Tensor:
         return self.delta.flatten(1)
 
-    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
-        return merged(weight, strength * self.delta.to(device))
+    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
+        change = workspace.empty(self.delta.shape).copy_(self.delta)
+        return merged(weight, change, strength)
 
-    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import TrainerBranch
 
         return TrainerBranch(self.delta.flatten(1), None, 1.0, strength)

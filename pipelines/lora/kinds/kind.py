@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from ...files.header import TensorInfo
     from ...options import Arithmetic
+    from .branches import Branch
+    from .workspace import Workspace
 
 # AI Toolkit's and PEFT's, and kohya's names of the same two matrices; adapters' names in them are taken out before
 PAIR = {
@@ -50,15 +51,15 @@ class Adapter(Protocol):
         """
         ...
 
-    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
-        """The changed parameter, in the dtype and on the device of ``weight``, computed on ``device``.
+    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
+        """The changed parameter in float32, on the device of the workspace, whose memory it may be in.
 
-        One rounding. There is no inverse: a merge is undone by reading the tensor again, since subtracting in bfloat16
-        leaves 5 to 8 % of the values changed.
+        Whoever stores it rounds it: once. There is no inverse: a merge is undone by the weight's original, since
+        subtracting in bfloat16 leaves 5 to 8 % of the values changed.
         """
         ...
 
-    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         """A module whose forward(layer, x, output) gives a linear layer's output with the change added."""
         ...
 
@@ -117,14 +118,19 @@ def effective_alpha(alpha: float | None, rank: int) -> float:
     return alpha or float(rank)
 
 
-def merged(weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    """``weight`` + ``change`` (float32, on the device that computes), rounded once to the dtype of ``weight``.
+def merged(weight: torch.Tensor, change: torch.Tensor, *factors: float) -> torch.Tensor:
+    """``weight`` + ``change`` times each of the factors, in this order, in the memory of ``change``.
 
-    The last axes of a convolution's kernel may be one in ``change``.
+    Args:
+        weight: of any floating-point dtype.
+        change: float32, on the device that computes; the last axes of a convolution's kernel may be one.
+        factors: a factor of 1 changes nothing, and is left out.
     """
-    import torch
-
-    return (weight.to(change.device, torch.float32) + change.reshape(weight.shape)).to(weight.device, weight.dtype)
+    change = change.reshape(weight.shape)
+    for factor in factors:
+        if factor != 1:
+            change.mul_(factor)
+    return change.add_(weight.to(change.device))
 
 
 def matrix_product(up: TensorInfo, down: TensorInfo, names: str) -> tuple[int, int, int]:

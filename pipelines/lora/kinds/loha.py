@@ -17,10 +17,11 @@ from .kind import Kind, Shape, effective_alpha, matrix_product, merged, spread, 
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from ...files.header import TensorInfo
     from ...options import Arithmetic
+    from .branches import Branch
+    from .workspace import Workspace
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +44,15 @@ class LoHa:
     def dense(self) -> torch.Tensor:
         return (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b) * self.scale
 
-    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
-        first = self.w1_a.to(device) @ self.w1_b.to(device)
-        second = self.w2_a.to(device) @ self.w2_b.to(device)
-        return merged(weight, first * second * self.scale * strength)
+    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
+        first = self.w1_a.to(workspace.device) @ self.w1_b.to(workspace.device)
+        change = workspace.product(self.w2_a, self.w2_b)
+        return merged(weight, change.mul_(first), self.scale, strength)
 
-    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import LoHaBranch
 
-        return LoHaBranch(self.w1_a, self.w1_b, self.w2_a, self.w2_b, self.scale * strength)
+        return LoHaBranch(self.w1_a, self.w1_b, self.w2_a, self.w2_b, self.scale, strength)
 
 
 def _factor(infos: Mapping[str, TensorInfo], number: int) -> tuple[int, ...]:

@@ -20,10 +20,11 @@ from .kind import Kind, Shape, effective_alpha, matrix_product, merged, spread, 
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from ...files.header import TensorInfo
     from ...options import Arithmetic
+    from .branches import Branch
+    from .workspace import Workspace
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +59,17 @@ class LoKr:
     def dense(self) -> torch.Tensor:
         return self._product(self.w1, self.w2, self.w2_b)
 
-    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
-        w2_b = None if self.w2_b is None else self.w2_b.to(device)
-        return merged(weight, self._product(self.w1.to(device), self.w2.to(device), w2_b) * strength)
+    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
+        device, w2_b = workspace.device, self.w2_b
+        change = self._product(self.w1.to(device), self.w2.to(device), None if w2_b is None else w2_b.to(device))
+        return merged(weight, change, strength)
 
     def _product(self, w1: torch.Tensor, w2: torch.Tensor, w2_b: torch.Tensor | None) -> torch.Tensor:
         import torch
 
         return torch.kron(w1, w2 if w2_b is None else w2 @ w2_b)[slice(*(self.window or (None,)))] * self.scale
 
-    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import LoKrBranch
 
         return LoKrBranch(self.w1, self.w2, self.w2_b, self.scale, strength, dtype, self.window)

@@ -23,10 +23,11 @@ from .kind import PAIR, Kind, Shape, effective_alpha, merged, product, spread, t
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from ...files.header import TensorInfo
     from ...options import Arithmetic
+    from .branches import Branch
+    from .workspace import Workspace
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +63,17 @@ class LowRank:
     def dense(self) -> torch.Tensor:
         return self.up @ self.down * self.scale
 
-    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
-        return merged(weight, strength * (self.up.to(device) @ self.down.to(device)) * self.scale)
+    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
+        return merged(weight, workspace.product(self.up, self.down), strength, self.scale)
 
-    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import PeftBranch, SdScriptsBranch, TrainerBranch
 
         if arithmetic == "trainer":
             return TrainerBranch(self.down, self.up, self.scale, strength)
         if arithmetic == "sd-scripts":
             return SdScriptsBranch(self.down, self.up, self.scale, strength)
-        return PeftBranch(self.down.to(dtype), self.up.to(dtype), strength * self.alpha / self.rank)
+        return PeftBranch(self.down.to(dtype), self.up.to(dtype), self.alpha, strength)
 
 
 def _shape(infos: Mapping[str, TensorInfo], whole: tuple[int, ...]) -> Shape:

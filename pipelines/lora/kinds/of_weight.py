@@ -13,9 +13,10 @@ from .factors import tensors_of, with_tensors
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from ...options import Arithmetic
+    from .branches import Branch
+    from .workspace import Workspace
 
 
 class OfWeight:
@@ -35,15 +36,15 @@ class OfWeight:
     def dense(self) -> torch.Tensor:
         raise NotImplementedError("the change depends on the weight")
 
-    def merge(self, weight: torch.Tensor, strength: float, device: str) -> torch.Tensor:
+    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
         import torch
 
-        own = weight.to(device, torch.float32)
-        moved = with_tensors(self, {name: value.to(device) for name, value in tensors_of(self).items()})
+        own = weight.to(workspace.device, torch.float32)
+        moved = with_tensors(self, {name: value.to(workspace.device) for name, value in tensors_of(self).items()})
         # a bias is a column
-        return moved.changed(own.reshape(len(own), -1), strength).reshape(own.shape).to(weight.device, weight.dtype)
+        return moved.changed(own.reshape(len(own), -1), strength).reshape(own.shape)
 
-    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> nn.Module:
+    def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import OfWeightBranch
 
         return OfWeightBranch(self, strength)

@@ -1,0 +1,217 @@
+"""LoRAs merged into a loaded part's tensors, and their undoing: only tensors whose change is another one are touched.
+
+Each change is made from the tensor as the checkpoint has it: kept in memory where there is room for that, else read
+again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .kinds.workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..machine.residence import Residence
+    from ..weights.source import Source
+    from .kinds import Adapter
+    from .layers import LoraLayer
+
+Weights = Mapping["LoraLayer", "Adapter"]
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One layer of one LoRA in one parameter.
+
+    Attributes:
+        file: tells the LoRA from others.
+        layer: what it changes.
+        adapter: how.
+        strength: any number but 0.
+        stored: whether it is merged into the tensor as it is stored, and not as it runs.
+    """
+
+    file: object
+    layer: LoraLayer
+    adapter: Adapter
+    strength: float
+    stored: bool
+
+    @property
+    def mark(self) -> tuple[object, ...]:
+        """Equal marks mean equal changes."""
+        return self.file, tuple(self.layer.keys.items()), self.layer.rows, self.strength, self.stored
+
+
+class Merging:
+    """What is merged into one part.
+
+    Args:
+        module: whose names the parameters have.
+        source: of the part.
+        residence: where its tensors are.
+
+    Attributes:
+        room: bytes that originals may take.
+        tensors_read: how many of the checkpoint's tensors were read again so far.
+        tensors_merged: how many of the part's tensors were merged into so far.
+    """
+
+    def __init__(self, module: nn.Module, source: Source, residence: Residence) -> None:
+        self.room = 0
+        self.tensors_read = 0
+        self.tensors_merged = 0
+        self._module = module
+        self._source = source
+        self._residence = residence
+        # parameter -> marks of what is in it; empty while it is being changed
+        self._done: dict[str, tuple[object, ...]] = {}
+        self._originals: dict[str, torch.Tensor] = {}
+        self._shares: Counter[int] | None = None
+
+    def set(self, wanted: Mapping[str, Sequence[Change]], check: Callable[[], None]) -> None:
+        """Merges ``wanted``, parameter -> changes in their order, and nothing else.
+
+        ``check`` is called before each change and raises to interrupt. What it leaves then, :meth:`clear` mends.
+        """
+        # again for each change: a part's tensors may have been moved meanwhile
+        self._shares = None
+        marks = {name: tuple(change.mark for change in found) for name, found in wanted.items()}
+        self._restore([name for name in self._done if name not in wanted])
+        new = [name for name in wanted if self._done.get(name) != marks[name]]
+        again = [name for name in new if wanted[name][0].stored or (name in self._done and name not in self._originals)]
+        workspace = Workspace(self._residence.device)
+        for name, value in self._read(again):
+            self.tensors_read += name in self._done
+            base = value if wanted[name][0].stored else value.to(self._home(name).dtype)
+            self._change(name, wanted[name], base, workspace, check)
+            self._done[name] = marks[name]
+        for name in new:
+            if name not in again:
+                self._change(name, wanted[name], None, workspace, check)
+                self._done[name] = marks[name]
+
+    def clear(self) -> None:
+        """Takes everything off; the weights are the checkpoint's."""
+        self._shares = None
+        self._restore(list(self._done))
+
+    def forget_originals(self) -> None:
+        """Gives up the memory of the originals; they are read again where they are needed."""
+        self._originals.clear()
+
+    def _change(
+        self,
+        name: str,
+        changes: Sequence[Change],
+        base: torch.Tensor | None,
+        workspace: Workspace,
+        check: Callable[[], None],
+    ) -> None:
+        """Changes one parameter, from ``base``, or from its original, or as it is where nothing was merged yet."""
+        now = self._home(name)
+        if name not in self._done:
+            self._keep(name, now)
+        if base is None:
+            base = self._originals.get(name, now)
+        whole = changes[0].adapter if len(changes) == 1 and changes[0].layer.into is None else None
+        check()
+        merged = None if whole is None else whole.merge(base, changes[0].strength, workspace)
+        target = self._target(name, now)
+        # from here on it may be neither
+        self._done[name] = ()
+        if merged is not None:
+            # one rounding more where the checkpoint's dtype is not the run's
+            _copy(target, merged if base.dtype == target.dtype else merged.to(base.dtype))
+        else:
+            value = base.clone() if base.dtype != target.dtype else _copied(target, base)
+            for change in changes:
+                check()
+                rows = value[slice(*(change.layer.into or (None,)))]
+                _copy(rows, change.adapter.merge(rows, change.strength, workspace))
+            if value is not target:
+                _copy(target, value)
+        self._store(name, target, now)
+        self.tensors_merged += 1
+
+    def _keep(self, name: str, original: torch.Tensor) -> None:
+        size = original.numel() * original.element_size()
+        if size <= self.room - sum(kept.numel() * kept.element_size() for kept in self._originals.values()):
+            self._originals[name] = original
+
+    def _target(self, name: str, now: torch.Tensor) -> torch.Tensor:
+        """What the changed values are written to: the parameter itself, where nobody else has a share in it."""
+        import torch
+
+        if self._originals.get(name) is not now and self._is_alone(now):
+            return now
+        target = torch.empty_like(now)
+        return torch.nn.Parameter(target, requires_grad=False) if isinstance(now, torch.nn.Parameter) else target
+
+    def _store(self, name: str, value: torch.Tensor, now: torch.Tensor) -> None:
+        module, leaf = self._owner(name)
+        if value is now:
+            self._residence.changed(module, leaf)
+        else:
+            self._residence.replace(module, leaf, value)
+
+    def _restore(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name in self._originals:
+                self._residence.replace(*self._owner(name), self._originals.pop(name))
+                del self._done[name]
+        # one by one: a restore that is cut off can be run again. Files that nothing was merged from may be gone
+        for name, value in self._read([name for name in names if name in self._done]):
+            now = self._home(name)
+            target = self._target(name, now)
+            _copy(target, value)
+            self._store(name, target, now)
+            self.tensors_read += 1
+            del self._done[name]
+
+    def _read(self, names: Sequence[str]) -> Iterable[tuple[str, torch.Tensor]]:
+        from ..files.packed import dense
+
+        for name, value in self._source.read(names) if names else ():
+            yield name, dense(value)
+
+    def _owner(self, name: str) -> tuple[nn.Module, str]:
+        owner, _, leaf = name.rpartition(".")
+        return self._module.get_submodule(owner), leaf
+
+    def _home(self, name: str) -> torch.Tensor:
+        return self._residence.home(*self._owner(name))
+
+    def _is_alone(self, value: torch.Tensor) -> bool:
+        """True for a tensor whose memory no other one of the part has a share in."""
+        if self._shares is None:
+            self._shares = Counter(map(_memory, self._residence.homes()))
+        return type(value.data).__name__ == "Tensor" and self._shares[_memory(value)] == 1
+
+
+def _copy(target: torch.Tensor, value: torch.Tensor) -> None:
+    """Writes values, rounded to the target's dtype before they leave the device."""
+    import torch
+
+    with torch.no_grad():
+        target.copy_(value if value.device == target.device else value.to(target.dtype))
+
+
+def _copied(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    if value is not target:
+        _copy(target, value)
+    return target
+
+
+def _memory(value: torch.Tensor) -> int:
+    """Tells the memory of one tensor from another's; of those that are made of several, the tensor itself."""
+    try:
+        return value.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return id(value)
