@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceMemoryError, InputError
+from ..files.spans import METER
 from ..layers.attention import check_attention
 from ..layers.holding import FLOAT8_FORMS
 from ..lora.stack import LoraStack, resolve
@@ -52,14 +53,16 @@ class Counters:
     Attributes:
         parts_loaded: parts read from a checkpoint.
         bytes_moved: bytes copied to the device: parts that came, and blocks in their turns.
+        bytes_read: bytes of tensors read from files: of parts, of LoRAs, and again to undo a merge.
         texts_encoded: texts that went through a text encoder.
         lora_files_read: LoRA files read.
         tensors_merged: a part's tensors that LoRAs were merged into.
-        tensors_restored: the checkpoint's tensors read again to undo a merge.
+        tensors_restored: a part's tensors that were made the checkpoint's again.
     """
 
     parts_loaded: int = 0
     bytes_moved: int = 0
+    bytes_read: int = 0
     texts_encoded: int = 0
     lora_files_read: int = 0
     tensors_merged: int = 0
@@ -132,12 +135,22 @@ class Engine:
                 observer.check()
         self._runs += 1
         try:
-            yield
+            with self._metered():
+                yield
         finally:
             self._runs -= 1
             self._turn.release()
             if self._left:
                 self._drop_left()
+
+    @contextmanager
+    def _metered(self) -> Iterator[None]:
+        """Counts what is read of files in this process meanwhile."""
+        before = METER.bytes
+        try:
+            yield
+        finally:
+            self.counters.bytes_read += METER.bytes - before
 
     def _watch(self, lease: Lease | None) -> None:
         """Has what a lease holds dropped when it ends."""
@@ -309,10 +322,10 @@ class Engine:
             self.counters.lora_files_read += stack.files_read
             merging = stack.merging
             self.counters.tensors_merged += merging.tensors_merged
-            self.counters.tensors_restored += merging.tensors_read
-            if merging.tensors_merged or merging.tensors_read:
+            self.counters.tensors_restored += merging.tensors_restored
+            if merging.tensors_merged or merging.tensors_restored:
                 trim_ram()
-            stack.files_read = merging.tensors_merged = merging.tensors_read = 0
+            stack.files_read = merging.tensors_merged = merging.tensors_restored = 0
 
     def _part(self, wanted: Wanted, part: str, observer: Observer) -> _Loaded:
         key = wanted.keys[part]

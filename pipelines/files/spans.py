@@ -12,6 +12,20 @@ if TYPE_CHECKING:
     import torch
 
 
+class Meter:
+    """Counts what is read of tensors in this process.
+
+    Attributes:
+        bytes: so far.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+METER = Meter()
+
+
 def read_spans(
     path: Path, spans: Mapping[str, tuple[int, int]], names: Iterable[str] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -48,5 +62,6 @@ def read_spans(
                 raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
             if not whole:
                 raise FileError(changed)
+            METER.bytes += length
             yield name, raw
             del raw, buffer

@@ -59,14 +59,14 @@ class Merging:
 
     Attributes:
         room: bytes that originals may take.
-        tensors_read: how many of the checkpoint's tensors were read again so far.
         tensors_merged: how many of the part's tensors were merged into so far.
+        tensors_restored: how many were made the checkpoint's again so far.
     """
 
     def __init__(self, module: nn.Module, source: Source, residence: Residence) -> None:
         self.room = 0
-        self.tensors_read = 0
         self.tensors_merged = 0
+        self.tensors_restored = 0
         self._module = module
         self._source = source
         self._residence = residence
@@ -88,7 +88,6 @@ class Merging:
         again = [name for name in new if wanted[name][0].stored or (name in self._done and name not in self._originals)]
         workspace = Workspace(self._residence.device)
         for name, value in self._read(again):
-            self.tensors_read += name in self._done
             base = value if wanted[name][0].stored else value.to(self._home(name).dtype)
             self._change(name, wanted[name], base, workspace, check)
             self._done[name] = marks[name]
@@ -165,6 +164,7 @@ class Merging:
         for name in names:
             if name in self._originals:
                 self._residence.replace(*self._owner(name), self._originals.pop(name))
+                self.tensors_restored += 1
                 del self._done[name]
         # one by one: a restore that is cut off can be run again. Files that nothing was merged from may be gone
         for name, value in self._read([name for name in names if name in self._done]):
@@ -172,7 +172,7 @@ class Merging:
             target = self._target(name, now)
             _copy(target, value)
             self._store(name, target, now)
-            self.tensors_read += 1
+            self.tensors_restored += 1
             del self._done[name]
 
     def _read(self, names: Sequence[str]) -> Iterable[tuple[str, torch.Tensor]]:

@@ -13,6 +13,7 @@ from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import AITKError, FileError
 from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
+from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import Chosen, RuntimeOptions
@@ -369,8 +370,12 @@ def test_giving_back_waits_for_the_run_that_goes_on(engine, handle):
     assert torch.equal(done[0].images, expected)
 
 
-def test_a_merge_and_its_undoing_leave_every_tensor_where_it_is(engine, checkpoint, handle):
-    """A new tensor for each merged layer leaves holes in the process' memory that no other one fits into."""
+def test_a_merge_and_its_undoing_leave_every_tensor_where_it_is(checkpoint, handle):
+    """A new tensor for each merged layer leaves holes in the process' memory that no other one fits into.
+
+    Where there is room for originals they are kept: here there is none.
+    """
+    engine = Engine(PlainMachine(total=0))
     base, request = PipelineHandle("lumina2", checkpoint), replace(REQUEST, batch_size=1, steps=1)
     sample(engine, base, request, SilentObserver())
     module = loaded(engine, "transformer")
