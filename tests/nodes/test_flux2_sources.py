@@ -14,7 +14,7 @@ from comfyui_aitk.headless.tiny.files import write_tensors
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.files.packed import dense
-from comfyui_aitk.pipelines.files.scaled_float8 import read_header, read_tensors
+from comfyui_aitk.pipelines.files.quantised import read_header, read_tensors
 from rendering import noise_image, put_into_cache, render
 from safetensors.torch import load_file
 
