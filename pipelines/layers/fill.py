@@ -124,6 +124,9 @@ def _fill(
             continue
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
+        if not isinstance(value, PackedTensor) and slots[name].is_floating_point() and not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise FileError(f"{where} cannot be used: its tensor {name!r} holds {kind}, of which nothing is said.")
         if isinstance(value, PackedTensor):
             if isinstance(module, torch.nn.Linear) and leaf == "weight":
                 _check_finite_packed(value, dtype, name, where)

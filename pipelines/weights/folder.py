@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FileError
 from ..files.header import FileStamp, TensorInfo
 from ..files.quantised import read_header, read_tensors
+from ..words import shown
 from .layout import Placed, placed
 from .quantisation_config import unsaid_format
 from .shards import shard_names
@@ -164,7 +165,7 @@ class FolderSource:
             for stem in _WEIGHT_NAMES:
                 for index in (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json"):
                     if index in names:
-                        return self._shards(folder / index)
+                        return self._shards(folder / index, names)
                 if f"{stem}{variant}.safetensors" in names:
                     return [folder / f"{stem}{variant}.safetensors"]
         shards = self._numbered(names)
@@ -188,19 +189,18 @@ class FolderSource:
             )
         return []
 
-    def _shards(self, index: Path) -> list[Path]:
-        folder = index.parent
+    def _shards(self, index: Path, names: set[str]) -> list[Path]:
         weight_map = read_json(index, self.name).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
             raise FileError(f"{self.name!r} is damaged: {self._where}{index.name} has no weight_map. Download it.")
-        shards = [folder / shard for shard in dict.fromkeys(weight_map.values())]
-        absent = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
+        shards = list(dict.fromkeys(weight_map.values()))
+        absent = [shard for shard in shards if shard not in names]
         if absent or not shards:
             raise FileError(
-                f"{self.name!r} is incomplete: {self.component} lacks {', '.join(absent) or 'its shards'}. "
-                "Download it again."
+                f"{self.name!r} is incomplete: {self.component} lacks {len(absent) or 'all'} of {len(shards)} shards"
+                f"{f', the first is {shown(absent[0])}' if absent else ''}. Download it again."
             )
-        return shards
+        return [index.with_name(shard) for shard in shards]
 
 
 def _entries(folder: Path, name: str) -> list[Path]:

@@ -101,10 +101,11 @@ class SingleFileSource:
         self._check_unchanged()
         if self.tokenizer_folder is not None:
             return self.tokenizer_folder
-        for key in read_header(self.paths).tensors if self.facts.tokenizer else ():
+        for key, info in read_header(self.paths).tensors.items() if self.facts.tokenizer else ():
             if key.endswith(self.facts.tokenizer):
+                if info.dtype != "U8":
+                    raise FileError(f"The tokenizer in {self.name!r} is damaged: it is {info.dtype}, and no bytes.")
                 ((_, value),) = read_tensors(self.paths, [key])
-                # uint8 in a safetensors file, the one container that has such a tensor
                 return bytes(cast("torch.Tensor", value).numpy())
         return None
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -61,7 +62,7 @@ def said_of_layers(header: Header, stored: Mapping[str, TensorInfo]) -> dict[str
     said = {key.removesuffix(".weight"): entry for layer, entry in layers.items() for key in endings(f"{layer}.weight")}
     keys = [key for key, info in header.tensors.items() if key.endswith(QUANT) and info.dtype == "U8"]
     for key in keys:
-        if sum(header.tensors[key].shape) > _MOST_BYTES:
+        if math.prod(header.tensors[key].shape) > _MOST_BYTES:
             raise FileError(f"{name!r} is damaged: {shown(key)} has more than {_MOST_BYTES:,} bytes.")
     for key, value in files.read_tensors(header.path, keys) if keys else ():
         text = bytes(cast("torch.Tensor", value).reshape(-1).numpy())
