@@ -196,10 +196,9 @@ class FolderSource:
         shards = list(dict.fromkeys(weight_map.values()))
         absent = [shard for shard in shards if shard not in names]
         if absent or not shards:
-            raise FileError(
-                f"{self.name!r} is incomplete: {self.component} lacks {len(absent) or 'all'} of {len(shards)} shards"
-                f"{f', the first is {shown(absent[0])}' if absent else ''}. Download it again."
-            )
+            lacks = f"lacks {len(absent)} of {len(shards)} shards, the first is {shown(absent[0])}" if absent else ""
+            why = lacks or "has an index that names no shards"
+            raise FileError(f"{self.name!r} is incomplete: {self.component} {why}. Download it again.")
         return [index.with_name(shard) for shard in shards]
 
 

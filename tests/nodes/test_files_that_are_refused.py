@@ -234,6 +234,62 @@ def test_a_file_that_holds_something_else_is_called_what_it_is(own, row):
     _refused(own, "lumina2", LUMINA, message)
 
 
+def _index(names: object) -> bytes:
+    return json.dumps({"weight_map": names}).encode()
+
+
+INDEXES = {
+    "BIG 10^5 shards that are not there": (
+        _index({f"t{number}": f"{number}.safetensors" for number in range(10**5)}),
+        "transformer lacks 100000 of 100000 shards, the first is '0.safetensors'. Download it again",
+    ),
+    "BIG a shard of a long name": (_index({"t": "x" * 5000}), "lacks 1 of 1 shards, the first is 'xxx"),
+    "AU a shard elsewhere": (
+        _index({"t": "../vae/diffusion_pytorch_model.safetensors"}),
+        "lacks 1 of 1 shards, the f",
+    ),
+    "AU a shard of an absolute name": (_index({"t": "/etc/passwd"}), "lacks 1 of 1 shards, the first is '/etc/passwd'"),
+    "W20 no shards": (_index({}), "transformer has an index that names no shards"),
+    "W20 no table": (_index([]), "index.json has no weight_map"),
+}
+
+
+@pytest.mark.parametrize("row", INDEXES)
+def test_an_index_of_what_is_not_there_is_refused(own, row):
+    content, message = INDEXES[row]
+    folder = own.folder / "diffusers" / "lumina" / "transformer"
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_bytes(content)
+    _refused(own, "lumina2", {"weights": "lumina"}, message)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        LUMINA | {"weights": "x" * 10**6},
+        LUMINA | {"weights": "../" + "x" * 10**6},
+        LUMINA | {"encoder": "/" * 10**6},
+        LUMINA | {"autoencoder": "\0" * 10**6},
+    ],
+    ids=["missing", "outside", "absolute", "no name"],
+)
+def test_big_names_are_not_repeated_at_length(own, load):
+    _refused(own, "lumina2", load, "is ")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_w15_whole_numbers_of_which_nothing_is_said_are_no_weights(dtype):
+    tensors = {"weight": torch.ones(4, 4, dtype=dtype), "bias": torch.zeros(4)}
+    with pytest.raises(FileError, match=r"^x cannot be used: its tensor 'weight' holds \w+, of which nothing is said"):
+        fill(torch.nn.Linear(4, 4), tensors.items(), torch.float32, "x", lambda: None)
+
+
+def test_w05_a_tokenizer_that_is_no_bytes_is_named(own):
+    """Of a kind that is not bytes, and of one that torch has no numbers of."""
+    for value in (torch.ones(4, dtype=torch.bfloat16), torch.ones(4, dtype=torch.int64)):
+        own.rewrite("text_encoders", "gemma.safetensors", lambda stored, value=value: stored | {"spiece_model": value})
+        _refused(own, "lumina2", LUMINA, "The tokenizer in 'gemma.safetensors' is damaged: it is")
+
+
 SAID = {
     "BIG a billion layers": ({"num_hidden_layers": 10**9}, "its num_hidden_layers is no number of layers"),
     "BIG infinity": ({"rope_theta": float("inf")}, "its rope_theta is no size that a model has"),

@@ -282,7 +282,9 @@ def test_half_of_the_shards_and_another_autoencoder_are_named(flux2, flux2_model
     sharded = _run({"weights": "diffusers"})
     assert torch.equal(sharded[0], _run({"weights": "tiny"})[0])
     (transformer / "two.safetensors").unlink()
-    with pytest.raises(AITKError, match=r"'diffusers' is incomplete: transformer lacks two\.safetensors"):
+    with pytest.raises(
+        AITKError, match=r"'diffusers' is incomplete: transformer lacks 1 of 2 shards, the first is 'two\.safetensors'"
+    ):
         _run({"weights": "diffusers"})
     from comfyui_aitk.headless.tiny.containers import write_ae
 
