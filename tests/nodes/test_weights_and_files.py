@@ -15,9 +15,11 @@ import pytest
 import torch
 from comfyui_aitk.headless.tiny import containers, grouped
 from comfyui_aitk.headless.tiny.files import read_part, write_tensors
+from comfyui_aitk.headless.tiny.lumina2 import make_lora
+from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.weights.choose import DEFAULT
-from rendering import put_into_cache
+from rendering import put_into_cache, render
 from safetensors.torch import load_file
 
 KLEIN, KLEIN_FILES = "flux2_klein_4b", {"encoder": "encoder.safetensors", "autoencoder": "ae.safetensors"}
@@ -216,6 +218,40 @@ def test_it_holds_the_same_weights(own, expected, row):
     assert not missing
     for name, value in found.items():
         assert torch.equal(value.float(), whole[name].float()), name
+
+
+@pytest.mark.parametrize("row", ["S1 a linked folder of LoRAs", "S1 a linked LoRA"])
+def test_linked_loras_are_listed_and_read(own, row):
+    store, loras = own.folder.parent / "store", own.folder / "loras"
+    outside = make_lora(store / "outside.safetensors", own.folder / "diffusers" / "lumina")
+    loras.mkdir()
+    if "folder" in row:
+        (loras / "Lora").symlink_to(store, target_is_directory=True)
+    else:
+        (loras / "outside.safetensors").symlink_to(outside)
+    (name,) = NODE_CLASS_MAPPINGS["ApplyAITKLoRA"].INPUT_TYPES()["required"]["lora_name"][0]
+    assert name == ("Lora/" if "folder" in row else "") + "outside.safetensors"
+    load = {"model": LUMINA, "weights": "lumina"}
+    changed = render(load, lora={"lora_name": name}, steps=1)
+    assert not torch.equal(changed[0], render(load, steps=1)[0])
+
+
+def test_w15_a_folder_of_modelopt_in_float8_holds_the_values_times_their_scale(own):
+    folder = own.folder / "diffusers" / "lumina" / "transformer"
+    stored, values = load_file(folder / "diffusion_pytorch_model.safetensors"), {}
+    for name in [name for name in stored if name.startswith("layers.0.") and stored[name].ndim == 2]:
+        scale = stored[name].float().abs().max() / 448
+        stored[name] = (stored[name].float() / scale).to(torch.float8_e4m3fn)
+        values[name] = stored[name].float() * scale
+        stored |= {f"{name}_scale": scale, f"{name.removesuffix('weight')}input_scale": torch.tensor(0.5)}
+    write_tensors(folder / "diffusion_pytorch_model.safetensors", stored, {})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["x_embedder"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    found = own.chosen(LUMINA, "lumina")
+    assert len(values) > 4
+    for name, value in values.items():
+        assert torch.equal(found[f"transformer.{name}"], value)
 
 
 # ---- quantised: the values of the format ----------------------------------------------------------------------------
