@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,10 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 Quant = Literal["Q4_0", "Q8_0", "Q4_K", "BF16"]
-Grouped = Literal["nvfp4", "mxfp8", "int8", "int8 rows", "rows", "blocks"]
 Spelling = Literal["old", "new", "metadata"]
 
-_METADATA = {"format": "pt"}
+METADATA = {"format": "pt"}
 _FILE_TYPES = {
     "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
@@ -43,7 +41,7 @@ _LLAMA_CPP_GEMMA = {
     "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
-_BLOCKS = ("blk.", "layers.", "noise_refiner.", "context_refiner.", "double_blocks.", "single_blocks.")
+BLOCKS = ("blk.", "layers.", "noise_refiner.", "context_refiner.", "double_blocks.", "single_blocks.")
 
 
 def write_dit(path: Path, folder: Path, prefix: str = "") -> Path:
@@ -54,18 +52,18 @@ def write_dit(path: Path, folder: Path, prefix: str = "") -> Path:
         folder: the diffusers folder whose weights it gets.
         prefix: in front of every name.
     """
-    return write_tensors(path, _prefixed(prefix, original_dit(read_part(folder, "transformer"))), _METADATA)
+    return write_tensors(path, _prefixed(prefix, original_dit(read_part(folder, "transformer"))), METADATA)
 
 
 def write_gemma2(path: Path, folder: Path) -> Path:
     """The text encoder with its tokenizer inside, as ComfyUI's ``gemma_2_2b_fp16.safetensors``; returns the path."""
     tensors = _prefixed("model.", read_part(folder, "text_encoder"))
-    return write_tensors(path, tensors | {"spiece_model": _sentencepiece()}, _METADATA)
+    return write_tensors(path, tensors | {"spiece_model": _sentencepiece()}, METADATA)
 
 
 def write_ae(path: Path, folder: Path) -> Path:
     """The autoencoder in FLUX.1's names, as ``ae.safetensors``; returns the path."""
-    return write_tensors(path, original_ae(read_part(folder, "vae")), _METADATA)
+    return write_tensors(path, original_ae(read_part(folder, "vae")), METADATA)
 
 
 def write_all_in_one(path: Path, folder: Path) -> Path:
@@ -78,7 +76,7 @@ def write_all_in_one(path: Path, folder: Path) -> Path:
         f"{text_encoder}logit_scale": torch.tensor(4.6055),  # ComfyUI keeps one for every text encoder; unused
         "text_encoders.spiece_model": _sentencepiece(),
     }
-    return write_tensors(path, tensors, _METADATA)
+    return write_tensors(path, tensors, METADATA)
 
 
 def write_pth(path: Path, folder: Path) -> Path:
@@ -154,7 +152,7 @@ def write_scaled_float8(path: Path, plain: Path, spelling: Spelling, prefix: str
     """
     scale_name, input_name = ("scale_weight", "scale_input") if spelling == "old" else ("weight_scale", "input_scale")
     tensors, described = load_file(plain), {}
-    chosen = [name for name, value in tensors.items() if value.ndim == 2 and any(block in name for block in _BLOCKS)]
+    chosen = [name for name, value in tensors.items() if value.ndim == 2 and any(block in name for block in BLOCKS)]
     float8 = getattr(torch, dtype)
     for index, name in enumerate(chosen):
         if index % 3 == 2:
@@ -165,7 +163,7 @@ def write_scaled_float8(path: Path, plain: Path, spelling: Spelling, prefix: str
         if index % 2:
             tensors[f"{layer}.{input_name}"] = torch.tensor(0.5)
         described[layer] = {"format": dtype}
-    metadata = dict(_METADATA)
+    metadata = dict(METADATA)
     if spelling == "old":
         tensors[f"{prefix}scaled_fp8"] = torch.zeros(2, dtype=float8)
     elif spelling == "new":
@@ -178,106 +176,12 @@ def write_scaled_float8(path: Path, plain: Path, spelling: Spelling, prefix: str
     return write_tensors(path, tensors, metadata)
 
 
-def write_grouped(path: Path, plain: Path, kind: Grouped, spelling: Literal["new", "metadata"] = "new") -> Path:
-    """A file's copy with weights in its blocks of which groups of values have a scale; returns the path.
-
-    Args:
-        path: the file.
-        plain: a safetensors file of one part.
-        kind: ``nvfp4``, ``mxfp8``, ``int8`` and ``int8 rows`` as ComfyUI writes them, ``blocks`` as transformers does,
-            ``rows`` as others do.
-        spelling: of what ComfyUI's files say of their layers.
-    """
-    tensors, described = load_file(plain), {}
-    for name in [name for name in tensors if tensors[name].ndim == 2 and any(block in name for block in _BLOCKS)]:
-        if tensors[name].shape[1] % 32:
-            continue
-        layer, value = name.removesuffix(".weight"), tensors[name].float()
-        own, said = _GROUPED[kind](value)
-        tensors |= {f"{layer}.{leaf}": part for leaf, part in own.items()}
-        if said:
-            described[layer] = {"format": said}
-    metadata = dict(_METADATA)
-    if spelling == "metadata":
-        metadata["_quantization_metadata"] = json.dumps({"format_version": "1.0", "layers": described})
-    else:
-        for layer, said in described.items():
-            text = bytearray(json.dumps(said).encode())
-            tensors[f"{layer}.comfy_quant"] = torch.frombuffer(text, dtype=torch.uint8)
-    return write_tensors(path, tensors, metadata)
-
-
-def _nvfp4(value: torch.Tensor) -> tuple[Tensors, str]:
-    total = value.abs().max() / (448 * 6)
-    groups = value.reshape(len(value), -1, 16)
-    scales = (groups.abs().amax(-1) / 6 / total).to(torch.float8_e4m3fn)
-    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-    scaled = groups / (scales.float() * total).clamp(min=1e-30).unsqueeze(-1)
-    codes = (scaled.abs().unsqueeze(-1) - table).abs().argmin(-1) + 8 * (scaled < 0)
-    codes = codes.reshape(len(value), -1, 2).to(torch.uint8)
-    packed = codes[..., 0] * 16 + codes[..., 1]
-    return {"weight": packed, "weight_scale": _tiled(scales), "weight_scale_2": total}, "nvfp4"
-
-
-def _mxfp8(value: torch.Tensor) -> tuple[Tensors, str]:
-    groups = value.reshape(len(value), -1, 32)
-    exponents = torch.ceil(torch.log2(groups.abs().amax(-1).clamp(min=2.0**-100) / 448)).to(torch.int32)
-    stored = (groups / torch.exp2(exponents.float()).unsqueeze(-1)).to(torch.float8_e4m3fn).reshape(value.shape)
-    return {"weight": stored, "weight_scale": _tiled((exponents + 127).to(torch.uint8))}, "mxfp8"
-
-
-def _int8(value: torch.Tensor, rows: bool) -> tuple[Tensors, str]:
-    largest = value.abs().amax(1, keepdim=True) if rows else value.abs().max()
-    scale = largest.clamp(min=1e-12) / 127
-    return {"weight": (value / scale).round().to(torch.int8), "weight_scale": scale}, "int8_tensorwise"
-
-
-def _float8_rows(value: torch.Tensor) -> tuple[Tensors, str]:
-    scale = (value.abs().amax(1, keepdim=True) / 448).to(torch.bfloat16)
-    return {"weight": (value / scale.float()).to(torch.float8_e4m3fn), "weight_scale": scale}, ""
-
-
-def _float8_blocks(value: torch.Tensor) -> tuple[Tensors, str]:
-    high, wide = (-(-side // 128) for side in value.shape)
-    scale = torch.empty(high, wide)
-    stored = torch.empty(value.shape, dtype=torch.float8_e4m3fn)
-    for row in range(high):
-        for column in range(wide):
-            place = slice(row * 128, row * 128 + 128), slice(column * 128, column * 128 + 128)
-            scale[row, column] = value[place].abs().max() / 448
-            stored[place] = (value[place] / scale[row, column]).to(torch.float8_e4m3fn)
-    return {"weight": stored, "weight_scale_inv": scale}, ""
-
-
-def _tiled(scales: torch.Tensor) -> torch.Tensor:
-    """Scales of one byte in the order that cuBLAS documents: tiles of 128 rows by 4; of rows 0, 32, 64, 96, 1, ..."""
-    rows, columns = scales.shape
-    high, wide = -(-rows // 128), -(-columns // 4)
-    tiled = torch.zeros(high * wide * 512, dtype=torch.uint8)
-    raw = scales.view(torch.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            tile = (row // 128) * wide + column // 4
-            tiled[tile * 512 + (row % 32) * 16 + (row % 128) // 32 * 4 + column % 4] = raw[row, column]
-    return tiled.view(scales.dtype).reshape(high * 128, wide * 4)
-
-
-_GROUPED: Mapping[str, Callable[[torch.Tensor], tuple[Tensors, str]]] = {
-    "nvfp4": _nvfp4,
-    "mxfp8": _mxfp8,
-    "int8": lambda value: _int8(value, rows=False),
-    "int8 rows": lambda value: _int8(value, rows=True),
-    "rows": _float8_rows,
-    "blocks": _float8_blocks,
-}
-
-
 def _kind(name: str, value: torch.Tensor, quant: Quant) -> GGMLQuantizationType:
     if value.ndim < 2:
         return GGMLQuantizationType.F32
     if quant == "BF16":
         return GGMLQuantizationType.BF16
-    if not name.startswith(_BLOCKS) or value.shape[-1] % 32:
+    if not name.startswith(BLOCKS) or value.shape[-1] % 32:
         return GGMLQuantizationType.F16
     if quant == "Q4_K" and value.shape[-1] % BLOCK:
         return GGMLQuantizationType.Q8_0

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..errors import DeviceMemoryError, InputError
 from ..files.spans import METER
 from ..layers.attention import check_attention
+from ..layers.fill import out_of_memory
 from ..layers.holding import FLOAT8_FORMS
 from ..lora.stack import LoraStack, resolve
 from ..machine.plan import usable_ram
@@ -295,11 +296,10 @@ class Engine:
         device = self.device
         try:
             yield
-        except RuntimeError as error:
-            # torch has a class of its own for CUDA alone
-            if not any(words in str(error) for words in ("out of memory", "allocate memory")):
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
                 raise
-            where = "The CPU" if "CPUAllocator" in str(error) else device
+            where = "The CPU" if isinstance(error, MemoryError) or "CPUAllocator" in str(error) else device
             # the frames below still hold the activations
             traceback.clear_frames(error.__traceback__)
             if device != "cpu":

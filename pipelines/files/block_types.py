@@ -42,25 +42,37 @@ BLOCK_TYPES = {
 SCALED_TYPES = {"scaled F8_E4M3": "F8_E4M3", "scaled F8_E5M2": "F8_E5M2"}
 
 
+# how many neighbours in a row are turned together ("convrot"): powers of 4; ComfyUI's own is 256
+ROTATIONS = (4, 16, 64, 256, 1024)
+
+
 @dataclass(frozen=True)
 class GroupedType:
     """How a type stores small values of which each group in a row has a scale; of which there is one more for all.
 
     Attributes:
-        values: safetensors' name of the values' dtype; two ``F4`` are in a byte, the first in its upper half.
+        values: safetensors' name of the values' dtype; of two ``F4`` in a byte the first is in its upper half, of two
+            ``I4`` in its lower half.
         group: values that share a scale; 0 is a whole row.
         scale: safetensors' name of the scales' dtype.
         total: whether a float32 scale of the whole weight follows.
+        rotation: one of ``ROTATIONS``: the values are those of the weight after a Hadamard matrix; 0 is none.
     """
 
     values: str
     group: int
     scale: str
     total: bool = False
+    rotation: int = 0
+
+    @property
+    def in_a_byte(self) -> int:
+        """Values of a byte."""
+        return 2 if self.values in ("F4", "I4") else 1
 
     def value_bytes(self, columns: int) -> int:
         """Bytes of a row's values."""
-        return columns // 2 if self.values == "F4" else columns
+        return columns // self.in_a_byte
 
     def groups(self, columns: int) -> int:
         """Scales of a row."""
@@ -80,4 +92,6 @@ GROUPED_TYPES = {
     "int8": GroupedType("I8", 0, "F32"),
     "mxfp8": GroupedType("F8_E4M3", 32, "F8_E8M0"),
     "nvfp4": GroupedType("F4", 16, "F8_E4M3", total=True),
+    **{f"int8 convrot {number}": GroupedType("I8", 0, "F32", rotation=number) for number in ROTATIONS},
+    **{f"int4 convrot {number}": GroupedType("I4", 0, "F32", rotation=number) for number in ROTATIONS},
 }

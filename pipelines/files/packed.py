@@ -18,18 +18,13 @@ import torch
 
 from ..errors import FileError
 from .block_types import BLOCK_TYPES, GROUPED_TYPES, SCALED_TYPES
+from .small_values import FLOAT8, float32_values, largest, small_values, turned_back
 
 # Values made dense at a time: several float32 copies of them exist for a moment. On the CPU they should stay in its
 # cache (measured: three times as fast as whole layers); elsewhere each step costs some launches.
 _STEP_CPU = 1 << 21
 _STEP = 1 << 24
 _LARGEST_STEP = 8192  # above what any block type of GGUF multiplies a scale by (Q6_K: 128 times 32)
-_FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-
-
-# values of 4 bits: a sign, two bits of exponent, one of mantissa
-_FLOAT4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_LARGEST_FLOAT4, _LARGEST_INT8 = 6.0, 128.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +133,7 @@ class ScaledTensor(PackedTensor):
     def of(cls, values: torch.Tensor, scale: float, dtype: torch.dtype = torch.float32) -> ScaledTensor:
         """Makes one of a float8 tensor of one or more dimensions; shares its memory."""
         raw = values.reshape(-1, values.shape[-1]).view(torch.uint8)
-        (qtype,) = (name for name, stored in SCALED_TYPES.items() if _FLOAT8[stored] == values.dtype)
+        (qtype,) = (name for name, stored in SCALED_TYPES.items() if FLOAT8[stored] == values.dtype)
         return cls(raw, qtype, tuple(values.shape), dtype, scales=((len(raw), scale),))
 
     def rows(self, start: int, stop: int) -> Self:
@@ -152,12 +147,12 @@ class ScaledTensor(PackedTensor):
         found, first = [0.0], 0
         for count, scale in self.scales:
             part, first = self.raw[first : first + count], first + count
-            found.append(_largest_float8(part, SCALED_TYPES[self.qtype]) * scale)
+            found.append(largest(part, SCALED_TYPES[self.qtype]) * scale)
         # carries NaN with it, unlike Python's
         return float(torch.tensor(found).abs().max())
 
     def _write(self, out: torch.Tensor, start: int, stop: int) -> None:
-        values = _float8(self.raw[start:stop], SCALED_TYPES[self.qtype])
+        values = small_values(self.raw[start:stop], SCALED_TYPES[self.qtype])
         first = 0
         for count, scale in self._runs(start, stop):
             part = slice(first, first + count)
@@ -193,14 +188,14 @@ class GroupedTensor(PackedTensor):
         """Makes one of copies.
 
         Args:
-            values: [rows, columns], of one byte each; of F4 [rows, columns / 2].
+            values: [rows, bytes of a row's values].
             scales: [rows, groups], float32, or of one byte each.
             qtype: see the class.
             total: the scale of all, where the type has one.
             dtype: see :class:`PackedTensor`.
         """
         kind, rows = GROUPED_TYPES[qtype], len(values)
-        columns = values.shape[1] * (2 if kind.values == "F4" else 1)
+        columns = values.shape[1] * kind.in_a_byte
         parts = [values.view(torch.uint8), scales.contiguous().view(torch.uint8)]
         if kind.total:
             parts.append(torch.tensor([total], dtype=torch.float32).view(torch.uint8).expand(rows, 4))
@@ -208,27 +203,20 @@ class GroupedTensor(PackedTensor):
 
     def largest(self) -> float:
         kind = GROUPED_TYPES[self.qtype]
-        fixed = {"F4": _LARGEST_FLOAT4, "I8": _LARGEST_INT8}.get(kind.values)
         found, step = [0.0], max(1, _STEP_CPU // self.shape[1])
         for start in range(0, len(self.raw), step):
             rows = self.raw[start : start + step]
-            values = rows[:, : kind.value_bytes(self.shape[1])]
-            value = _largest_float8(values, kind.values) if fixed is None else fixed
-            found.append(float(self._scales(rows).abs().max()) * value)
+            value = largest(rows[:, : kind.value_bytes(self.shape[1])], kind.values)
+            # a rotation makes no value longer than the group of values that it is of
+            found.append(float(self._scales(rows).abs().max()) * value * max(1.0, kind.rotation**0.5))
         return float(torch.tensor(found).max())
 
     def _write(self, out: torch.Tensor, start: int, stop: int) -> None:
         kind, rows, columns = GROUPED_TYPES[self.qtype], self.raw[start:stop], self.shape[1]
-        stored = rows[:, : kind.value_bytes(columns)]
-        if kind.values == "F4":
-            halves = torch.stack((stored >> 4, stored & 15), dim=-1).reshape(len(rows), columns)
-            table = torch.tensor((*_FLOAT4, *(-value for value in _FLOAT4)), device=self.device)
-            values = table[halves.long()]
-        elif kind.values == "I8":
-            values = stored.view(torch.int8).to(torch.float32)
-        else:
-            values = _float8(stored, kind.values)
-        scales = self._scales(rows)
+        values, scales = small_values(rows[:, : kind.value_bytes(columns)], kind.values), self._scales(rows)
+        if kind.rotation:
+            # its root is a power of two, so that a value is rounded once, when it is scaled
+            values, scales = turned_back(values, kind.rotation), scales / kind.rotation**0.5
         if kind.group:
             scales = scales.repeat_interleave(kind.group, dim=1)[:, :columns]
         torch.mul(values, scales, out=values)
@@ -239,49 +227,9 @@ class GroupedTensor(PackedTensor):
         kind = GROUPED_TYPES[self.qtype]
         groups, rest = kind.groups(self.shape[1]), rows[:, kind.value_bytes(self.shape[1]) :]
         if kind.scale == "F32":
-            return _float32(rest)
-        if kind.scale == "F8_E8M0":
-            # a power of two, as float32 has it; the smallest is below float32's normal values, and taken for nothing
-            return (rest.to(torch.int32) << 23).view(torch.float32)
-        scales = _float8(rest[:, :groups], kind.scale)
-        return _float32(rest[:, groups:]) * scales if kind.total else scales
-
-
-def unblocked(scales: torch.Tensor, rows: int, groups: int) -> torch.Tensor:
-    """Scales of one byte in the order in which cuBLAS wants them, in tiles of 128 rows by 4, as [rows, groups].
-
-    Raises:
-        ValueError: they are not as many.
-    """
-    high, wide = -(-rows // 128), -(-groups // 4)
-    if scales.numel() != high * wide * 512:
-        raise ValueError(f"{scales.numel():,} scales, and {high * wide * 512:,} are needed")
-    tiles = scales.reshape(high, wide, 32, 4, 4).permute(0, 3, 2, 1, 4)
-    return tiles.reshape(high * 128, wide * 4)[:rows, :groups]
-
-
-def _float8(raw: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Bytes as the float8 values that they are, in float32."""
-    if raw.device.type == "mps":
-        # has no float8
-        table = torch.arange(256, dtype=torch.uint8).view(_FLOAT8[dtype]).to(torch.float32).to(raw.device)
-        return table[raw.long()]
-    return raw.view(_FLOAT8[dtype]).to(torch.float32)
-
-
-def _float32(raw: torch.Tensor) -> torch.Tensor:
-    # of a copy: where the bytes begin is no whole number of values
-    return raw.clone(memory_format=torch.contiguous_format).view(torch.float32)
-
-
-def _largest_float8(raw: torch.Tensor, dtype: str) -> float:
-    """The largest of float8 values of either sign, from their bytes; NaN and Inf are the largest."""
-    if not raw.numel():
-        return 0.0
-    # the bits of positive values are in the values' order, NaN and Inf last; so are those of negative ones, 128 above:
-    # two passes without a copy
-    bits = torch.tensor([max(int(raw.view(torch.int8).max()), int(raw.max()) - 128, 0)])
-    return float(bits.to(torch.uint8).view(_FLOAT8[dtype]).to(torch.float32))
+            return float32_values(rest)
+        scales = small_values(rest[:, :groups], kind.scale)
+        return float32_values(rest[:, groups:]) * scales if kind.total else scales
 
 
 def dense(value: torch.Tensor | PackedTensor, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -141,7 +141,7 @@ def _checked(path: Path, entries: Any, start: int, data_size: int) -> _Layout:
         )
     if position < data_size:
         raise FileError(damaged + f"{data_size - position:,} bytes follow after its last tensor.")
-    header = Header(path, tensors, {str(key): _text(value) for key, value in metadata.items()})
+    header = Header(path, tensors, _texts(metadata, damaged))
     return _Layout(header, {key: (start + begin, end - begin) for begin, end, key in spans})
 
 
@@ -163,6 +163,14 @@ def _entry(damaged: str, key: str, entry: Any, data_size: int) -> tuple[int, int
     if (end - begin) * 8 != bits:
         raise FileError(damaged + f"{shown(key)} has {end - begin} bytes, its shape {shape} needs {bits // 8}.")
     return begin, end, TensorInfo(dtype, tuple(shape))
+
+
+def _texts(metadata: Mapping[str, Any], damaged: str) -> dict[str, str]:
+    try:
+        return {_text(key): _text(value) for key, value in metadata.items()}
+    except RecursionError as error:
+        # what json reads need not be what it can write
+        raise FileError(damaged + "its __metadata__ is too deep. Download it again.") from error
 
 
 def _text(value: Any) -> str:

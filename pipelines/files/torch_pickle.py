@@ -28,6 +28,8 @@ _DTYPES = {
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
 }  # fmt: skip
 _OPEN_FOR = 1 << 28  # bytes read before a file is mapped anew
+# how often a file's size its tensors may have: some share their bytes, and archives may be compressed
+_MOST_TIMES = 16
 _SAFE_TORCH = (2, 10)
 _INSTEAD = "Use the model's safetensors file instead."
 
@@ -142,6 +144,9 @@ def _can_be_mapped(path: Path) -> bool:
         raise FileError(f"{name!r} is a TorchScript program, not a file of tensors. {_INSTEAD}")
     if "data.pkl" not in names:
         raise FileError(f"{name!r} is no PyTorch file: it is a zip archive of something else. {_INSTEAD}")
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > _MOST_TIMES * FileStamp.of(path).size:
+        raise FileError(f"{name!r} is refused: its archive unpacks to {unpacked:,} bytes. {_INSTEAD}")
     # a map of compressed bytes would be garbage
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
@@ -159,11 +164,20 @@ def _named_tensors(path: Path, content: Any) -> dict[str, torch.Tensor]:
     }
     if not tensors:
         raise FileError(f"{path.name!r} holds no tensors by name: it is no model's weights. {_INSTEAD}")
+    total, most = 0, _MOST_TIMES * FileStamp.of(path).size
     for name, value in tensors.items():
         if len(name) > MAX_NAME:
             raise FileError(f"{path.name!r} is damaged: the name of a tensor has {len(name):,} letters. {_INSTEAD}")
-        if value.layout != torch.strided or value.is_quantized:
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             raise FileError(
-                f"{path.name!r} cannot be used: its tensor {shown(name)} is sparse or quantised. {_INSTEAD}"
+                f"{path.name!r} cannot be used: its tensor {shown(name)} is sparse, quantised or without values. "
+                f"{_INSTEAD}"
+            )
+        size = value.numel() * value.element_size()
+        total += size
+        # a shape may repeat what is stored
+        if size > value.untyped_storage().nbytes() or total > most:
+            raise FileError(
+                f"{path.name!r} is damaged: its tensor {shown(name)} is larger than what is stored of it. {_INSTEAD}"
             )
     return tensors

@@ -5,7 +5,7 @@ The model is made without storage first, so that at no time more than one tensor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import AITKError, DeviceMemoryError, FileError
@@ -94,6 +94,23 @@ def fill(
         FileError: a tensor holds NaN or Inf, or what the form cannot hold.
         DeviceMemoryError: there is no memory for a tensor.
     """
+    try:
+        _fill(model, tensors, dtype, where, check, holding)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise no_memory(where) from error
+    return model.eval().requires_grad_(False)
+
+
+def _fill(
+    model: nn.Module,
+    tensors: Iterable[tuple[str, torch.Tensor | PackedTensor]],
+    dtype: torch.dtype,
+    where: str,
+    check: Callable[[], None],
+    holding: Holding | None,
+) -> None:
     import torch
 
     from ..files.packed import PackedTensor
@@ -101,12 +118,15 @@ def fill(
     from .packed_linear import PackedLinear
 
     slots: Mapping[str, torch.Tensor] = model.state_dict(keep_vars=True)
-    for name, value in _read(tensors, where):
+    for name, value in tensors:
         check()
         if name not in slots:
             continue
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
+        if not isinstance(value, PackedTensor) and slots[name].is_floating_point() and not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise FileError(f"{where} cannot be used: its tensor {name!r} holds {kind}, of which nothing is said.")
         if isinstance(value, PackedTensor):
             if isinstance(module, torch.nn.Linear) and leaf == "weight":
                 _check_finite_packed(value, dtype, name, where)
@@ -123,16 +143,6 @@ def fill(
             module._parameters[leaf] = torch.nn.Parameter(cast, requires_grad=False)
         else:
             module._buffers[leaf] = cast
-    return model.eval().requires_grad_(False)
-
-
-def _read(
-    tensors: Iterable[tuple[str, torch.Tensor | PackedTensor]], where: str
-) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
-    try:
-        yield from tensors
-    except MemoryError as error:
-        raise no_memory(where) from error
 
 
 def check_finite(value: torch.Tensor, name: str, where: str) -> None:

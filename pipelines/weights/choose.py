@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FileError, InputError
+from ..words import shown
 from .checkpoint import Checkpoint, parts_in
 from .hub import fetch_part, fetch_tokenizer, open_repo
 from .single_file import SingleFileSource, open_single_file
@@ -60,7 +61,9 @@ def choose(model: ModelFiles, choice: Choice, roots: Roots) -> Checkpoint:
         found = open_repo(repo_id or model.repository, model, given)
         name = found[model.main].name
     elif repo_id:
-        raise InputError(f"repo_id {repo_id!r} needs weights = default, not {choice.weights!r}. Change one of them.")
+        raise InputError(
+            f"repo_id {shown(repo_id)} needs weights = default, not {shown(choice.weights)}. Change one of them."
+        )
     else:
         name = check_name(choice.weights, "weights").as_posix()
         found = _weights(model, choice.weights, given, roots)

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
 from ..files.header import FileStamp, TensorInfo
-from ..files.scaled_float8 import read_infos, read_tensors
+from ..files.quantised import read_header, read_tensors
+from ..words import shown
 from .layout import Placed, placed
+from .quantisation_config import unsaid_format
+from .shards import shard_names
 from .untrusted_config import checked_config
 
 if TYPE_CHECKING:
@@ -32,8 +35,6 @@ _VARIANT = re.compile(
     rf"(?:{'|'.join(_WEIGHT_NAMES)})"
     r"(?:\.([\w-]+)\.safetensors(?:\.index\.json)?|\.safetensors\.index\.([\w-]+)\.json)"
 )
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\..+)?\.safetensors")
-_BLOCKS = (None, [128, 128])
 _MAX_JSON = 1 << 25  # bytes; an index names every tensor of a model
 _SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # what a change of makes another checkpoint
 _TOKENIZER, _SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
@@ -53,6 +54,7 @@ class FolderSource:
         tokenizer_folder: the tokenizer's, likewise.
         files: every configuration and weight file, stamped; tells this folder from a changed one.
         facts: what files of this part look like.
+        unsaid: the format of quantised weights of which the files themselves say nothing.
     """
 
     name: str
@@ -62,6 +64,7 @@ class FolderSource:
     tokenizer_folder: str
     files: tuple[FileStamp, ...]
     facts: PartFiles
+    unsaid: str
 
     @classmethod
     def open(cls, folder: Path, name: str, component: str, facts: PartFiles, *, alone: bool = False) -> FolderSource:
@@ -83,8 +86,13 @@ class FolderSource:
         for inside in dict.fromkeys((subfolder, *companions)):
             paths += sorted(p for p in _entries(folder / inside, name) if p.suffix in _SUFFIXES)
         stamps = tuple(FileStamp.of(path) for path in paths)
-        _check_readable(folder / subfolder / "config.json", f"{name}/{subfolder}" if subfolder else name)
-        return cls(name, component, folder, subfolder, next(iter(companions), ""), stamps, facts)
+        try:
+            config = read_json(folder / subfolder / "config.json", name)
+        except FileError:
+            # whoever needs the configuration says what is wrong with it
+            config = {}
+        unsaid = unsaid_format(config, f"{name}/{subfolder}" if subfolder else name)
+        return cls(name, component, folder, subfolder, next(iter(companions), ""), stamps, facts, unsaid)
 
     @property
     def role(self) -> Role:
@@ -111,7 +119,7 @@ class FolderSource:
         paths = self.paths()
         found = _placed(self)
         needed = found.needed(names)
-        yield from found.fill(read_tensors(paths, list(needed)), needed)
+        yield from found.fill(read_tensors(paths, list(needed), self.unsaid), needed)
 
     def tokenizer(self) -> Path | bytes | None:
         folder = self.folder / self.tokenizer_folder
@@ -157,7 +165,7 @@ class FolderSource:
             for stem in _WEIGHT_NAMES:
                 for index in (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json"):
                     if index in names:
-                        return self._shards(folder / index)
+                        return self._shards(folder / index, names)
                 if f"{stem}{variant}.safetensors" in names:
                     return [folder / f"{stem}{variant}.safetensors"]
         shards = self._numbered(names)
@@ -167,36 +175,31 @@ class FolderSource:
         why = f" It has {others[0]}, which is not read from a model folder." if others else ""
         raise FileError(f"{self.name!r} has no safetensors weights in {self.component}.{why} Get a safetensors copy.")
 
-    def _numbered(self, names: Collection[str]) -> list[str]:
+    def _numbered(self, names: set[str]) -> list[str]:
         """The shards of a folder without an index, none where it has none; FileError where some are missing."""
-        sets: dict[tuple[str, str, int], list[str]] = {}
-        for name in sorted(names):
-            match = _SHARD.fullmatch(name)
-            if match is not None:
-                sets.setdefault((match[1], match[4] or "", int(match[3])), []).append(name)
-        for (_, _, count), found in sets.items():
-            if len(found) == count:
-                return found
-        for (_, _, count), found in sets.items():
+        sets = list(dict.fromkeys(tuple(shard_names(name)) for name in sorted(names)))
+        for shards in sets:
+            if shards and names.issuperset(shards):
+                return list(shards)
+        for shards in filter(None, sets):
+            found = len(names & set(shards))
             raise FileError(
-                f"{self.name!r} is incomplete: {self.component} has {len(found)} of {count} parts and no index. "
+                f"{self.name!r} is incomplete: {self.component} has {found} of {len(shards)} parts and no index. "
                 "Download it again."
             )
         return []
 
-    def _shards(self, index: Path) -> list[Path]:
-        folder = index.parent
+    def _shards(self, index: Path, names: set[str]) -> list[Path]:
         weight_map = read_json(index, self.name).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
             raise FileError(f"{self.name!r} is damaged: {self._where}{index.name} has no weight_map. Download it.")
-        shards = [folder / shard for shard in dict.fromkeys(weight_map.values())]
-        absent = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
+        shards = list(dict.fromkeys(weight_map.values()))
+        absent = [shard for shard in shards if shard not in names]
         if absent or not shards:
-            raise FileError(
-                f"{self.name!r} is incomplete: {self.component} lacks {', '.join(absent) or 'its shards'}. "
-                "Download it again."
-            )
-        return shards
+            lacks = f"lacks {len(absent)} of {len(shards)} shards, the first is {shown(absent[0])}" if absent else ""
+            why = lacks or "has an index that names no shards"
+            raise FileError(f"{self.name!r} is incomplete: {self.component} {why}. Download it again.")
+        return [index.with_name(shard) for shard in shards]
 
 
 def _entries(folder: Path, name: str) -> list[Path]:
@@ -207,29 +210,9 @@ def _entries(folder: Path, name: str) -> list[Path]:
         raise FileError(f"{name!r}: its folder {folder.name} cannot be read: {error.strerror}.") from error
 
 
-def _check_readable(config: Path, name: str) -> None:
-    """Raises FileError where a folder was quantised by a library, which alone can read it."""
-    try:
-        said = read_json(config, name).get("quantization_config")
-    except FileError:
-        # whoever needs the configuration says what is wrong with it
-        return
-    # float8 with scales of blocks or rows
-    if not isinstance(said, dict) or (said.get("quant_method") == "fp8" and said.get("weight_block_size") in _BLOCKS):
-        return
-    method = str(said.get("quant_method", ""))[:40]
-    if method == "bitsandbytes" or any(key.startswith(("load_in_", "bnb_")) for key in said):
-        bits = "4-bit" if said.get("load_in_4bit") or said.get("_load_in_4bit") else "8-bit"
-        method = f"bitsandbytes {bits}"
-    raise FileError(
-        f"{name!r} is quantised ({method or 'in a way that it does not name'}), which is not read. Get the unquantised "
-        "folder, and choose a quantisation on AITK Runtime Options where memory is short."
-    )
-
-
 def _variants(names: Collection[str]) -> list[str]:
     """The variants in a folder, each with its dot: those of one name are its weights in several dtypes."""
-    alone = [name for name in names if not _SHARD.fullmatch(name)]
+    alone = [name for name in names if not shard_names(name)]
     found = {match[1] or match[2] for name in alone if (match := _VARIANT.fullmatch(name))}
     known = [variant for variant in _VARIANTS if variant in found]
     return [f".{variant}" for variant in (*known, *sorted(found.difference(_VARIANTS)))]
@@ -252,7 +235,7 @@ def _config(source: FolderSource) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _placed(source: FolderSource) -> Placed:
-    stored = read_infos(source.paths())
+    stored = read_header(source.paths(), source.unsaid).tensors
     for layout in source.facts.files.layouts:
         prefix = layout.prefix_in(stored)
         if prefix is not None:

@@ -25,6 +25,7 @@ _Opened = Callable[[Path], "dict[str, Source]"]
 _HALF = r"[A-Za-z0-9](?:[A-Za-z0-9_]|[.-](?![.-])){0,94}(?<![.-])"
 _REPO_ID = re.compile(f"{_HALF}/{_HALF}(?<![.]git)")
 _LONGEST_ID = 96
+_COMMIT = 40  # hexadecimal digits
 # safetensors and text only: pickles are not even downloaded
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _OFFLINE = (
@@ -87,7 +88,7 @@ def fetch_tokenizer(part: str, model: ModelFiles) -> Path:
     """The folder of a text encoder's tokenizer, for single files that hold none; errors as :func:`open_repo`."""
     repository = model.parts[part].tokenizer
     assert repository is not None
-    for folder in _cached_folders(repository.id, repository.patterns):
+    for folder in _cached_folders(repository.id):
         if has_tokenizer(folder / repository.folder):
             return folder / repository.folder
     return _download(repository.id, repository.patterns) / repository.folder
@@ -106,10 +107,9 @@ def _snapshot(repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened) -
             has none of them.
         opened: raises FileError where something is missing.
     """
-    for patterns in choices:
-        cached = _cached(repo_id, patterns, opened)
-        if cached is not None:
-            return cached
+    cached = _cached(repo_id, opened)
+    if cached is not None:
+        return cached
     for patterns in choices[:-1]:
         folder = _download(repo_id, patterns)
         if all((folder / pattern).is_file() for pattern in patterns):
@@ -117,25 +117,29 @@ def _snapshot(repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened) -
     return opened(_download(repo_id, choices[-1]))
 
 
-def _cached_folders(repo_id: str, patterns: Sequence[str]) -> list[Path]:
+def _cached_folders(repo_id: str) -> list[Path]:
     """The snapshot of the main branch; all that the cache has, newest first, where it does not know which that is."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import constants
 
+    home = Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
     try:
-        return [Path(snapshot_download(repo_id, allow_patterns=list(patterns), local_files_only=True))]
-    except LocalEntryNotFoundError:
+        with (home / "refs" / "main").open("rb") as file:
+            commit = file.read(_COMMIT + 1).decode("ascii", errors="replace")
+        main = home / "snapshots" / commit
+        if len(commit) == _COMMIT and commit.isalnum() and main.is_dir():
+            return [main]
+    except OSError:
         # copied from another machine, or fetched by its commit
-        snapshots = Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}" / "snapshots"
+        pass
     try:
-        folders = [folder for folder in snapshots.iterdir() if folder.is_dir()]
+        folders = [folder for folder in (home / "snapshots").iterdir() if folder.is_dir()]
         return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
     except OSError:
         return []
 
 
-def _cached(repo_id: str, patterns: Sequence[str], opened: _Opened) -> dict[str, Source] | None:
-    for folder in _cached_folders(repo_id, patterns):
+def _cached(repo_id: str, opened: _Opened) -> dict[str, Source] | None:
+    for folder in _cached_folders(repo_id):
         try:
             found = opened(folder)
             if all(_is_whole(source) for source in found.values()):

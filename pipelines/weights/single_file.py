@@ -1,5 +1,7 @@
 """A part in a single file, alone or beside others: safetensors, GGUF, or a pickle of plain tensors.
 
+One of several numbered safetensors files stands for all of them where the others lie beside it.
+
 Such a file holds no configuration. Sizes come from its tensors, the rest from the released model; where that does not
 hold (a model of one's own), a JSON file of that name beside it, ``NAME.aitk.json``, says what is different: part ->
 object in the keys of the part's class.
@@ -16,10 +18,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import FileError
 from ..files.header import FileStamp, TensorInfo
-from ..files.scaled_float8 import read_header, read_tensors
+from ..files.quantised import read_header, read_tensors
 from ..words import shown
 from .folder import read_json
 from .layout import Layout, Placed, SingleFiles, placed
+from .shards import shard_names
 from .untrusted_config import checked_config
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from ..options import Role
     from .part_files import ModelFiles
 
-_SHARD = re.compile(r"-(\d{1,6})-of-(\d{1,6})\b")
+_NUMBER = re.compile(r"-(\d{1,6})-of-(\d{1,6})\b")  # in a file's name: which part of how many
 OVERRIDES = ".aitk.json"  # a name of our own: other tools write NAME.json
 
 
@@ -41,7 +44,8 @@ class SingleFileSource:
         name: the file's, as the user chose it.
         component: which part this is.
         role: what it does.
-        files: the file, and the JSON beside it where there is one.
+        weight_files: the file, or all of those that are numbered.
+        overrides: the JSON beside it, where there is one.
         facts: what files of this part look like.
         layout: the one that this file has.
         prefix: what stands before the part's names in it.
@@ -51,7 +55,8 @@ class SingleFileSource:
     name: str
     component: str
     role: Role
-    files: tuple[FileStamp, ...]
+    weight_files: tuple[FileStamp, ...]
+    overrides: FileStamp | None
     facts: SingleFiles
     layout: Layout
     prefix: str
@@ -62,19 +67,23 @@ class SingleFileSource:
         return f"sizes ({self.component})"
 
     @property
-    def weight_files(self) -> tuple[FileStamp, ...]:
-        return self.files[:1]
+    def files(self) -> tuple[FileStamp, ...]:
+        return (*self.weight_files, *([self.overrides] if self.overrides is not None else []))
+
+    @property
+    def paths(self) -> list[Path]:
+        return [stamp.path for stamp in self.weight_files]
 
     def config(self) -> dict[str, Any]:
         try:
             config = self.facts.config(self.tensor_infos())
         except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
             raise FileError(f"The {self.component} in {self.name!r} cannot be understood: {error}.") from error
-        if len(self.files) > 1:
-            self._check_unchanged()
-            own = read_json(self.files[1].path, self.files[1].path.name).get(self.component, {})
+        if self.overrides is not None:
+            path = self.overrides.path
+            own = read_json(path, path.name).get(self.component, {})
             if not isinstance(own, dict):
-                raise FileError(f"{self.files[1].path.name!r}: {self.component!r} is no JSON object.")
+                raise FileError(f"{path.name!r}: {self.component!r} is no JSON object.")
             config |= own
         return checked_config(config, f"{self.config_name} of {self.name!r}")
 
@@ -86,17 +95,17 @@ class SingleFileSource:
         self._check_unchanged()
         found = _placed(self)
         needed = found.needed(names)
-        yield from found.fill(read_tensors(self.files[0].path, list(needed)), needed)
+        yield from found.fill(read_tensors(self.paths, list(needed)), needed)
 
     def tokenizer(self) -> Path | bytes | None:
         self._check_unchanged()
         if self.tokenizer_folder is not None:
             return self.tokenizer_folder
-        path = self.files[0].path
-        for key in read_header(path).tensors if self.facts.tokenizer else ():
+        for key, info in read_header(self.paths).tensors.items() if self.facts.tokenizer else ():
             if key.endswith(self.facts.tokenizer):
-                ((_, value),) = read_tensors(path, [key])
-                # uint8 in a safetensors file, the one container that has such a tensor
+                if info.dtype != "U8":
+                    raise FileError(f"The tokenizer in {self.name!r} is damaged: it is {info.dtype}, and no bytes.")
+                ((_, value),) = read_tensors(self.paths, [key])
                 return bytes(cast("torch.Tensor", value).numpy())
         return None
 
@@ -115,7 +124,7 @@ def _placed(source: SingleFileSource) -> Placed:
     tokenizer = source.facts.tokenizer
     stored = {
         key: info
-        for key, info in read_header(source.files[0].path).tensors.items()
+        for key, info in read_header(source.paths).tensors.items()
         if not (tokenizer and key.endswith(tokenizer))
     }
     try:
@@ -132,15 +141,10 @@ def open_single_file(path: Path, name: str, model: ModelFiles) -> dict[str, Sing
         FileError: the file is missing, damaged, of an unknown kind, quantised in a way that is not read, or holds no
             part of this model.
     """
-    shard = _SHARD.search(path.name)
-    if shard is not None and int(shard[2]) > 1:
-        raise FileError(
-            f"{name!r} is part {int(shard[1])} of {int(shard[2])} of a model. Choose a file that holds it whole, or "
-            "put the whole folder into ComfyUI's 'diffusers' folder."
-        )
-    header = read_header(path)
+    paths = _whole(path, name)
+    header = read_header(paths)
     beside = path.with_suffix(OVERRIDES)
-    files = (FileStamp.of(path), *([FileStamp.of(beside)] if beside.is_file() else []))
+    files = tuple(FileStamp.of(own) for own in paths), FileStamp.of(beside) if beside.is_file() else None
     found: dict[str, SingleFileSource] = {}
     strangers: list[str] = []
     for part, facts in model.parts.items():
@@ -150,7 +154,7 @@ def open_single_file(path: Path, name: str, model: ModelFiles) -> dict[str, Sing
         if stranger:
             strangers.append(stranger)
         elif own is not None:
-            found[part] = SingleFileSource(name, part, facts.role, files, facts.files, *own)
+            found[part] = SingleFileSource(name, part, facts.role, *files, facts.files, *own)
     if not found:
         first = next(iter(header.tensors), "nothing")
         why = strangers[0] if strangers else f"its {len(header.tensors)} tensors begin with {shown(first)}"
@@ -159,6 +163,22 @@ def open_single_file(path: Path, name: str, model: ModelFiles) -> dict[str, Sing
             "Choose another file, or set model to what the file was made for."
         )
     return found
+
+
+def _whole(path: Path, name: str) -> list[Path]:
+    """The file, or all of the numbered ones that it is one of; raises FileError where some are not beside it."""
+    number = _NUMBER.search(path.name)
+    if number is None or int(number[2]) <= 1:
+        return [path]
+    shards = [path.with_name(shard) for shard in shard_names(path.name)]
+    absent = [shard.name for shard in shards if not shard.is_file()]
+    if absent or not shards:
+        why = f"{shown(absent[0])} is not beside it" if absent else "such names are not followed"
+        raise FileError(
+            f"{name!r} is part {int(number[1])} of {int(number[2])} of a model, and {why}. Put all of its parts into "
+            "one folder, choose a file that holds it whole, or put the whole folder into ComfyUI's 'diffusers' folder."
+        )
+    return shards
 
 
 def open_part(path: Path, name: str, part: str, model: ModelFiles) -> SingleFileSource:

@@ -69,7 +69,8 @@ def _value(key: str, value: Any, where: str, depth: int) -> Any:
                 raise FileError(f"{where} cannot be used: a number in its {key} is too large. Download it again.")
         return [_value(key, item, where, depth + 1) for item in value]
     if isinstance(value, str):
-        return value[:_LONGEST_TEXT]
+        # half a surrogate cannot be written anywhere
+        return value[:_LONGEST_TEXT].encode(errors="replace").decode()
     if (isinstance(value, int) and abs(value) > _MOST) or (isinstance(value, float) and not math.isfinite(value)):
         raise FileError(f"{where} cannot be used: its {key} is no size that a model has. Download it again.")
     return value

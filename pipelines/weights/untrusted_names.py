@@ -33,10 +33,10 @@ def check_name(name: str, what: str) -> PurePosixPath:
     posix = PurePosixPath(name.replace("\\", "/"))
     whole = name.encode(errors="replace").decode() == name
     if not name.strip() or "\0" in name or posix.name == "" or not whole:
-        raise FileError(f"No {what} is given: {name!r} is no name.")
+        raise FileError(f"No {what} is given: {shown(name)} is no name.")
     if posix.is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root or ".." in posix.parts:
         raise FileError(
-            f"{what} {name!r} is refused: a workflow may only name files inside ComfyUI's own folders, "
+            f"{what} {shown(name)} is refused: a workflow may only name files inside ComfyUI's own folders, "
             "so absolute paths and '..' are not allowed."
         )
     return posix
@@ -54,7 +54,7 @@ def resolve_name(name: str, roots: Sequence[Path], what: str) -> Path:
         if _real(path) is not None:
             return path
     raise FileError(
-        f"{what} {name[:200]!r} is not there. It was looked for below: "
+        f"{what} {shown(name, 200)} is not there. It was looked for below: "
         + (", ".join(dict.fromkeys(repr(root.name) for root in roots)) or "no folder (none is configured)")
         + ". Put it there, or choose another one in the node's list."
     )

@@ -327,7 +327,7 @@ def _tensor_edit(folder: Path, part: str, edit) -> None:
             lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(
                 json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})
             ),
-            "'bad' is incomplete: vae lacks one.safetensors, two.safetensors",
+            "'bad' is incomplete: vae lacks 2 of 2 shards, the first is 'one.safetensors'",
         ),
         (
             lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").write_text("<html>no</html>"),

@@ -14,7 +14,7 @@ from comfyui_aitk.headless.tiny.files import write_tensors
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.files.packed import dense
-from comfyui_aitk.pipelines.files.scaled_float8 import read_header, read_tensors
+from comfyui_aitk.pipelines.files.quantised import read_header, read_tensors
 from rendering import noise_image, put_into_cache, render
 from safetensors.torch import load_file
 
@@ -282,7 +282,9 @@ def test_half_of_the_shards_and_another_autoencoder_are_named(flux2, flux2_model
     sharded = _run({"weights": "diffusers"})
     assert torch.equal(sharded[0], _run({"weights": "tiny"})[0])
     (transformer / "two.safetensors").unlink()
-    with pytest.raises(AITKError, match=r"'diffusers' is incomplete: transformer lacks two\.safetensors"):
+    with pytest.raises(
+        AITKError, match=r"'diffusers' is incomplete: transformer lacks 1 of 2 shards, the first is 'two\.safetensors'"
+    ):
         _run({"weights": "diffusers"})
     from comfyui_aitk.headless.tiny.containers import write_ae
 

@@ -156,7 +156,7 @@ NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "_load_in_4bit": Tr
 BAD = {
     "bitsandbytes, 4 bits": (
         _config("transformer", quantization_config=NF4),
-        "'tiny/transformer' is quantised (bitsandbytes 4-bit), which is not read. Get the unquantised folder",
+        "'tiny/transformer' is quantised (bitsandbytes 4-bit, nf4), which is not read. Get the unquantised folder",
     ),
     "bitsandbytes of an older library": (
         _config("text_encoder", quantization_config={"load_in_8bit": True, "llm_int8_threshold": 6.0}),

@@ -190,39 +190,58 @@ def _with(**leaves: torch.Tensor) -> Callable[[dict], dict]:
 BAD = {
     "nvfp4": (
         "new", _with(weight=torch.zeros(192, 48, dtype=torch.uint8), comfy_quant=_said(format="nvfp4")),
-        f"the scales of '{LAYER}', nvfp4, are F32",
+        f"the weight of '{LAYER}', U8 [192, 48], and its scales, F32 [], do not fit together as nvfp4. Get",
     ),
-    "mxfp8": ("new", _with(comfy_quant=_said(format="mxfp8")), f"the scales of '{LAYER}', mxfp8, are F32"),
+    "mxfp8": ("new", _with(comfy_quant=_said(format="mxfp8")), "F8_E4M3 [192, 96], and its scales, F32 [], do not fit"),
     "turned int8": (
-        "new", _with(comfy_quant=_said(format="int8_tensorwise", convrot=True)),
-        f"holds weights in int8_tensorwise with convrot (the first is '{LAYER}'), which is not read. Get the bfloat16",
+        "new", _with(
+            weight=torch.zeros(192, 96, dtype=torch.int8), comfy_quant=_said(format="int8_tensorwise", convrot=True)
+        ),
+        f"the weight of '{LAYER}', I8 [192, 96], and its scales, F32 [], do not fit together as int8_tensorwise",
     ),
-    "int4": ("new", _with(comfy_quant=_said(format="convrot_w4a4")), "holds weights in convrot_w4a4 (the first is"),
+    "turned in odd groups": (
+        "new", _with(comfy_quant=_said(format="int8_tensorwise", convrot=True, convrot_groupsize=10**9)),
+        f"'{LAYER}' is said to be turned in groups of 1000000000 (convrot_groupsize), and 4, 16, 64, 256, 1024 are",
+    ),
+    "turned in no groups": (
+        "new", _with(comfy_quant=_said(format="convrot_w4a4", convrot_groupsize=True)), "groups of True (convrot_gro",
+    ),
+    "turned float8": ("new", _with(comfy_quant=_said(format="float8_e4m3fn", convrot=True)), "do not fit together as"),
     "a format of a megabyte": (
-        "new", _with(comfy_quant=_said(format="x" * 1_000_000)), "holds weights in " + "x" * 60 + " (the first",
+        "new", _with(comfy_quant=torch.full((1_000_000,), 32, dtype=torch.uint8)), "comfy_quant' has more than 65,536",
     ),
-    "an unknown format": ("new", _with(comfy_quant=_said(format=["x"])), "holds weights in ['x'] (the first is"),
-    "no format": ("new", _with(comfy_quant=_said(form="x")), "holds weights in None (the first is"),
+    "a long format": (
+        "new", _with(comfy_quant=_said(format="x" * 1000)), f"'{LAYER}' is in {'x' * 57}..., which is not read. Get",
+    ),
+    "an unknown format": ("new", _with(comfy_quant=_said(format=["x"])), "in a value of type list, which is not"),
+    "no format": ("new", _with(comfy_quant=_said(form="x")), f"'{LAYER}' is in None, which is not read"),
     "another dtype than said": (
         "new", _with(comfy_quant=_said(format="float8_e5m2")),
-        f"'{LAYER}' is said to be float8_e5m2, and its weight is F8_E4M3",
+        f"the weight of '{LAYER}', F8_E4M3 [192, 96], and its scales, F32 [], do not fit together as float8_e5m2",
+    ),
+    "no values": (
+        "old", _with(weight=torch.zeros(192, 0, dtype=torch.float8_e4m3fn), scale_weight=torch.ones(192, 1)),
+        f"the weight of '{LAYER}', F8_E4M3 [192, 0], and its scales, F32 [192, 1], do not fit",
+    ),
+    "one value": (
+        "old", _with(weight=torch.zeros((), dtype=torch.float8_e4m3fn)), "F8_E4M3 [], and its scales, F32 [], do not",
     ),
     "no scale": ("new", _without(f"{LAYER}.weight_scale"), f"the scale of '{LAYER}' is missing. Download"),
     "no scale, metadata": ("metadata", _without(f"{LAYER}.weight_scale"), f"the scale of '{LAYER}' is missing"),
     "no weight": ("old", _without(f"{LAYER}.weight"), f"'{LAYER}.scale_weight' is the scale of a weight that is miss"),
     "scales of other blocks": (
         "new", _with(weight_scale=torch.ones(12, 6)),
-        f"'{LAYER}.weight_scale' has shape [12, 6], which does not fit its weight: one scale for a weight is read",
+        f"the weight of '{LAYER}', F8_E4M3 [192, 96], and its scales, F32 [12, 6], do not fit together as float8_",
     ),
     "bitsandbytes": (
-        "new", _with(**{"weight.absmax": torch.ones(4)}), "holds weights quantised by bitsandbytes (the first is",
+        "new", _with(**{"weight.absmax": torch.ones(4)}), "holds weights quantised by bitsandbytes, 4-bit (the first",
     ),
     "nvfp4 of another tool": (
         "new", _with(weight_scale_2=torch.ones(())), "quantised by nvfp4 of another tool than ComfyUI's (the first is",
     ),
     "a scale of NaN": ("old", _with(scale_weight=torch.tensor(torch.nan)), f"the scale '{LAYER}.scale_weight' is nan"),
     "a scale of whole numbers": (
-        "old", _with(scale_weight=torch.tensor(3)), f"the weight of '{LAYER}' is F8_E4M3 with a scale of I64",
+        "old", _with(scale_weight=torch.tensor(3)), "and its scales, I64 [], do not fit together as",
     ),
     "int8 of which nothing is said": (
         "old", _with(weight=torch.zeros(192, 96, dtype=torch.int8)), f"of '{LAYER}' is I8 with a scale of F32",
@@ -266,7 +285,7 @@ def test_bad_files(host, folder, tmp_path, case):
         ('{"layers": []}', "its _quantization_metadata names no layers"),
         (
             '{"layers": {"layers.0.attention.qkv": {"format": "int8_tensorwise"}}}',
-            "is said to be int8_tensorwise, and its",
+            "do not fit together as int8_tensorwise",
         ),
     ],
 )

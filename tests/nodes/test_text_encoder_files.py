@@ -174,7 +174,7 @@ def test_files_of_other_kinds_are_named(host, everything, tmp_path):
     (folder / "diffusers").mkdir()
     (folder / "diffusers" / "klein").symlink_to(everything / "tiny" / "flux2_klein_4b", target_is_directory=True)
     use_host(PlainHost(folder, host.input, host.output, "cpu"))
-    shard = "is part 1 of 10 of a model. Choose a file that holds it whole"
+    shard = "is part 1 of 10 of a model, and 'model-00002-of-00010.safetensors' is not beside it"
     for name in (*seeing, "vl.gguf"):
         message = shard if "of-00010" in name else "it is T5" if name.startswith("t5") else "it is Qwen3-VL, and this"
         with pytest.raises(AITKError) as caught:

@@ -147,7 +147,7 @@ REFUSED = {
     "no tensors": (saved({"epoch": 3}), "holds no tensors by name"),
     "a tensor alone": (saved(torch.ones(2)), "holds no tensors by name"),
     "a list": (saved([torch.ones(2)]), "holds no tensors by name"),
-    "a sparse tensor": (saved({"a": torch.ones(2, 2).to_sparse()}), "'a' is sparse or quantised"),
+    "a sparse tensor": (saved({"a": torch.ones(2, 2).to_sparse()}), "'a' is sparse, quantised or without values"),
 }
 
 

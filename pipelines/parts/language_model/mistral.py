@@ -41,7 +41,7 @@ class MistralFolderTokenizer(FolderTokenizer):
         if not self.tokenizer.chat_template:
             raise FileError(f"The tokenizer of {name!r} has no chat template. Download the whole folder again.")
 
-    def __call__(self, text: str, settings: MistralSettings) -> list[int]:
+    def _ids(self, text: str, settings: MistralSettings) -> list[int]:
         conversation = [
             {"role": role, "content": [{"type": "text", "text": content}]}
             for role, content in (("system", settings.system_message), ("user", text))

@@ -29,7 +29,7 @@ class ChatTokenizer(FolderTokenizer):
         super().__init__(folder, name)
         self._thinking = thinking
 
-    def __call__(self, text: str, settings: Any) -> list[int]:
+    def _ids(self, text: str, settings: Any) -> list[int]:
         if self.tokenizer.chat_template:
             conversation = [{"role": "user", "content": text}]
             whole = self.tokenizer.apply_chat_template(
