@@ -19,6 +19,7 @@ from ..errors import FileError
 from ..words import shown
 from .content import PICKLE, START, ZIP, describe
 from .header import MAX_NAME, FileStamp, Header, TensorInfo
+from .spans import METER
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +52,10 @@ def read_header(path: Path) -> Header:
 
 
 def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the tensors of a file one by one, on the CPU, in their stored dtype.
+    """Yields the tensors of a file one by one, on the CPU, in their stored dtype, in memory of their own.
 
-    They may be maps of the file: who keeps one, copies it. The file is mapped anew every quarter of a gigabyte, since
-    the pages that were read count as this process's memory as long as it is mapped.
+    The file is mapped anew every quarter of a gigabyte, since the pages that were read count as this process's memory
+    as long as it is mapped.
 
     Args:
         path: a file that :func:`read_header` accepts.
@@ -73,7 +74,9 @@ def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[s
                 raise FileError(f"{path.name!r} was changed while it was read. Run again.")
             tensor = tensors.pop(name)
             size += tensor.numel() * tensor.element_size()
-            yield name, tensor
+            METER.bytes += tensor.nbytes
+            # a map of the file breaks when the file is replaced
+            yield name, tensor.clone()
             del tensor
         del tensors
 

@@ -134,8 +134,10 @@ def _fill(
                 continue
             cast = value.dequantize(dtype)
         else:
-            # a copy also where the dtype is the same: a model that is a map of its files breaks when they are replaced
-            cast = value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
+            cast = value.to(dtype if value.is_floating_point() else value.dtype)
+            # a piece of a larger tensor gets memory of its own: LoRAs are merged in place
+            if cast.untyped_storage().nbytes() != cast.nbytes:
+                cast = cast.clone()
         check_finite(cast, name, where)
         if holding is not None and leaf == "weight" and holding.takes(module, owner):
             holding.hold(model, owner, cast, where)

@@ -130,8 +130,7 @@ def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
     wanted = {key for layer in lora.layers if layer.part == part for key in layer.keys.values()}
     tensors: dict[str, torch.Tensor] = {}
     for key, value in read_tensors(lora.header.path, list(used)):
-        # a copy even where the file is float32: what the library returns may still be mapped to the file
-        tensor = value.to(torch.float32, copy=True)
+        tensor = value.to(torch.float32)
         if key not in marks and not bool(torch.isfinite(tensor).all()):
             raise LoraError(
                 f"{lora.name!r} holds NaN or Inf in {key!r}: the training went wrong, or the file is damaged. "
