@@ -8,9 +8,11 @@ from ..pipelines.errors import InputError
 from ..pipelines.models import catalogue, runtime_options
 from ..pipelines.options import (
     ATTENTIONS,
+    PLACEMENTS,
     QUANTIZATION_CHOICES,
     Attention,
     Chosen,
+    Placement,
     QuantizationChoice,
     RuntimeOptions,
 )
@@ -54,8 +56,9 @@ class AITKRuntimeOptions:
                     list(ATTENTIONS),
                     {
                         "default": "default",
-                        "tooltip": "default: torch's own, as in every reference. flash, sage: the packages flash-attn "
-                        "and sageattention, where they are installed, on CUDA; other last bits, another picture.",
+                        "tooltip": "default: torch's own, as in every reference. flash, flash 3, sage, xformers: the "
+                        "packages flash-attn, flash-attn-3, sageattention and xformers, where they are installed, on "
+                        "CUDA; other last bits, another picture.",
                     },
                 ),
                 "blocks_on_cpu": (
@@ -71,6 +74,26 @@ class AITKRuntimeOptions:
                     },
                 ),
                 **widgets(own, required=False),
+                "placement": (
+                    list(PLACEMENTS),
+                    {
+                        "default": "automatic",
+                        "tooltip": "Where weights are. automatic: what fits stays on the GPU between runs, until "
+                        "something else needs the room; blocks that do not fit come for their turn. resident: all of a "
+                        "part, even where it may not fit. streamed: the transformer's blocks come for their turn, "
+                        "blocks_on_cpu of them, or all where that is 0. sequential: all blocks of every part, and "
+                        "nothing stays: the least memory. All give the same picture.",
+                    },
+                ),
+                "compile": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Compiles the transformer's blocks with torch.compile: the first run takes a minute "
+                        "or more, later ones are faster, with other LoRAs and strengths too. Rounds elsewhere: another "
+                        "picture than AI Toolkit's. Needs triton on a GPU, a C++ compiler on a CPU.",
+                    },
+                ),
             },
         }
 
@@ -79,7 +102,7 @@ class AITKRuntimeOptions:
     OUTPUT_TOOLTIPS = ("For Load AITK Model.",)
     FUNCTION = "make"
     CATEGORY = CATEGORY
-    DESCRIPTION = "How weights are held and run: quantisation, attention kernels, blocks kept off the GPU."
+    DESCRIPTION = "How weights are held and run: quantisation, attention kernels, placement, compilation."
     SEARCH_ALIASES = search_words(
         "quantize", "quanto", "qfloat8", "qint8", "fp8", "low vram", "flash attention", "sage attention", "block swap",
         "offload", "vram", "memory",
@@ -91,12 +114,15 @@ class AITKRuntimeOptions:
         text_encoder_quantization: str,
         transformer_attention: str = "default",
         blocks_on_cpu: int = 0,
+        placement: str = "automatic",
+        compile: bool = False,
         **own: Any,
     ) -> tuple[RuntimeOptions]:
         for name, value, choices in (
             ("transformer_quantization", transformer_quantization, QUANTIZATION_CHOICES),
             ("text_encoder_quantization", text_encoder_quantization, QUANTIZATION_CHOICES),
             ("transformer_attention", transformer_attention, ATTENTIONS),
+            ("placement", placement, PLACEMENTS),
         ):
             if value not in choices:
                 raise InputError(f"{name} {shown(value)} is unknown. Choose one of: {', '.join(choices)}.")
@@ -110,6 +136,8 @@ class AITKRuntimeOptions:
                 cast("Attention", transformer_attention),
                 blocks_on_cpu,
                 Chosen.of(changed(runtime_options(), own)),
+                cast("Placement", placement),
+                compile,
             ),
         )
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 DType = Literal["bfloat16", "float16", "float32"]
 Quantization = Literal["none", "qfloat8", "qint8", "fp8_e4m3fn"]
 QuantizationChoice = Literal["model default", "none", "qfloat8", "qint8", "fp8_e4m3fn"]
-Attention = Literal["default", "flash", "sage"]
+Attention = Literal["default", "flash", "sage", "flash 3", "xformers"]
+Placement = Literal["automatic", "resident", "streamed", "sequential"]
 Application = Literal["auto", "merged", "live"]
 Arithmetic = Literal["trainer", "peft", "sd-scripts"]  # of a live LoRA
 Role = Literal["encoder", "denoiser", "autoencoder"]
@@ -21,7 +22,8 @@ OptionValue = float | bool | str
 
 DTYPES: tuple[DType, ...] = ("bfloat16", "float16", "float32")
 QUANTIZATION_CHOICES: tuple[QuantizationChoice, ...] = ("model default", "none", "qfloat8", "qint8", "fp8_e4m3fn")
-ATTENTIONS: tuple[Attention, ...] = ("default", "flash", "sage")
+ATTENTIONS: tuple[Attention, ...] = ("default", "flash", "sage", "flash 3", "xformers")
+PLACEMENTS: tuple[Placement, ...] = ("automatic", "resident", "streamed", "sequential")
 APPLICATIONS: tuple[Application, ...] = ("auto", "merged", "live")
 # role -> the input of AITK Runtime Options that decides how its parts are held
 QUANTIZATION_INPUTS: dict[Role, str] = {
@@ -34,6 +36,9 @@ def torch_dtype(dtype: DType) -> torch.dtype:
     import torch
 
     return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
+
+
+ALL_BLOCKS = 1 << 30  # more than any model has
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ class RuntimeOptions:
         blocks_on_cpu: how many of a denoiser's main blocks, from the last, come to the device for their own call alone,
             at the least: the plan takes more where the device asks for it. More than there are means all.
         own: what models declare for themselves, e.g. ``text_encoder_attention``.
+        placement: where weights are while a run needs them; none changes a picture. ``automatic``: on the device as far
+            as the plan finds room; ``resident``: all of a part's; ``streamed``: of a denoiser's blocks at the least
+            ``blocks_on_cpu`` come for their own call alone, all where that is 0; ``sequential``: all blocks of every
+            part, and a part leaves the device after its use.
+        compiled: whether a denoiser's blocks are compiled; other last bits, another picture.
     """
 
     transformer_quantization: QuantizationChoice = "model default"
@@ -76,6 +86,16 @@ class RuntimeOptions:
     transformer_attention: Attention = "default"
     blocks_on_cpu: int = 0
     own: Chosen = field(default_factory=Chosen)
+    placement: Placement = "automatic"
+    compiled: bool = False
+
+    def streams(self, role: Role) -> int:
+        """How many blocks of a part of a role come for their own call alone, at the least."""
+        if self.placement == "sequential":
+            return ALL_BLOCKS
+        if role != "denoiser":
+            return 0
+        return ALL_BLOCKS if self.placement == "streamed" and not self.blocks_on_cpu else self.blocks_on_cpu
 
     def quantization(self, role: Role) -> QuantizationChoice:
         """The user's choice for parts of a role; autoencoders are never quantised."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..errors import DeviceMemoryError, InputError
 from ..files.spans import METER
 from ..layers.attention import check_attention
+from ..layers.compiled import compiled
 from ..layers.fill import out_of_memory
 from ..layers.holding import FLOAT8_FORMS
 from ..lora.stack import LoraStack, resolve
@@ -261,12 +262,15 @@ class Engine:
         plan = wanted.plan.part(part)
         observer.check()
         residence.most_there = plan.blocks - plan.streamed
+        residence.whole = wanted.handle.options.placement == "resident"
         before = residence.moved
         self._machine.admit(residence, plan.beside)
         try:
             with residence.visit() as module:
                 yield module
         finally:
+            if wanted.handle.options.placement == "sequential" and not residence.at_home:
+                residence.leave(EVERYTHING)
             self.counters.bytes_moved += residence.moved - before
 
     @contextmanager
@@ -281,6 +285,9 @@ class Engine:
                     there.clear()
                     self.apply_loras(wanted, part, observer)
                     there[part] = visits.enter_context(self.on_device(wanted, part, observer))
+                    if wanted.handle.options.compiled:
+                        kind = wanted.model.parts[part]
+                        visits.enter_context(compiled(kind.blocks(kind.lora_root(there[part]))))
                 return there[part]
 
             yield denoiser

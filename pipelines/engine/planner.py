@@ -88,7 +88,7 @@ class Planner:
         stated, fallback = asked.quantizations(part)
         own = [lora.spec.file for lora in loras if (lora.part, lora.mode) == (part.name, "live")]
         live = {file.path: file.size for file in own}
-        streams = part.role == "denoiser" and self._machine.device() != "cpu"
+        options = asked.handle.options
         return PartNeeds(
             part.name,
             part.role,
@@ -97,7 +97,8 @@ class Planner:
             fallback,
             part.activation_bytes(latents, torch_dtype(asked.handle.dtype)),
             _LORA_GROWTH * sum(live.values()),
-            asked.handle.options.blocks_on_cpu if streams else 0,
+            options.streams(part.role) if self._machine.device() != "cpu" else 0,
+            options.placement == "resident",
         )
 
     def _in_each(self, asked: Asked, part: Part) -> dict[Quantization, PartSizes]:

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from ..options import Attention, DType
 
 # choice -> package, and the oldest version that diffusers calls (models/attention_dispatch.py)
-_PACKAGES = {"flash": ("flash-attn", "2.6.3"), "sage": ("sageattention", "2.1.1")}
+_PACKAGES = {
+    "flash": ("flash-attn", "2.6.3"),
+    "sage": ("sageattention", "2.1.1"),
+    "flash 3": ("flash-attn-3", "3.0"),
+    "xformers": ("xformers", "0.0.29"),
+}
+# diffusers' names of them
+_BACKENDS = {"default": "native", "flash 3": "_flash_3"}
 
 
 def check_attention(choice: Attention, device: str, dtype: DType) -> None:
@@ -41,6 +48,11 @@ def check_attention(choice: Attention, device: str, dtype: DType) -> None:
         raise InputError(f"transformer_attention {choice!r} runs in bfloat16 or float16. Choose one, or default.")
 
 
+def backend_name(choice: str) -> str:
+    """What diffusers calls a kernel."""
+    return _BACKENDS.get(choice, choice)
+
+
 @contextmanager
 def kernel(denoiser: nn.Module, choice: str) -> Iterator[None]:
     """Runs every attention of a denoiser through a kernel; ``default`` is torch's SDPA, whatever the environment says.
@@ -50,7 +62,7 @@ def kernel(denoiser: nn.Module, choice: str) -> Iterator[None]:
     """
     from diffusers.models.attention_dispatch import AttentionBackendName
 
-    backend = AttentionBackendName("native" if choice == "default" else choice)
+    backend = AttentionBackendName(backend_name(choice))
     found: list[Any] = [getattr(module, "processor", None) for module in denoiser.modules()]
     processors = [processor for processor in found if hasattr(processor, "_attention_backend")]
     before = [processor._attention_backend for processor in processors]

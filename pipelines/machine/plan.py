@@ -85,6 +85,7 @@ class PartNeeds:
         activations: bytes on the device beside the weights.
         loras: bytes of the branches on it.
         least_streamed: the user's; more blocks than there are means all.
+        whole: whether the user wants all of it on the device, whatever the room.
     """
 
     part: str
@@ -95,6 +96,7 @@ class PartNeeds:
     activations: int = 0
     loras: int = 0
     least_streamed: int = 0
+    whole: bool = False
 
     def decide(self, ram: int) -> Quantization:
         """The quantisation on a machine with ``ram`` bytes in total: always the same one there."""
@@ -215,7 +217,11 @@ def _plan_part(
     beside = needs.activations + sizes.scratch
     streamed = min(needs.least_streamed, len(sizes.blocks))
     if memory is not None:
-        while streamed < len(sizes.blocks) and _on_device(sizes, streamed) + needs.loras + beside > memory.usable:
+        while (
+            not needs.whole
+            and streamed < len(sizes.blocks)
+            and _on_device(sizes, streamed) + needs.loras + beside > memory.usable
+        ):
             streamed += 1
         whole, device = (_on_device(sizes, count) + needs.loras + beside for count in (0, streamed))
         if streamed and whole > memory.usable:
@@ -225,7 +231,8 @@ def _plan_part(
             )
         if device > memory.usable:
             line = (
-                f"the {title} needs {gb(device)} on the device at the least, where {gb(memory.usable)} can be used: it "
+                f"the {title} needs {gb(device)} on the device{'' if needs.whole else ' at the least'}, where "
+                f"{gb(memory.usable)} can be used: it "
                 "may run out of memory"
             )
             reasons.append(line)

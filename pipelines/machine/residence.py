@@ -38,6 +38,7 @@ class Residence:
         module: the part.
         device: where it runs.
         most_there: how many blocks may stay on the device; the rest come for their call, whatever the room.
+        whole: whether all of it comes, whatever the room.
         ticket: what the manager of the device knows it by; the manager's alone.
     """
 
@@ -45,6 +46,7 @@ class Residence:
         self.module = module
         self.device = device
         self.most_there = len(blocks)
+        self.whole = False
         self.ticket: Any = None
         self._transfer = Transfer(device)
         self._roots = list(blocks)
@@ -94,7 +96,7 @@ class Residence:
             room -= sum(sorted(unit.size for unit in self._blocks)[-2:])
         self._rest.come()
         for unit in self._blocks[: self.most_there]:
-            if not unit.there and self.there - before + unit.size > room:
+            if not (self.whole or unit.there) and self.there - before + unit.size > room:
                 break
             # also one that is there: branches of LoRAs may have joined it
             unit.come()

@@ -124,6 +124,8 @@ def _weights(wanted: Wanted) -> dict[str, Any]:
         "fingerprint": handle.checkpoint.fingerprint(),
         "dtype": handle.dtype,
         "transformer_attention": handle.options.transformer_attention,
+        "placement": handle.options.placement,
+        "compiled": handle.options.compiled,
         "quantization": {name: wanted.keys[name].held_as or "none" for name in layered},
     }
 

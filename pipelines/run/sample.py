@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .request import SampleRequest
 
 
+_COMPILED = "compile is on: compiled code rounds elsewhere than AI Toolkit, and the picture is another one"
+
+
 @dataclass(frozen=True, eq=False)
 class SampleResult:
     """What the sampler node hands on.
@@ -84,7 +87,14 @@ def _sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obse
         latents = run.denoise(conditioning, begun)
         images = run.decode(latents)
     control = request.control.notes if request.control is not None else ()
-    notes = (*job.size.notes, *control, *wanted.plan.notes, *text_notes(model.facts, job.typed, flags, conditioning))
+    rounded = (_COMPILED,) if handle.options.compiled else ()
+    notes = (
+        *rounded,
+        *job.size.notes,
+        *control,
+        *wanted.plan.notes,
+        *text_notes(model.facts, job.typed, flags, conditioning),
+    )
     report = Report(run, sources, texts, notes, before, peak).as_json()
     comfy = torch.cat([model.to_comfy(latent.float(), handle.checkpoint) for latent in latents])
     return SampleResult(to_images(images), comfy, run.schedule.sigmas, job.size, report, notes)

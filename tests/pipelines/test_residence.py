@@ -7,16 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comfyui_aitk.headless.tiny import flux2, lumina2, omnigen2, z_image
 from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import Lease, LoraSpec, PipelineHandle
+from comfyui_aitk.pipelines.layers import compiled
 from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.machine.plan import DeviceMemory, usable_ram
 from comfyui_aitk.pipelines.machine.residence import EVERYTHING, Residence
+from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import RuntimeOptions
 from comfyui_aitk.pipelines.run.request import SampleRequest
 from comfyui_aitk.pipelines.run.sample import SampleResult, sample
+from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from rendering import AskedMachine, loaded, wanted
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -231,3 +235,65 @@ def test_only_what_another_strength_changes_is_merged_again(handle, lora, tmp_pa
     changed = handle.with_lora(one).with_lora(replace(other, strength=-1.0))
     assert torch.equal(run(engine, changed).images, run(Engine(PlainMachine()), changed).images)
     assert engine.counters.tensors_merged - before == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "streamed", "stays"),
+    [
+        (RuntimeOptions(), 0, True),
+        (RuntimeOptions(placement="resident"), 0, True),
+        (RuntimeOptions(placement="streamed"), 2, True),
+        (RuntimeOptions(placement="streamed", blocks_on_cpu=1), 1, True),
+        (RuntimeOptions(placement="sequential"), 2, False),
+    ],
+)
+def test_every_placement_gives_the_same_picture(handle, lora, options, streamed, stays):
+    handle = handle.with_lora(replace(lora, application="live"))
+    expected = run(Engine(PlainMachine()), handle).images
+    machine = Shared()
+    engine = Engine(machine)
+    for _ in range(2):
+        assert torch.equal(run(engine, replace(handle, options=options)).images, expected)
+    assert machine.guests[1].streamed == (streamed if stays else 2)
+    assert (machine.guests[1].there > 0) == stays
+    assert engine.counters.parts_loaded == 3
+
+
+def test_resident_is_resident_where_the_plan_would_stream(handle):
+    machine = Shared(DeviceMemory(0, 0))
+    shares = []
+
+    class Looks(SilentObserver):
+        def step(self, done, total, x0) -> None:
+            shares.append(machine.guests[1].there / machine.guests[1].size)
+
+    for placement in ("resident", "automatic"):
+        shares.clear()
+        machine.guests.clear()
+        options = RuntimeOptions(placement=placement)
+        found = sample(Engine(machine), replace(handle, options=options), REQUEST, Looks())
+        assert any("may run out of memory" in note for note in found.notes)
+        assert all((value == 1) == (placement == "resident") for value in shares)
+        assert len(shares) == REQUEST.steps
+
+
+@pytest.mark.parametrize(
+    ("model", "maker"), [("lumina2", lumina2), ("zimage", z_image), ("flux2", flux2), ("omnigen2", omnigen2)]
+)
+def test_compiled_blocks_stay_compiled_over_strengths_and_loras(model, maker, tmp_path, monkeypatch):
+    """Without a compiler behind it, torch.compile computes the same bits: what it traces is what is tested."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiled, "_BACKEND", "eager")
+    made = maker.make_checkpoint(tmp_path / "tiny")
+    files = [maker.make_lora(tmp_path / f"{seed}.safetensors", made, seed=seed) for seed in (1, 2)]
+    checkpoint = Checkpoint.open(made, "tiny", find_model(model).files)
+    base = PipelineHandle(model, checkpoint, options=RuntimeOptions(compiled=True))
+    one, two = (base.with_lora(LoraSpec(file.name, FileStamp.of(file), 0.8, "live")) for file in files)
+    weak = base.with_lora(replace(one.loras[0], strength=-0.3))
+    engine = Engine(PlainMachine())
+    first = run(engine, one)
+    assert any("compile is on" in note for note in first.notes)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for step in (weak, two, one):
+            plain = replace(step, options=RuntimeOptions())
+            assert torch.equal(run(engine, step).images, run(Engine(PlainMachine()), plain).images)

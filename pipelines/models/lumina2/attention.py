@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 
+from ...layers.attention import backend_name
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -36,7 +38,7 @@ def kernel(transformer: nn.Module, backend: str) -> Iterator[None]:
     processors = [attention.processor for attention in attentions]
     try:
         for attention in attentions:
-            attention.set_processor(_Dispatched(backend))
+            attention.set_processor(_Dispatched(backend_name(backend)))
         yield
     finally:
         for attention, processor in zip(attentions, processors, strict=True):
