@@ -1,6 +1,6 @@
 """ComfyUI as the host: its model folders, progress bar, previews, interruption and memory manager.
 
-Beside it, ``comfy_memory.py`` alone imports ComfyUI.
+No other module of this pack imports ComfyUI.
 """
 
 # ComfyUI's modules are not installed packages: the type checker cannot find them
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import html
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...pipelines.errors import FileError
 from ...pipelines.machine.plan import DeviceMemory
+from ...pipelines.machine.residence import EVERYTHING
 from ...pipelines.pictures.saving import reason
 from ...pipelines.weights.untrusted_names import check_name, list_files, list_folders_with
 from ...pipelines.words import cut, printable, shown
@@ -91,11 +93,9 @@ class ComfyHost:
     def admit(self, guest: Residence, beside: int) -> None:
         from comfy import model_management
 
-        from .comfy_memory import ResidencePatcher
-
         # the manager forgets whom nobody else holds
         if guest.ticket is None:
-            guest.ticket = ResidencePatcher(guest)
+            guest.ticket = _patcher(guest)
         model_management.load_models_gpu([guest.ticket], memory_required=beside)
 
     def make_room(self, size: float) -> None:
@@ -140,3 +140,61 @@ class ComfyHost:
             text = html.escape(cut(printable(text), _LONGEST_TEXT), quote=False)
             # to the page that queued the prompt: others have other nodes under the same id
             server.send_progress_text(text, node_id, server.client_id)
+
+
+class _PartAnswers:
+    """What ComfyUI's memory manager asks of a model, answered for a part: how large, how much of it there, come, leave.
+
+    Nothing of ComfyUI's own patching is used. Its dynamic loading reads ComfyUI's own layers only; beside models that
+    are loaded so, this one is loaded and sent away as any plain one.
+    """
+
+    residence: Residence
+    load_device: Any
+    offload_device: Any
+    model: Any
+
+    def model_size(self) -> int:
+        return self.residence.size
+
+    def loaded_size(self) -> int:
+        return self.residence.there
+
+    def lowvram_patch_counter(self) -> int:
+        return 0
+
+    def current_loaded_device(self) -> Any:
+        return self.load_device if self.residence.there else self.offload_device
+
+    def model_dtype(self) -> None:
+        """None of its tensors is cast."""
+
+    def partially_load(self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False) -> int:
+        return -self.residence.leave(-extra_memory) if extra_memory < 0 else self.residence.bring(extra_memory)
+
+    def partially_unload(self, device_to: Any, memory_to_free: float = 0, force_patch_weights: bool = False) -> int:
+        return self.residence.leave(memory_to_free)
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        # without it, the manager takes a model out of its list to put it in again at another place
+        if unpatch_all:
+            self.residence.leave(EVERYTHING)
+        return self.model
+
+
+def _patcher(residence: Residence) -> Any:
+    """A part as ComfyUI's memory manager knows it."""
+    from comfy import model_management
+
+    device = model_management.get_torch_device()
+    home = device if residence.at_home else model_management.unet_offload_device()
+    made = _patcher_class()(residence.module, device, home)
+    made.residence = residence
+    return made
+
+
+@cache
+def _patcher_class() -> type[Any]:
+    from comfy.model_patcher import ModelPatcher
+
+    return type("PartPatcher", (_PartAnswers, ModelPatcher), {})

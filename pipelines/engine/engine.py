@@ -297,8 +297,7 @@ class Engine:
         """Hands the device's memory back after a run.
 
         Raises:
-            DeviceMemoryError: the run needed more than there is. Everything else on the device was asked to leave, so
-                that the next run finds more room.
+            DeviceMemoryError: the run needed more than there is.
         """
         device = self.device
         try:
@@ -309,14 +308,22 @@ class Engine:
             where = "The CPU" if isinstance(error, MemoryError) or "CPUAllocator" in str(error) else device
             # the frames below still hold the activations
             traceback.clear_frames(error.__traceback__)
-            if device != "cpu":
-                self._machine.make_room(EVERYTHING)
             raise DeviceMemoryError(
                 f"{where} ran out of memory. Render a smaller size, set a quantization or raise blocks_on_cpu on AITK "
                 "Runtime Options, or close other programs. What is loaded is kept: the next run starts from it."
             ) from error
         finally:
             self._empty_cache()
+
+    def send_away(self, handle: PipelineHandle) -> None:
+        """Frees what a run of a handle does not need, after memory ran out: the whole device, and other models here."""
+        if self.device != "cpu":
+            self._machine.make_room(EVERYTHING)
+        own = {(handle.model, source, handle.dtype) for source in handle.checkpoint.sources}
+        self._drop([key for key in self._parts if (key.model, key.source, key.dtype) not in own])
+        for loaded in self._parts.values():
+            loaded.loras.merging.forget_originals()
+        self._tidy()
 
     def apply_loras(self, wanted: Wanted, part: str, observer: Observer) -> None:
         """Loads a part if need be and gives it exactly those of the run's LoRAs that are for it."""

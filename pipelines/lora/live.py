@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
-from .kinds.branches import Branch, RowsBranch, Write
+from .kinds.branches import RowsBranch
+
+if TYPE_CHECKING:
+    from .kinds.branch import Branch, Write
 
 _CHILD = "aitk_lora"  # the branches are a child of their layer, so that they move between devices with it
 

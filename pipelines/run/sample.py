@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DeviceMemoryError
 from .report import Report, Sources, peak_memory
 from .run import prepare
 from .start import starts
@@ -52,12 +53,19 @@ class SampleResult:
 def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, observer: Observer) -> SampleResult:
     """Runs a request. Whatever it raises, the engine stays usable and its weights are as they should be.
 
-    Any thread may call it: runs take turns.
+    Any thread may call it: runs take turns. Where memory runs out, what the run does not need is sent away, and it is
+    tried once more.
 
     Raises:
         AITKError: bad input, files that do not fit, out of memory; or whatever the observer raises to interrupt.
     """
     with engine.turn(observer):
+        try:
+            return _sample(engine, handle, request, observer)
+        except DeviceMemoryError:
+            observer.stage("out of memory: once more, with everything else sent away")
+        # the error is gone, and with it what it held
+        engine.send_away(handle)
         return _sample(engine, handle, request, observer)
 
 

@@ -5,13 +5,12 @@ Their tensors are buffers, so that they move between devices with the layer that
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from ...layers.holding import Weighted, dense_weight
+from .branch import Branch, Write
 from .factors import tensors_of, with_tensors
 from .through import by_channel, channel_axis, convolution_of, through, through_both
 
@@ -30,25 +29,6 @@ class LayerRows:
     def weight(self) -> torch.Tensor:
         """[last - first, in], float32; made when it is asked for: most branches do not."""
         return dense_weight(self.whole, self._rows)
-
-
-# module, name of a buffer, value
-Write = Callable[[nn.Module, str, torch.Tensor], None]
-
-
-class Branch(nn.Module):
-    """What adds a change to a layer's output. Its strength is a tensor: another number asks for no new compilation."""
-
-    def set_strength(self, strength: float, write: Write) -> None:
-        """Gives it another strength; ``write`` sets a buffer, wherever it is."""
-        write(self, "multiplier", torch.tensor(self._multiplier(strength), dtype=torch.float32))
-
-    def _multiplier(self, strength: float) -> float:
-        return strength
-
-    def _keep(self, **tensors: torch.Tensor | None) -> None:
-        for name, value in tensors.items():
-            self.register_buffer(name, value, persistent=False)
 
 
 class _Float32Branch(Branch):

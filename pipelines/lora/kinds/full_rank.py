@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ...files.header import TensorInfo
     from ...options import Arithmetic
-    from .branches import Branch
+    from .branch import Branch
     from .workspace import Workspace
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ...files.header import TensorInfo
     from ...options import Arithmetic
-    from .branches import Branch
+    from .branch import Branch
     from .workspace import Workspace
 
 # AI Toolkit's and PEFT's, and kohya's names of the same two matrices; adapters' names in them are taken out before

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...options import Arithmetic
-    from .branches import Branch
+    from .branch import Branch
     from .workspace import Workspace
 
 
