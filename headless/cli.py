@@ -15,6 +15,7 @@ from ..nodes.host import PlainHost
 from ..pipelines.errors import FileError
 from ..pipelines.pictures.saving import make_folder, replace_file
 from .local import exit_status, option, run_document, saved_pictures
+from .processes import Share, joined
 from .server import reports_in, run_on_server
 from .workflow import read_workflow
 
@@ -68,20 +69,29 @@ def _run(arguments: argparse.Namespace) -> None:
         if os.path.isdir(arguments.report):
             raise FileError(f"{option('--report', arguments.report)} is a folder. Name a file.")
         make_folder(arguments.report.parent, option("--report", arguments.report))
-    made = _run_on_server(arguments) if arguments.server else _run_here(arguments)
+    if arguments.server:
+        _tell(arguments, _run_on_server(arguments))
+        return
+    with joined(arguments.device, arguments.output) as own:
+        made = _run_here(arguments, own)
+        if own.first:
+            _tell(arguments, made)
+
+
+def _tell(arguments: argparse.Namespace, made: _Made) -> None:
     for image in made.images:
         print(image)
     if arguments.report:
         _write_report(arguments.report, made, arguments.output)
 
 
-def _run_here(arguments: argparse.Namespace) -> _Made:
+def _run_here(arguments: argparse.Namespace, own: Share) -> _Made:
     document = read_workflow(arguments.workflow)
     if not os.path.isdir(arguments.models):
         raise FileError(f"{option('--models', arguments.models)} is no folder. It holds diffusers, loras, ...")
-    host = PlainHost(arguments.models, arguments.input, arguments.output, arguments.device)
+    host = PlainHost(arguments.models, arguments.input, own.output, own.device, processes=own.processes)
     result = run_document(document, host, arguments.set)
-    return _Made(saved_pictures(result, arguments.output), reports_in(result.outputs), result.seconds)
+    return _Made(saved_pictures(result, own.output), reports_in(result.outputs), result.seconds)
 
 
 def _run_on_server(arguments: argparse.Namespace) -> _Made:

@@ -46,6 +46,9 @@ class _HostMachine:
     def ram(self) -> int:
         return total_ram()
 
+    def processes(self) -> int:
+        return current_host().processes()
+
 
 class _OneEngine:
     """The one engine of this process: every sampler node shares its weights, whichever thread it is in."""

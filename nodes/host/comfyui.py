@@ -118,6 +118,10 @@ class ComfyHost:
         free = int(model_management.get_free_memory(device) + evictable - reserve)
         return DeviceMemory(total, max(0, min(total, free)))
 
+    def processes(self) -> int:
+        """ComfyUI runs a prompt in one."""
+        return 1
+
     def check_interrupt(self) -> None:
         from comfy import model_management
 

@@ -52,6 +52,7 @@ class PlainHost:
         output: folder of the pictures that it saves.
         device: compute device; by default CUDA, else Apple's MPS, else the CPU.
         extra: one more file or folder of a model kind, from anywhere; what lies beside it is not listed.
+        processes: how many processes render each picture together.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class PlainHost:
         output: Path,
         device: str | None = None,
         extra: Mapping[str, Path] | None = None,
+        processes: int = 1,
     ) -> None:
         self.models = models
         self.input = input
@@ -69,6 +71,7 @@ class PlainHost:
         self._device_checked = False
         self._extra = dict(extra or {})
         self._guests = Guests()
+        self._processes = processes
 
     def model_roots(self, kind: str) -> list[Path]:
         extra = self._extra.get(kind)
@@ -162,6 +165,9 @@ class PlainHost:
         # torch keeps what it freed, for this process alone
         kept = backend.memory_reserved(device) - backend.memory_allocated(device)
         return DeviceMemory(total, free + kept + self._guests.there)
+
+    def processes(self) -> int:
+        return self._processes
 
     def check_interrupt(self) -> None:
         """Ctrl-C raises by itself."""

@@ -69,6 +69,10 @@ class Host(Protocol):
         """The compute device's memory; None where it has none of its own, or nothing is known of it."""
         ...
 
+    def processes(self) -> int:
+        """How many processes, each with a device of its own, render each picture together."""
+        ...
+
     def check_interrupt(self) -> None:
         """Raises when the user has asked to stop."""
         ...

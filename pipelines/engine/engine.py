@@ -22,6 +22,7 @@ from ..layers.attention import check_attention
 from ..layers.compiled import compiled
 from ..layers.fill import out_of_memory
 from ..layers.holding import FLOAT8_FORMS
+from ..layers.sharing import share
 from ..lora.stack import LoraStack, resolve
 from ..machine.plan import usable_ram
 from ..machine.ram import trim_ram
@@ -361,6 +362,8 @@ class Engine:
         trim_ram()
         self.counters.parts_loaded += 1
         root = kind.lora_root(module)
+        if kind.role == "denoiser" and (processes := self._machine.processes()) > 1:
+            share(root, processes, wanted.model.facts.title)
         residence = Residence(module, kind.blocks(root), self.device, lambda: self._forget(key))
         return _Loaded(key, residence, LoraStack(root, key.source, dtype, residence))
 

@@ -43,6 +43,10 @@ class Machine(Protocol):
         """The computer's memory in total, in bytes; the same in every run."""
         ...
 
+    def processes(self) -> int:
+        """How many processes, each with a device of its own, render each picture together."""
+        ...
+
 
 @dataclass
 class PlainMachine:
@@ -73,3 +77,6 @@ class PlainMachine:
 
     def ram(self) -> int:
         return self.total
+
+    def processes(self) -> int:
+        return 1
