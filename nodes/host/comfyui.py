@@ -140,3 +140,6 @@ class ComfyHost:
             text = html.escape(cut(printable(text), _LONGEST_TEXT), quote=False)
             # to the page that queued the prompt: others have other nodes under the same id
             server.send_progress_text(text, node_id, server.client_id)
+
+    def show_progress(self, node_id: str | None, text: str) -> None:
+        self.show_text(node_id, text)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +130,8 @@ class _Child:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -156,10 +157,19 @@ class _Child:
             return None
         return json.loads(line) if line else {"error": "other", "why": "its process ended"}
 
+    def end(self) -> None:
+        """Ends it at once, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        self._listener.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):
+                pipe.close()  # pyright: ignore[reportOptionalMemberAccess]
+
 
 @contextmanager
 def _child() -> Iterator[_Child]:
-    """Starts the process, and ends it on the way out, whatever it does."""
+    """Starts the process, and ends it on the way out."""
     from huggingface_hub import constants
 
     # as this process has them: it may have been told otherwise since its start
@@ -182,21 +192,11 @@ def _child() -> Iterator[_Child]:
         )
     except (OSError, ValueError) as error:
         raise DownloadError("other", "its process cannot be started") from error
+    child = _Child(process)
     try:
-        yield _Child(process)
+        yield child
     finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            _close(pipe)
-
-
-def _close(pipe: Any) -> None:
-    try:
-        pipe.close()
-    except OSError:
-        # what was not read any more
-        pass
+        child.end()
 
 
 def _check_room(repo_id: str, needed: int) -> None:

@@ -14,8 +14,8 @@ It ends when its input is closed, so that it never outlives who started it. It f
 huggingface_hub does, and says nothing of it.
 
 huggingface_hub 2.x gives up what it has of a file when it is interrupted, and Xet's downloads always did. So files of
-some size are fetched here: by ranges, several at once, appended in their order. What is there is always the beginning of
-the file, whose length says where to go on. huggingface_hub then finds the file in its cache and links it.
+some size are fetched here: by ranges, several at once, appended in their order. What is there is always the beginning
+of the file, whose length says where to go on. huggingface_hub then finds the file in its cache and links it.
 """
 
 from __future__ import annotations

@@ -105,9 +105,7 @@ def _folders(part: str, facts: PartFiles) -> list[str]:
     return [f"{folder}/{pattern}" for folder in (facts.folder or part, *facts.companions) for pattern in _FILES]
 
 
-def _snapshot(
-    repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened, observer: Observer
-) -> dict[str, Source]:
+def _snapshot(repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened, observer: Observer) -> dict[str, Source]:
     """The parts that ``opened`` finds in the repository's folder: as it lies in the cache, else downloaded.
 
     Args:
