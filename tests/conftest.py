@@ -51,8 +51,9 @@ from comfyui_aitk.nodes.sampler import engine as node_engine  # noqa: E402
 from comfyui_aitk.pipelines.engine.engine import Engine  # noqa: E402
 from comfyui_aitk.pipelines.machine.machine import PlainMachine  # noqa: E402
 from comfyui_aitk.pipelines.models import find_model  # noqa: E402
+from comfyui_aitk.pipelines.weights import download  # noqa: E402
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint  # noqa: E402
-from hub_server import Hub, serving  # noqa: E402
+from hub_server import PIECE, Hub, serving  # noqa: E402
 
 _modules_set_aside = 0
 
@@ -145,6 +146,15 @@ def hub(checkpoint, tmp_path: Path) -> Iterator[Hub]:
     (folder / "transformer" / "pytorch_model.bin").write_bytes(b"a pickle")
     with serving(folder) as server:
         yield server
+
+
+@pytest.fixture
+def hub_in_use(hub: Hub, hub_cache: Path, monkeypatch) -> Hub:
+    """The same, where an empty cache fetches from: in pieces so small that even tiny files come in several."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setattr(download, "_PIECE", PIECE)
+    return hub
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "owner/tiny"
+PIECE = 1 << 16  # bytes that tests fetch at once
 _CHUNK = 1 << 14
 
 

@@ -169,6 +169,9 @@ class _Fetcher:
                         waiting.append(pool.submit(self._piece, address, asked, length))
                         asked += length
                     out.write(waiting.popleft().result())
+        except _NoRangesError:
+            file.part.unlink()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

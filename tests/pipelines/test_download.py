@@ -21,10 +21,9 @@ from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.weights import download
 from comfyui_aitk.pipelines.weights.hub import open_repo
-from hub_server import REPO, Hub
+from hub_server import PIECE, REPO, Hub
 
 MODEL = find_model("lumina2").files
-PIECE = 1 << 16  # small enough that the tiny checkpoint comes in many
 WITHIN = 2.0  # seconds from Cancel to the end
 
 
@@ -56,11 +55,8 @@ class Watcher(SilentObserver):
 
 
 @pytest.fixture
-def cache(hub: Hub, hub_cache: Path, monkeypatch) -> Path:
+def cache(hub_in_use: Hub, hub_cache: Path) -> Path:
     """An empty cache whose hub is ``hub``."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-    monkeypatch.setattr(download, "_PIECE", PIECE)
     return hub_cache
 
 
@@ -153,9 +149,7 @@ def test_what_is_there_already_needs_no_room(hub, cache, monkeypatch):
 def test_a_server_that_knows_no_ranges_sends_files_whole(hub, cache):
     hub.ranges = False
     open_repo(REPO, MODEL)
-    (snapshot,) = cache.glob("models--owner--tiny/snapshots/*")
-    name = "transformer/diffusion_pytorch_model.safetensors"
-    assert (snapshot / name).read_bytes() == (hub.folder / name).read_bytes()
+    _check_content(hub, cache)
 
 
 def test_an_address_that_has_ended_is_asked_for_again(hub, cache):
