@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -103,19 +104,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _file(self, name: str, with_body: bool) -> None:
         hub, file = self.server, self.server.folder / name
         headers = {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": COMMIT}
-        body = file.read_bytes()
+        size = file.stat().st_size
         if not with_body:
-            return self._send(200, b"", headers, len(body))
+            return self._send(200, b"", headers, size)
         hub.fetched.append(name)
         hub.tokens.add(self.headers.get("Authorization"))
         if hub.refused:
             hub.refused -= 1
             return self._send(403, b"", {})
-        status, asked = 200, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        status, begin, end, asked = 200, 0, size - 1, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is not None and hub.ranges:
-            begin, end = int(asked[1]), min(int(asked[2] or len(body)), len(body) - 1)
-            headers["Content-Range"] = f"bytes {begin}-{end}/{len(body)}"
-            status, body = 206, body[begin : end + 1]
+            begin, end = int(asked[1]), min(int(asked[2] or end), end)
+            headers["Content-Range"] = f"bytes {begin}-{end}/{size}"
+            status = 206
+        with file.open("rb") as opened:
+            opened.seek(begin)
+            body = opened.read(end + 1 - begin)
         large = file.suffix == ".safetensors"
         hub.asked += len(body) if large else 0
         return self._send(status, body, headers, counted=large)
@@ -143,5 +147,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+@lru_cache
 def _etag(file: Path) -> str:
     return hashlib.sha1(file.read_bytes()).hexdigest()
