@@ -23,10 +23,12 @@ from ..pipelines.weights.choose import (
 )
 from ..pipelines.words import cut, shown
 from .host import current_host
+from .observer import NodeObserver
 from .shared import CATEGORY, check_texts, roots, search_words, tooltip, why_refused
 
 if TYPE_CHECKING:
     from ..pipelines.models.facts import ModelFacts
+    from ..pipelines.observer import Observer
 
 _DENSE = tuple(suffix for suffix in SUFFIXES if suffix != ".gguf")  # nobody packs an autoencoder
 
@@ -97,6 +99,7 @@ class LoadAITKModel:
                     },
                 ),
             },
+            "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
     RETURN_TYPES = ("AITK_PIPELINE",)
@@ -141,6 +144,7 @@ class LoadAITKModel:
         options: RuntimeOptions | None = None,
         text_encoder: str = DEFAULT,
         vae: str = DEFAULT,
+        unique_id: str | None = None,
     ) -> tuple[PipelineHandle]:
         texts = {"model": model, "weights": weights, "dtype": dtype, "repo_id": repo_id}
         check_texts(texts | {"text_encoder": text_encoder, "vae": vae})
@@ -149,7 +153,11 @@ class LoadAITKModel:
         facts = find_model(model)
         if dtype != "auto" and dtype not in DTYPES:
             raise InputError(f"dtype {shown(dtype)} is unknown. Choose auto, {', '.join(DTYPES)}.")
-        checkpoint = _chosen(facts, _choice(weights, text_encoder, vae, repo_id))
+        host = current_host()
+        with NodeObserver(host, unique_id, "opening the files") as observer:
+            checkpoint = _chosen(facts, _choice(weights, text_encoder, vae, repo_id), observer)
+        if observer.spoke:
+            host.show_text(unique_id, checkpoint.name)
         run_dtype = "bfloat16" if dtype == "auto" else cast("DType", dtype)
         return (PipelineHandle(facts.id, checkpoint, run_dtype, options or RuntimeOptions(), lease=Lease()),)
 
@@ -158,7 +166,7 @@ def _choice(weights: str, text_encoder: str, vae: str, repo_id: str = "") -> Cho
     return Choice(weights, repo_id, {"encoder": text_encoder, "autoencoder": vae})
 
 
-def _chosen(facts: ModelFacts, choice: Choice) -> Checkpoint:
+def _chosen(facts: ModelFacts, choice: Choice, observer: Observer) -> Checkpoint:
     """The checkpoint of a choice; where it is none of this model, the error says of which model it is one."""
     try:
         if choice.weights != DEFAULT:
@@ -166,7 +174,7 @@ def _chosen(facts: ModelFacts, choice: Choice) -> Checkpoint:
             main = local_sources(facts.files, choice, roots).get(facts.files.main)
             if main is not None:
                 _check_family(facts, main.name, main.config())
-        checkpoint = choose(facts.files, choice, roots)
+        checkpoint = choose(facts.files, choice, roots, observer)
         _check_family(facts, checkpoint.name, checkpoint.config(facts.files.main))
         return checkpoint
     except OSError as error:

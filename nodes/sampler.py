@@ -13,7 +13,8 @@ from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
 from ..pipelines.models.recipe import SUMMARIES
 from ..pipelines.options import Chosen
 from ..pipelines.run.request import MAX_BATCH, MAX_STEPS, MIN_DENOISE, SampleRequest, check_seed
-from .host import Host, ProgressBar, current_host
+from .host import current_host
+from .observer import NodeObserver
 from .save_image import REPORT_KEY
 from .shared import CATEGORY, check_pipeline, search_words, takes_control_images, tooltip
 
@@ -73,27 +74,6 @@ class _OneEngine:
 
 
 engine = _OneEngine()
-
-
-class _NodeObserver:
-    """Passes a run's progress on to the host, and the host's interruption to the run."""
-
-    def __init__(self, host: Host, node_id: str | None, latent_format: str) -> None:
-        self._host = host
-        self._node_id = node_id
-        self._latent_format = latent_format
-        self._bar: ProgressBar | None = None
-
-    def check(self) -> None:
-        self._host.check_interrupt()
-
-    def stage(self, text: str) -> None:
-        self._host.show_text(self._node_id, text)
-
-    def step(self, done: int, total: int, x0: torch.Tensor) -> None:
-        if self._bar is None:
-            self._bar = self._host.progress(self._node_id, total, self._latent_format)
-        self._bar.update(done, total, x0)
 
 
 class AITKSampler:
@@ -265,8 +245,6 @@ class AITKSampler:
         recipe_options: Chosen | None = None,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
-        from ..pipelines.run.sample import sample
-
         check_pipeline(pipeline)
         if control is not None and not isinstance(control, ControlImages):
             raise InputError("control is no AITK_CONTROL. Connect AITK Control Images.")
@@ -290,9 +268,11 @@ class AITKSampler:
             control=control,
             recipe_options=recipe_options or Chosen(),
         )
-        host = current_host()
-        observer = _NodeObserver(host, unique_id, find_model(pipeline.model).latent.format)
-        result = sample(engine(), pipeline, request, observer)
+        host, latent_format = current_host(), find_model(pipeline.model).latent.format
+        with NodeObserver(host, unique_id, "importing PyTorch and diffusers", latent_format) as observer:
+            from ..pipelines.run.sample import sample
+
+            result = sample(engine(), pipeline, request, observer)
         host.show_text(unique_id, "\n".join(result.notes) or f"{result.size.width} x {result.size.height}, {recipe}")
         report = json.dumps(result.report, ensure_ascii=False, indent=1)
         size = result.size

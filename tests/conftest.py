@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ for name, value in tasks.KERNELS.items():
 tasks.load_pack()
 sd_scripts_files = _module("sd_scripts", Path(__file__).parent / "sd_scripts.py")
 # under names of their own, so that tests can import them
-for name in ("cpu_kernels", "rendering", "tiny_loras"):
+for name in ("cpu_kernels", "hub_server", "rendering", "tiny_loras"):
     _module(name, Path(__file__).parent / f"{name}.py")
 
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint, make_lora  # noqa: E402
@@ -49,7 +51,9 @@ from comfyui_aitk.nodes.sampler import engine as node_engine  # noqa: E402
 from comfyui_aitk.pipelines.engine.engine import Engine  # noqa: E402
 from comfyui_aitk.pipelines.machine.machine import PlainMachine  # noqa: E402
 from comfyui_aitk.pipelines.models import find_model  # noqa: E402
+from comfyui_aitk.pipelines.weights import download  # noqa: E402
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint  # noqa: E402
+from hub_server import PIECE, Hub, serving  # noqa: E402
 
 _modules_set_aside = 0
 
@@ -131,6 +135,26 @@ def hub_cache(tmp_path: Path, monkeypatch) -> Path:
     folder = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def hub(checkpoint, tmp_path: Path) -> Iterator[Hub]:
+    """A hub on this machine that has the tiny checkpoint, and pickles beside it."""
+    folder = tmp_path / "repo"
+    shutil.copytree(checkpoint.source("transformer").folder, folder)
+    (folder / "consolidated.00-of-01.pth").write_bytes(b"a pickle")
+    (folder / "transformer" / "pytorch_model.bin").write_bytes(b"a pickle")
+    with serving(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def hub_in_use(hub: Hub, hub_cache: Path, monkeypatch) -> Hub:
+    """The same, where an empty cache fetches from: in pieces so small that even tiny files come in several."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setattr(download, "_PIECE", PIECE)
+    return hub
 
 
 @pytest.fixture(scope="session")

@@ -145,6 +145,9 @@ class ComfyHost:
             # to the page that queued the prompt: others have other nodes under the same id
             server.send_progress_text(text, node_id, server.client_id)
 
+    def show_progress(self, node_id: str | None, text: str) -> None:
+        self.show_text(node_id, text)
+
 
 class _PartAnswers:
     """What ComfyUI's memory manager asks of a model, answered for a part: how large, how much of it there, come, leave.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # ComfyUI's model kinds that have an older folder beside the one of their name, which users still fill
 _OLDER_FOLDERS = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
 _LONGEST_COUNTER = 15  # digits
+_LOG_EVERY = 10.0  # seconds between two lines of progress where they are not written over
 
 
 class _TerminalBar:
@@ -72,6 +74,9 @@ class PlainHost:
         self._extra = dict(extra or {})
         self._guests = Guests()
         self._processes = processes
+        self._logged = time.monotonic()
+        # the length of a line that is to be written over
+        self._passing = 0
 
     def model_roots(self, kind: str) -> list[Path]:
         extra = self._extra.get(kind)
@@ -183,5 +188,22 @@ class PlainHost:
         return _TerminalBar(label, write, stream.isatty())
 
     def show_text(self, node_id: str | None, text: str) -> None:
-        where = f"node {cut(node_id)}: " if node_id else ""
-        sys.stderr.write("".join(f"{printable(where + line)}\n" for line in printable(text).splitlines()))
+        where, over = f"node {cut(node_id)}: " if node_id else "", self._wiped()
+        self._logged = time.monotonic()
+        sys.stderr.write(over + "".join(f"{printable(where + line)}\n" for line in printable(text).splitlines()))
+
+    def show_progress(self, node_id: str | None, text: str) -> None:
+        if not sys.stderr.isatty():
+            if time.monotonic() - self._logged >= _LOG_EVERY:
+                self.show_text(node_id, text)
+            return
+        line = printable(f"node {cut(node_id)}: {text}" if node_id else text).replace("\n", " ")
+        # a line that wraps cannot be written over
+        line = cut(line, shutil.get_terminal_size().columns - 1)
+        sys.stderr.write(self._wiped() + line)
+        sys.stderr.flush()
+        self._passing = len(line)
+
+    def _wiped(self) -> str:
+        wiped, self._passing = "\r" + " " * self._passing + "\r" if self._passing else "", 0
+        return wiped

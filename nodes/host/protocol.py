@@ -84,3 +84,7 @@ class Host(Protocol):
     def show_text(self, node_id: str | None, text: str) -> None:
         """Shows ``text`` on the node."""
         ...
+
+    def show_progress(self, node_id: str | None, text: str) -> None:
+        """The same of a text that another one will soon replace; called from any thread."""
+        ...

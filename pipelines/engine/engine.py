@@ -28,6 +28,7 @@ from ..machine.plan import usable_ram
 from ..machine.ram import trim_ram
 from ..machine.residence import EVERYTHING, Residence
 from ..models import find_model, load_model
+from ..observer import SILENT
 from ..options import QUANTIZATION_INPUTS, torch_dtype
 from ..weights.source import packed_as
 from .embeddings import EmbeddingKey, Embeddings
@@ -191,11 +192,12 @@ class Engine:
         trim_ram()
         self._empty_cache()
 
-    def model(self, handle: PipelineHandle) -> Model:
-        """The model's code, imported when it is first used."""
+    def model(self, handle: PipelineHandle, observer: Observer = SILENT) -> Model:
+        """The model's code, imported when it is first used; the observer is told of that."""
         facts = find_model(handle.model)
         known = self._models.get(facts.id)
         if known is None or known.facts is not facts:
+            observer.stage(f"importing the code of {facts.title}")
             known = self._models[facts.id] = load_model(facts)
         return known
 
@@ -243,11 +245,12 @@ class Engine:
             encoder: Encoder = wanted.model.parts[name]  # pyright: ignore[reportAssignmentType]
             self.apply_loras(wanted, name, observer)
             with self.on_device(wanted, name, observer) as module:
-                for key in new:
-                    if key[2].encoder == name:
-                        observer.check()
-                        self._embeddings.put(key, encoder.encode(module, key[2], device))
-                        self.counters.texts_encoded += 1
+                own = [key for key in new if key[2].encoder == name]
+                for number, key in enumerate(own, 1):
+                    observer.stage(f"encoding text {number} of {len(own)}")
+                    observer.check()
+                    self._embeddings.put(key, encoder.encode(module, key[2], device))
+                    self.counters.texts_encoded += 1
         return self._embeddings.take(keys)
 
     @contextmanager
@@ -265,6 +268,8 @@ class Engine:
         residence.most_there = plan.blocks - plan.streamed
         residence.whole = wanted.handle.options.placement == "resident"
         before = residence.moved
+        if self.device != "cpu":
+            observer.stage(f"bringing {part} to {self.device}")
         self._machine.admit(residence, plan.beside)
         try:
             with residence.visit() as module:
@@ -289,6 +294,9 @@ class Engine:
                     if wanted.handle.options.compiled:
                         kind = wanted.model.parts[part]
                         visits.enter_context(compiled(kind.blocks(kind.lora_root(there[part]))))
+                        observer.stage("sampling; the first step compiles")
+                    else:
+                        observer.stage("sampling")
                 return there[part]
 
             yield denoiser
@@ -332,7 +340,7 @@ class Engine:
         observer.check()
         stack.merging.room = self._room_beside(wanted)
         try:
-            stack.set(wanted.loras_of(part), wanted.model.facts, wanted.handle.checkpoint, observer.check)
+            stack.set(wanted.loras_of(part), wanted.model.facts, wanted.handle.checkpoint, observer)
         finally:
             self.counters.lora_files_read += stack.files_read
             merging = stack.merging
@@ -357,7 +365,7 @@ class Engine:
         observer.check()
         self._make_way(wanted, key)
         dtype = torch_dtype(key.dtype)
-        module = kind.load(key.source, dtype, key.quantization, key.plain, observer.check)
+        module = kind.load(key.source, dtype, key.quantization, key.plain, observer)
         # what was read to make it
         trim_ram()
         self.counters.parts_loaded += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from ..errors import FileError
@@ -14,6 +15,12 @@ from .block_types import BLOCK_TYPES, GROUPED_TYPES, SCALED_TYPES
 MAX_NAME = 1 << 10  # letters of a tensor's name
 MAX_TENSORS = 1 << 17
 MAX_DIMS = 8
+# bits per value, from the safetensors format description
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,16 @@ class TensorInfo:
     def packed(self) -> bool:
         """Whether the tensor that is read is a PackedTensor."""
         return self.dtype in BLOCK_TYPES or self.dtype in SCALED_TYPES or self.dtype in GROUPED_TYPES
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes in its file: scales that are stored beside it are left out."""
+        values = prod(self.shape)
+        if (block := BLOCK_TYPES.get(self.dtype)) is not None:
+            return values // block.values * block.size
+        if (group := GROUPED_TYPES.get(self.dtype)) is not None:
+            return values // group.in_a_byte
+        return values * BITS.get(SCALED_TYPES.get(self.dtype, self.dtype), 8) // 8
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FileError
 from ..words import shown
 from .content import PICKLE, SAFETENSORS, START, ZIP, describe
-from .header import MAX_DIMS, MAX_NAME, MAX_TENSORS, FileStamp, Header, TensorInfo
+from .header import BITS, MAX_DIMS, MAX_NAME, MAX_TENSORS, FileStamp, Header, TensorInfo
 from .spans import read_spans
 
 if TYPE_CHECKING:
     import torch
 
-# bits per value, from the safetensors format description
-_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
-}  # fmt: skip
 # torch's names; those of less than a byte, and those that older versions lack, are read as bytes
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
@@ -150,7 +144,7 @@ def _entry(damaged: str, key: str, entry: Any, data_size: int) -> tuple[int, int
     odd = FileError(damaged + f"the header's entry for {shown(key)} cannot be understood.")
     try:
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        bits = _BITS[dtype]
+        bits = BITS[dtype]
     except (KeyError, TypeError) as error:
         raise odd from error
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2 or len(shape) > MAX_DIMS:

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..amounts import share
 from ..errors import FileError
+from ..observer import Pace
 
 if TYPE_CHECKING:
     import torch
+
+    from ..observer import Observer
 
 
 class Meter:
@@ -24,6 +28,12 @@ class Meter:
 
 
 METER = Meter()
+
+
+def reading(observer: Observer, what: str, total: int) -> Pace:
+    """Called between tensors that are read, tells how many of ``total`` bytes that were since now."""
+    before = METER.bytes
+    return Pace(observer, lambda: f"{what}: {share(METER.bytes - before, total)}")
 
 
 def read_spans(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -114,8 +114,10 @@ def _with_alpha(layer: LoraLayer, configs: Mapping[str, PeftConfig]) -> LoraLaye
     return replace(layer, rank=rank, alpha=config.alpha_of(layer.name, rank))
 
 
-def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
+def read_lora(lora: LoraFile, part: str, check: Callable[[], None] = lambda: None) -> dict[LoraLayer, Adapter]:
     """What is done to each layer of a part. The tensors of all parts are read and checked before any is returned.
+
+    ``check`` is called after each and raises to interrupt.
 
     Raises:
         LoraError: a tensor holds NaN or Inf.
@@ -138,6 +140,7 @@ def read_lora(lora: LoraFile, part: str) -> dict[LoraLayer, Adapter]:
             )
         if key in wanted:
             tensors[key] = tensor
+        check()
     return {layer: _checked(lora, layer, tensors) for layer in lora.layers if layer.part == part}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import FileError, LoraError
+from ..files.spans import reading
+from ..observer import Pace
 from .file import open_lora, read_lora
 from .merging import Change, Merging, Weights
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ..machine.residence import Residence
     from ..models.facts import ModelFacts
     from ..models.recipe import Recipe
+    from ..observer import Observer
     from ..options import Arithmetic
     from ..weights.checkpoint import Checkpoint
     from ..weights.source import Source
@@ -115,9 +118,9 @@ class LoraStack:
         wanted: tuple[AppliedLora, ...],
         model: ModelFacts,
         checkpoint: Checkpoint,
-        check: Callable[[], None],
+        observer: Observer,
     ) -> None:
-        """Applies ``wanted`` and nothing else; ``check`` is called before each weight and raises to interrupt.
+        """Applies ``wanted`` and nothing else; the observer is asked for interruption before each weight.
 
         All files are read and checked first. If anything fails after that, the weights are put back as the checkpoint
         has them.
@@ -127,7 +130,7 @@ class LoraStack:
         """
         if wanted == self.applied:
             return
-        weights = [(lora, self._read(lora.spec, model, checkpoint)) for lora in wanted]
+        weights = [(lora, self._read(lora.spec, model, checkpoint, observer)) for lora in wanted]
         self._forget_files({_key(lora.spec) for lora in wanted})
         merged: dict[str, list[Change]] = {}
         live: list[tuple[AppliedLora, Weights]] = []
@@ -139,14 +142,21 @@ class LoraStack:
                     change = Change(_key(lora.spec), layer, adapter, lora.spec.strength, stored)
                     merged.setdefault(layer.parameter, []).append(change)
             live.append((lora, {layer: value for layer, value in layers.items() if layer not in own}))
+        names = ", ".join(lora.spec.name for lora in wanted)
+        observer.stage(f"applying {names or 'no LoRA'} to {self._source.component}")
+        before = self.merging.tensors_merged
         self.applied = None
         try:
             self._set_live(live)
-            self.merging.set(merged, check)
+            self.merging.set(merged, Pace(observer, lambda: self._merged(names, before, len(merged))))
         except BaseException:
             self.clear()
             raise
         self.applied = wanted
+
+    def _merged(self, names: str, before: int, total: int) -> str:
+        done = self.merging.tensors_merged - before
+        return f"merging {names} into {self._source.component}: {done} of {total} tensors"
 
     def clear(self) -> None:
         """Takes everything off; the weights are the checkpoint's."""
@@ -154,14 +164,16 @@ class LoraStack:
         self.merging.clear()
         self.applied = ()
 
-    def _read(self, spec: LoraSpec, model: ModelFacts, checkpoint: Checkpoint) -> Weights:
+    def _read(self, spec: LoraSpec, model: ModelFacts, checkpoint: Checkpoint, observer: Observer) -> Weights:
         key = _key(spec)
         found = self._weights.pop(key, None)
         if found is None:
+            what = f"reading {spec.name}"
+            observer.stage(what)
             file = open_lora(spec.file.path, spec.name, model, checkpoint)
             if (file.stamp, file.companion) != key:
                 raise FileError(f"{spec.name!r} was replaced after its node ran. Run again to use the new file.")
-            found = read_lora(file, self._source.component)
+            found = read_lora(file, self._source.component, reading(observer, what, file.stamp.size))
             self.files_read += 1
         self._weights[key] = found
         return found

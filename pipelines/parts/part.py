@@ -6,10 +6,11 @@ The engine, the planner and the report know parts and their roles; no part has a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ..errors import FileError
+from ..files.spans import reading
 from ..layers.fill import build_empty, fill, parameter_shapes
 from ..layers.holding import holding_of
 from ..weights.source import check_complete
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..observer import Observer
     from ..options import Quantization, Role
     from ..weights.source import Source
 
@@ -61,7 +63,7 @@ class Part(ABC):
         dtype: torch.dtype,
         quantization: Quantization,
         plain: Sequence[str],
-        check: Callable[[], None],
+        observer: Observer,
     ) -> nn.Module:
         """Loads the part to the CPU.
 
@@ -70,11 +72,16 @@ class Part(ABC):
             dtype: what it runs in.
             quantization: how the weights of its layers are held.
             plain: names of layers that are not quantised, see :class:`..layers.holding.Selected`.
-            check: called before each tensor; raises to interrupt.
+            observer: told how much is read; asked for interruption before each tensor.
         """
         model = self.empty(source)
-        tensors = source.read(parameter_shapes(model))
-        return fill(model, tensors, dtype, f"{source.name} {self.name}", check, holding=holding_of(quantization, plain))
+        names, infos = parameter_shapes(model), source.tensor_infos()
+        total = sum(infos[name].size for name in names if name in infos)
+        what = f"loading {self.name} of {source.name}" + (f" as {quantization}" if quantization != "none" else "")
+        tensors, holding = source.read(names), holding_of(quantization, plain)
+        return fill(
+            model, tensors, dtype, f"{source.name} {self.name}", reading(observer, what, total), holding=holding
+        )
 
     def lora_root(self, module: nn.Module) -> nn.Module:
         """The module in a loaded part whose names LoRA files use."""

@@ -54,7 +54,6 @@ class Run:
     def denoise(self, conditioning: Sequence[Embedding], begun: Sequence[Start]) -> list[torch.Tensor]:
         """Final latents of each picture, on the CPU."""
         device, finished = self.engine.device, []
-        self.observer.stage("sampling")
         with self.clock.phase("sample"), self.engine.denoisers(self.wanted, self.observer) as denoisers:
             conditioning = [embedding.to(device) for embedding in conditioning]
             for index, start in enumerate(begun):
@@ -88,12 +87,12 @@ class Run:
     def decode(self, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """uint8 [H, W, 3] each."""
         model, images = self.wanted.model, []
-        self.observer.stage("decoding")
         with (
             self.clock.phase("decode"),
             self.engine.on_device(self.wanted, model.autoencoder.name, self.observer) as autoencoder,
         ):
-            for one in latents:
+            for number, one in enumerate(latents, 1):
+                self.observer.stage(f"decoding picture {number} of {len(latents)}")
                 self.observer.check()
                 images.append(model.decode(autoencoder, one.to(self.engine.device), self.job))
         return images
@@ -105,12 +104,13 @@ def prepare(engine: Engine, handle: PipelineHandle, request: SampleRequest, obse
     Raises:
         AITKError: bad input, or files that do not fit.
     """
-    model = engine.model(handle)
+    model = engine.model(handle, observer)
     recipe = check_request(model.facts, request)
     request = settled(model.facts, request)
     # again: the latent may have set its size and its batch
     check_request(model.facts, request)
     size = size_of(model, handle, recipe, request)
+    observer.stage("checking the files")
     wanted = engine.resolve(handle, recipe, size)
     typed, flags = typed_texts(request, recipe)
     job = Job(

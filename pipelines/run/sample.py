@@ -90,6 +90,7 @@ def _sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obse
             begun = starts(engine, wanted, job, run.seeds, observer)
         with clock.phase("prepare"):
             engine.apply_loras(wanted, model.facts.files.of_role("denoiser")[0], observer)
+            observer.stage("noting which files these are")
             # read now: the files may be gone when the picture is done
             sources = Sources.of(wanted)
         latents = run.denoise(conditioning, begun)

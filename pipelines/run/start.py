@@ -46,8 +46,8 @@ def starts(engine: Engine, wanted: Wanted, job: Job, seeds: range, observer: Obs
     found = [Start(seeded(drawn_on, seed)) for seed in seeds]
     if not job.references:
         return found
-    observer.stage("encoding the control images")
     with engine.on_device(wanted, wanted.model.autoencoder.name, observer) as autoencoder:
+        observer.stage("encoding the control images")
         for index, (seed, start) in enumerate(zip(seeds, found, strict=True)):
             observer.check()
             if job.recipe.posterior == "mean" and index > 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FileError, InputError
+from ..observer import SILENT
 from ..words import shown
 from .checkpoint import Checkpoint, parts_in
 from .hub import fetch_part, fetch_tokenizer, open_repo
@@ -15,6 +16,7 @@ from .single_file import SingleFileSource, open_single_file
 from .untrusted_names import check_name, resolve_name
 
 if TYPE_CHECKING:
+    from ..observer import Observer
     from ..options import Role
     from .part_files import ModelFiles
     from .source import Source
@@ -44,13 +46,14 @@ class Choice:
     files: Mapping[Role, str] = field(default_factory=dict)
 
 
-def choose(model: ModelFiles, choice: Choice, roots: Roots) -> Checkpoint:
+def choose(model: ModelFiles, choice: Choice, roots: Roots, observer: Observer = SILENT) -> Checkpoint:
     """The checkpoint of a choice; reads no weights, and downloads what is neither there nor in the hub's cache.
 
     Args:
         model: what should be in it.
         choice: the names.
         roots: finds ComfyUI's folders.
+        observer: told of downloads; where it raises, they end at once.
 
     Raises:
         FileError, HubError, InputError: a file is missing, damaged or of another model; the message says which.
@@ -58,7 +61,7 @@ def choose(model: ModelFiles, choice: Choice, roots: Roots) -> Checkpoint:
     given = _given(model, choice, roots)
     repo_id = choice.repo_id.strip()
     if choice.weights == DEFAULT:
-        found = open_repo(repo_id or model.repository, model, given)
+        found = open_repo(repo_id or model.repository, model, given, observer)
         name = found[model.main].name
     elif repo_id:
         raise InputError(
@@ -69,9 +72,10 @@ def choose(model: ModelFiles, choice: Choice, roots: Roots) -> Checkpoint:
         found = _weights(model, choice.weights, given, roots)
         if resolve_name(choice.weights, _all(WEIGHTS, roots), "weights").is_dir():
             # what a folder lacks comes from where AI Toolkit takes it
-            found |= {part: fetch_part(part, model) for part in model.parts if part not in (*found, *given)}
+            lacking = [part for part in model.parts if part not in (*found, *given)]
+            found |= {part: fetch_part(part, model, observer) for part in lacking}
     # also of a file that holds everything: ComfyUI's Save Checkpoint writes no tokenizer of Qwen's
-    whole = {part: _with_tokenizer(source, model) for part, source in (found | given).items()}
+    whole = {part: _with_tokenizer(source, model, observer) for part, source in (found | given).items()}
     return Checkpoint.assemble(name, whole, model)
 
 
@@ -130,11 +134,11 @@ def _of_role(model: ModelFiles, role: Role, file: str, roots: Roots) -> dict[str
     return own
 
 
-def _with_tokenizer(source: Source, model: ModelFiles) -> Source:
+def _with_tokenizer(source: Source, model: ModelFiles, observer: Observer) -> Source:
     """The source itself, or with the tokenizer of its repository where its file holds none."""
     needs = model.parts[source.component].tokenizer is not None
     if needs and isinstance(source, SingleFileSource) and source.tokenizer() is None:
-        return replace(source, tokenizer_folder=fetch_tokenizer(source.component, model))
+        return replace(source, tokenizer_folder=fetch_tokenizer(source.component, model, observer))
     return source
 
 

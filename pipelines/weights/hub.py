@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FileError, HubError, InputError
+from ..observer import SILENT
 from ..words import shown
 from .checkpoint import MODEL_INDEX, parts_in
+from .download import DownloadError, download
 from .folder import FolderSource, has_tokenizer
 from .single_file import open_part
 
 if TYPE_CHECKING:
+    from ..observer import Observer
     from .part_files import ModelFiles, PartFiles
     from .source import Source
 
@@ -34,7 +37,9 @@ _OFFLINE = (
 )
 
 
-def open_repo(repo_id: str, model: ModelFiles, given: Collection[str] = ()) -> dict[str, Source]:
+def open_repo(
+    repo_id: str, model: ModelFiles, given: Collection[str] = (), observer: Observer = SILENT
+) -> dict[str, Source]:
     """The parts of a model in the cached snapshot of its repository, downloaded first where it is not complete.
 
     AI Toolkit's own files are preferred to diffusers' subfolders where a repository has both. Parts that AI Toolkit
@@ -44,6 +49,7 @@ def open_repo(repo_id: str, model: ModelFiles, given: Collection[str] = ()) -> d
         repo_id: ``owner/name``.
         model: what should be in it; what it does not need is not downloaded.
         given: parts that come from elsewhere.
+        observer: told of a download; where it raises, the download ends at once, and goes on in a later call.
 
     Returns:
         Part -> source, for all that are not given.
@@ -66,10 +72,11 @@ def open_repo(repo_id: str, model: ModelFiles, given: Collection[str] = ()) -> d
         # what is there although AI Toolkit does not take it from here may be other weights
         return {part: found[part] for part in own}
 
-    return _snapshot(repo_id, choices, opened) | {part: fetch_part(part, model) for part in wanted if part not in own}
+    found = _snapshot(repo_id, choices, opened, observer)
+    return found | {part: fetch_part(part, model, observer) for part in wanted if part not in own}
 
 
-def fetch_part(part: str, model: ModelFiles) -> Source:
+def fetch_part(part: str, model: ModelFiles, observer: Observer = SILENT) -> Source:
     """A part from the repository where AI Toolkit takes it from; errors as :func:`open_repo`."""
     facts = model.parts[part]
     repository = facts.repository
@@ -81,24 +88,24 @@ def fetch_part(part: str, model: ModelFiles) -> Source:
             return {part: open_part(folder / facts.file, f"{name}/{facts.file}", part, model)}
         return {part: FolderSource.open(folder, name, part, facts, alone=not repository.whole)}
 
-    return _snapshot(repository.id, [repository.patterns], opened)[part]
+    return _snapshot(repository.id, [repository.patterns], opened, observer)[part]
 
 
-def fetch_tokenizer(part: str, model: ModelFiles) -> Path:
+def fetch_tokenizer(part: str, model: ModelFiles, observer: Observer = SILENT) -> Path:
     """The folder of a text encoder's tokenizer, for single files that hold none; errors as :func:`open_repo`."""
     repository = model.parts[part].tokenizer
     assert repository is not None
     for folder in _cached_folders(repository.id):
         if has_tokenizer(folder / repository.folder):
             return folder / repository.folder
-    return _download(repository.id, repository.patterns) / repository.folder
+    return _download(repository.id, repository.patterns, observer) / repository.folder
 
 
 def _folders(part: str, facts: PartFiles) -> list[str]:
     return [f"{folder}/{pattern}" for folder in (facts.folder or part, *facts.companions) for pattern in _FILES]
 
 
-def _snapshot(repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened) -> dict[str, Source]:
+def _snapshot(repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened, observer: Observer) -> dict[str, Source]:
     """The parts that ``opened`` finds in the repository's folder: as it lies in the cache, else downloaded.
 
     Args:
@@ -106,15 +113,16 @@ def _snapshot(repo_id: str, choices: Sequence[Sequence[str]], opened: _Opened) -
         choices: patterns of the files that are needed, the preferred ones first; the next are tried where a repository
             has none of them.
         opened: raises FileError where something is missing.
+        observer: of the download.
     """
     cached = _cached(repo_id, opened)
     if cached is not None:
         return cached
     for patterns in choices[:-1]:
-        folder = _download(repo_id, patterns)
+        folder = _download(repo_id, patterns, observer)
         if all((folder / pattern).is_file() for pattern in patterns):
             return opened(folder)
-    return opened(_download(repo_id, choices[-1]))
+    return opened(_download(repo_id, choices[-1], observer))
 
 
 def _cached_folders(repo_id: str) -> list[Path]:
@@ -162,34 +170,30 @@ def _name(repo_id: str, folder: Path) -> str:
     return f"{repo_id}@{folder.name[:12]}"
 
 
-def _download(repo_id: str, patterns: Sequence[str]) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+def _download(repo_id: str, patterns: Sequence[str], observer: Observer) -> Path:
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"{repo_id!r} is not (wholly) in the cache, and HF_HUB_OFFLINE forbids downloads. {_OFFLINE}")
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
-    except GatedRepoError as error:
-        raise HubError(
+        return download(repo_id, patterns, observer)
+    except DownloadError as error:
+        raise HubError(_message(repo_id, error)) from error
+
+
+def _message(repo_id: str, error: DownloadError) -> str:
+    if error.kind == "gated":
+        return (
             f"{repo_id!r} is gated: its licence must be accepted on its Hugging Face page, and this machine must be "
             "logged in ('hf auth login', or the environment variable HF_TOKEN). Tokens never go into a workflow."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise HubError(
+        )
+    if error.kind == "missing":
+        return (
             f"There is no repository {repo_id!r} on the hub, or it is private and this machine is not logged in "
             "('hf auth login', or the environment variable HF_TOKEN). Check the spelling of repo_id."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise HubError(f"{repo_id!r} is not in the cache, and the hub cannot be reached. {_OFFLINE}") from error
-    except Exception as error:
-        # connection classes differ between huggingface_hub 0.x (requests), 1.x and 2.x (httpx)
-        raise HubError(
-            f"{repo_id!r} could not be downloaded ({_reason(error)}). Run again: a download goes on where it "
-            f"stopped. {_OFFLINE}"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    # the text of other errors may hold addresses with signatures in them
-    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
+        )
+    if error.kind == "unreachable":
+        return f"{repo_id!r} is not in the cache, and the hub cannot be reached. {_OFFLINE}"
+    return (
+        f"{repo_id!r} could not be downloaded ({error.why}). Run again: a download goes on where it stopped. {_OFFLINE}"
+    )

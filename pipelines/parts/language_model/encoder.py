@@ -14,6 +14,7 @@ from ...layers.fill import build_empty
 from ..encoder import Embedding, Encoder, Text
 
 if TYPE_CHECKING:
+    from ...observer import Observer
     from ...options import Quantization
     from ...weights.source import Source
     from .files import LanguageModelFiles
@@ -138,10 +139,10 @@ class LanguageModel(Encoder):
         dtype: torch.dtype,
         quantization: Quantization,
         plain: Sequence[str],
-        check: Callable[[], None],
+        observer: Observer,
     ) -> nn.Module:
         tokenizer = self._load_tokenizer(source)
-        return self._loaded(tokenizer, super().load(source, dtype, quantization, plain, check), dtype, source.name)
+        return self._loaded(tokenizer, super().load(source, dtype, quantization, plain, observer), dtype, source.name)
 
     def lora_root(self, module: nn.Module) -> nn.Module:
         assert isinstance(module, LoadedLanguageModel)

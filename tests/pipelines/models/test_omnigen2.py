@@ -18,6 +18,7 @@ from comfyui_aitk.pipelines.models.model import Denoising, Job, Typed
 from comfyui_aitk.pipelines.models.omnigen2 import loop, pixels
 from comfyui_aitk.pipelines.models.omnigen2.recipes import REFERENCE, TRAINER
 from comfyui_aitk.pipelines.models.omnigen2.schedule import OmniGen2Schedule, times
+from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import RuntimeOptions
 from comfyui_aitk.pipelines.parts.encoder import Embedding, Text
 from comfyui_aitk.pipelines.parts.language_model.encoder import EncoderSettings
@@ -61,7 +62,7 @@ def folder(tmp_path_factory) -> Path:
 
 def _load(checkpoint: Checkpoint, part: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     CODE.parts[part].check_files(checkpoint.source(part))
-    return CODE.parts[part].load(checkpoint.source(part), dtype, "none", (), lambda: None)
+    return CODE.parts[part].load(checkpoint.source(part), dtype, "none", (), SilentObserver())
 
 
 def _merge(transformer: torch.nn.Module, lora: Path, strength: float) -> None:

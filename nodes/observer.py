@@ -1,0 +1,84 @@
+"""A run's progress on a node, and the user's Cancel in a run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextvars import copy_context
+from typing import TYPE_CHECKING
+
+from ..pipelines.amounts import duration
+
+if TYPE_CHECKING:
+    import torch
+
+    from .host import Host, ProgressBar
+
+_SAY_AGAIN = 1.0  # seconds
+
+
+class NodeObserver:
+    """Passes a run's progress on to the host, and the host's interruption to the run.
+
+    While it is entered, what was said last is said again every second, with the seconds since the phase began: an
+    import, or one call of a large model, has nobody who could say how far it is.
+
+    Args:
+        host: shows it.
+        node_id: on which node.
+        text: what is going on at first; shown where it takes its time.
+        latent_format: of previews, ComfyUI's name.
+    """
+
+    def __init__(self, host: Host, node_id: str | None, text: str, latent_format: str = "") -> None:
+        self._host = host
+        self._node_id = node_id
+        self._latent_format = latent_format
+        self._bar: ProgressBar | None = None
+        self._ended = threading.Event()
+        self._ticker: threading.Thread | None = None
+        self._text = text
+        self._began = self._said = time.monotonic()
+        self.spoke = False
+
+    def __enter__(self) -> NodeObserver:
+        # ComfyUI knows by its context what is running
+        self._ticker = threading.Thread(target=copy_context().run, args=(self._tick,), daemon=True)
+        self._ticker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._ticker is not None
+        self._ended.set()
+        # what it says late would hide what is said next
+        self._ticker.join()
+
+    def check(self) -> None:
+        self._host.check_interrupt()
+
+    def stage(self, text: str) -> None:
+        self._text = text
+        self._began = self._said = time.monotonic()
+        self.spoke = True
+        self._host.show_text(self._node_id, text)
+
+    def progress(self, text: str) -> None:
+        self._text = text
+        self._show()
+
+    def step(self, done: int, total: int, x0: torch.Tensor) -> None:
+        self._text = f"sampling: {done} of {total} steps"
+        if self._bar is None:
+            self._bar = self._host.progress(self._node_id, total, self._latent_format)
+        self._bar.update(done, total, x0)
+
+    def _show(self) -> None:
+        self._said = time.monotonic()
+        self.spoke = True
+        seconds = self._said - self._began
+        self._host.show_progress(self._node_id, f"{self._text} ({duration(seconds)})" if seconds >= 1 else self._text)
+
+    def _tick(self) -> None:
+        while not self._ended.wait(max(0.0, self._said + _SAY_AGAIN - time.monotonic())):
+            if time.monotonic() - self._said >= _SAY_AGAIN:
+                self._show()
