@@ -70,6 +70,15 @@ class AITKRuntimeOptions:
                         f"There are: {_blocks()}; more means all.",
                     },
                 ),
+                "embeddings_on_disk": (
+                    "BOOLEAN",
+                    {
+                        "default": True,
+                        "tooltip": "Keeps encoded prompts in ComfyUI's user folder, in __aitk/embeddings: after a "
+                        "restart, a known prompt needs no text encoder. At most 1 GB, the longest unused leave; the "
+                        "prompt itself is not in there. Delete the folder whenever you like. The same picture.",
+                    },
+                ),
                 **widgets(own, required=False),
             },
         }
@@ -91,6 +100,7 @@ class AITKRuntimeOptions:
         text_encoder_quantization: str,
         transformer_attention: str = "default",
         blocks_on_cpu: int = 0,
+        embeddings_on_disk: bool = True,
         **own: Any,
     ) -> tuple[RuntimeOptions]:
         for name, value, choices in (
@@ -101,6 +111,8 @@ class AITKRuntimeOptions:
             if value not in choices:
                 raise InputError(f"{name} {shown(value)} is unknown. Choose one of: {', '.join(choices)}.")
         check_number("blocks_on_cpu", blocks_on_cpu, whole=True)
+        if not isinstance(embeddings_on_disk, bool):
+            raise InputError(f"embeddings_on_disk is {shown(embeddings_on_disk)}: choose true or false.")
         if blocks_on_cpu < 0:
             raise InputError(f"blocks_on_cpu is {shown(blocks_on_cpu)}: choose 0 or more.")
         return (
@@ -110,6 +122,7 @@ class AITKRuntimeOptions:
                 cast("Attention", transformer_attention),
                 blocks_on_cpu,
                 Chosen.of(changed(runtime_options(), own)),
+                embeddings_on_disk,
             ),
         )
 

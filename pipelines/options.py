@@ -69,6 +69,8 @@ class RuntimeOptions:
         blocks_on_cpu: how many of a denoiser's main blocks, from the last, come to the device for their own call alone,
             at the least: the plan takes more where the device asks for it. More than there are means all.
         own: what models declare for themselves, e.g. ``text_encoder_attention``.
+        embeddings_on_disk: whether encoded texts are looked for and kept on the disk, where the host has a place for
+            them. It decides no picture: options that differ in it alone are equal.
     """
 
     transformer_quantization: QuantizationChoice = "model default"
@@ -76,6 +78,7 @@ class RuntimeOptions:
     transformer_attention: Attention = "default"
     blocks_on_cpu: int = 0
     own: Chosen = field(default_factory=Chosen)
+    embeddings_on_disk: bool = field(default=True, compare=False)
 
     def quantization(self, role: Role) -> QuantizationChoice:
         """The user's choice for parts of a role; autoencoders are never quantised."""

@@ -52,6 +52,7 @@ class PlainHost:
         output: folder of the pictures that it saves.
         device: compute device; by default CUDA, else Apple's MPS, else the CPU.
         extra: one more file or folder of a model kind, from anywhere; what lies beside it is not listed.
+        embeddings: folder for encoded texts, which later starts need not encode again; by default none are kept.
     """
 
     def __init__(
@@ -61,10 +62,12 @@ class PlainHost:
         output: Path,
         device: str | None = None,
         extra: Mapping[str, Path] | None = None,
+        embeddings: Path | None = None,
     ) -> None:
         self.models = models
         self.input = input
         self.output = output
+        self.embeddings = embeddings
         self._device = device
         self._device_checked = False
         self._extra = dict(extra or {})
@@ -123,6 +126,9 @@ class PlainHost:
 
     def metadata_enabled(self) -> bool:
         return True
+
+    def embeddings_folder(self) -> Path | None:
+        return self.embeddings
 
     def device(self) -> str:
         if self._device is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .report import Report, Sources, peak_memory
 from .run import prepare
 from .start import starts
-from .texts import text_notes
+from .texts import storing_notes, text_notes
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,8 @@ def _sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obse
         latents = run.denoise(conditioning, begun)
         images = run.decode(latents)
     control = request.control.notes if request.control is not None else ()
-    notes = (*job.size.notes, *control, *wanted.plan.notes, *text_notes(model.facts, job.typed, flags, conditioning))
+    said = text_notes(model.facts, job.typed, flags, conditioning)
+    notes = (*job.size.notes, *control, *wanted.plan.notes, *said, *storing_notes(engine.stored.trouble))
     report = Report(run, sources, texts, notes, before, peak).as_json()
     comfy = torch.cat([model.to_comfy(latent.float(), handle.checkpoint) for latent in latents])
     return SampleResult(to_images(images), comfy, run.schedule.sigmas, job.size, report, notes)
