@@ -71,9 +71,10 @@ class FileDigests:
         found = digest.hexdigest()
         if FileStamp.of(stamp.path) != stamp:
             raise FileError(f"{stamp.path.name!r} was changed while it was read. Run again.")
-        if (path := self._place(stamp)) is not None and path.parent.is_dir():
+        if (path := self._place(stamp)) is not None:
             # where it cannot be kept, it is read again
-            with suppress(FileError):
+            with suppress(OSError, FileError):
+                path.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(path, found.encode())
         return found
 

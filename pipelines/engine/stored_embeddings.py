@@ -41,7 +41,7 @@ class StoredEmbeddings:
     """The embeddings of a folder; the least used leave first.
 
     Args:
-        folder: where they are; None is nowhere. It is made when the first one is kept.
+        folder: where they are; None is nowhere. It is made when it is first needed.
         most_bytes: of all files together.
 
     Attributes:
