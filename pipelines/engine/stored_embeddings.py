@@ -68,7 +68,7 @@ class StoredEmbeddings:
         self._names = {key: name for key, name in names.items() if name}
         found = {}
         for key, name in self._names.items():
-            if folder is not None and (embedding := _read(folder / name, key[0].dtype)) is not None:
+            if folder is not None and (embedding := _read(folder / name, key[0].dtype, self._most)) is not None:
                 found[key] = embedding
         return found
 
@@ -124,14 +124,18 @@ class StoredEmbeddings:
                 size -= own
 
 
-def _read(path: Path, dtype: DType) -> Embedding | None:
+def _read(path: Path, dtype: DType, most_bytes: int = MOST_BYTES) -> Embedding | None:
     """What a file holds; None where there is none, or one that is no such file, which is removed."""
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            return None
+        about = path.lstat()
     except OSError:
         return None
+    if not stat.S_ISREG(about.st_mode):
+        return None
     try:
+        if about.st_size > most_bytes:
+            # whatever it is, it is not read to find out
+            raise ValueError("too large")
         embedding = _checked(path, dtype)
     except (FileError, ValueError):
         with suppress(OSError):
@@ -168,7 +172,7 @@ def _written(embedding: Embedding) -> bytes:
     tensors = {"embeds": embedding.embeds, "mask": embedding.mask}
     if embedding.pooled is not None:
         tensors["pooled"] = embedding.pooled
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     cut = str(embedding.cut_tokens)
     return save(tensors, {"schema": str(SCHEMA), "cut_tokens": cut, "sha256": _digest(tensors, cut)})
 

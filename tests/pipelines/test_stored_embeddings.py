@@ -352,6 +352,19 @@ def test_another_machine_encodes_for_itself(folder, handle, monkeypatch, other):
     assert encode(engine_on(folder), handle).texts == (0, 2)
 
 
+def test_of_a_gpu_its_name_and_torch_s_switches_count(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    first = embedding_identity.canonical(embedding_identity.machine("cuda:0"))
+    assert embedding_identity.canonical(embedding_identity.machine("cuda:1")) == first
+    assert embedding_identity.canonical(embedding_identity.machine("cpu")) != first
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
+        assert embedding_identity.canonical(embedding_identity.machine("cuda:0")) != first
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another card")
+    assert embedding_identity.canonical(embedding_identity.machine("cuda:0")) != first
+
+
 def test_every_field_of_a_text_counts(engine, handle):
     part = wanted(engine, handle).keys["text_encoder"]
     picture, other = (Picture.of(noise_image(8, 8, seed)) for seed in (0, 1))
@@ -474,6 +487,14 @@ def test_another_safetensors_file_is_removed(tmp_path, tensors, metadata):
     path = tmp_path / "x"
     path.write_bytes(save(made, metadata or None))
     assert stored_embeddings._read(path, "float32") is None
+    assert not path.exists()
+
+
+def test_a_file_larger_than_all_may_be_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_bytes(WHOLE)
+    monkeypatch.setattr(stored_embeddings, "read_tensors", lambda path: pytest.fail("it was read"))
+    assert stored_embeddings._read(path, "float32", len(WHOLE) - 1) is None
     assert not path.exists()
 
 
