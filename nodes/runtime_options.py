@@ -73,7 +73,6 @@ class AITKRuntimeOptions:
                         f"There are: {_blocks()}; more means all.",
                     },
                 ),
-                **widgets(own, required=False),
                 "placement": (
                     list(PLACEMENTS),
                     {
@@ -94,6 +93,16 @@ class AITKRuntimeOptions:
                         "picture than AI Toolkit's. Needs triton on a GPU, a C++ compiler on a CPU.",
                     },
                 ),
+                "embeddings_on_disk": (
+                    "BOOLEAN",
+                    {
+                        "default": True,
+                        "tooltip": "Keeps encoded prompts in ComfyUI's user folder, in __aitk/embeddings: after a "
+                        "restart, a known prompt needs no text encoder. At most 1 GB, the longest unused leave; the "
+                        "prompt itself is not in there. Delete the folder whenever you like. The same picture.",
+                    },
+                ),
+                **widgets(own, required=False),
             },
         }
 
@@ -116,6 +125,7 @@ class AITKRuntimeOptions:
         blocks_on_cpu: int = 0,
         placement: str = "automatic",
         compile: bool = False,
+        embeddings_on_disk: bool = True,
         **own: Any,
     ) -> tuple[RuntimeOptions]:
         for name, value, choices in (
@@ -127,6 +137,8 @@ class AITKRuntimeOptions:
             if value not in choices:
                 raise InputError(f"{name} {shown(value)} is unknown. Choose one of: {', '.join(choices)}.")
         check_number("blocks_on_cpu", blocks_on_cpu, whole=True)
+        if not isinstance(embeddings_on_disk, bool):
+            raise InputError(f"embeddings_on_disk is {shown(embeddings_on_disk)}: choose true or false.")
         if blocks_on_cpu < 0:
             raise InputError(f"blocks_on_cpu is {shown(blocks_on_cpu)}: choose 0 or more.")
         return (
@@ -138,6 +150,7 @@ class AITKRuntimeOptions:
                 Chosen.of(changed(runtime_options(), own)),
                 cast("Placement", placement),
                 compile,
+                embeddings_on_disk,
             ),
         )
 

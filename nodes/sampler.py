@@ -64,7 +64,7 @@ class _OneEngine:
 
         with self._making:
             if self._made is None:
-                self._made = Engine(_HostMachine())
+                self._made = Engine(_HostMachine(), lambda: current_host().embeddings_folder())
             return self._made
 
     def cache_clear(self) -> None:

@@ -79,6 +79,8 @@ class RuntimeOptions:
             ``blocks_on_cpu`` come for their own call alone, all where that is 0; ``sequential``: all blocks of every
             part, and a part leaves the device after its use.
         compiled: whether a denoiser's blocks are compiled; other last bits, another picture.
+        embeddings_on_disk: whether encoded texts are looked for and kept on the disk, where the host has a place for
+            them. It decides no picture: options that differ in it alone are equal.
     """
 
     transformer_quantization: QuantizationChoice = "model default"
@@ -88,6 +90,7 @@ class RuntimeOptions:
     own: Chosen = field(default_factory=Chosen)
     placement: Placement = "automatic"
     compiled: bool = False
+    embeddings_on_disk: bool = field(default=True, compare=False)
 
     def streams(self, role: Role) -> int:
         """How many blocks of a part of a role come for their own call alone, at the least."""

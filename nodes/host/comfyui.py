@@ -85,6 +85,12 @@ class ComfyHost:
 
         return not args.disable_metadata
 
+    def embeddings_folder(self) -> Path | None:
+        import folder_paths
+
+        # ComfyUI's server hands out no file of a folder that begins so
+        return Path(folder_paths.get_user_directory()) / "__aitk" / "embeddings"
+
     def device(self) -> str:
         from comfy import model_management
 

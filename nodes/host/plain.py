@@ -55,6 +55,7 @@ class PlainHost:
         device: compute device; by default CUDA, else Apple's MPS, else the CPU.
         extra: one more file or folder of a model kind, from anywhere; what lies beside it is not listed.
         processes: how many processes render each picture together.
+        embeddings: folder for encoded texts, which later starts need not encode again; by default none are kept.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class PlainHost:
         device: str | None = None,
         extra: Mapping[str, Path] | None = None,
         processes: int = 1,
+        embeddings: Path | None = None,
     ) -> None:
         self.models = models
         self.input = input
         self.output = output
+        self.embeddings = embeddings
         self._device = device
         self._device_checked = False
         self._extra = dict(extra or {})
@@ -131,6 +134,9 @@ class PlainHost:
 
     def metadata_enabled(self) -> bool:
         return True
+
+    def embeddings_folder(self) -> Path | None:
+        return self.embeddings
 
     def device(self) -> str:
         if self._device is None:

@@ -53,6 +53,10 @@ class Host(Protocol):
         """False where the user has switched off metadata in saved pictures."""
         ...
 
+    def embeddings_folder(self) -> Path | None:
+        """Where encoded texts are kept from one start of the program to the next; None is nowhere."""
+        ...
+
     def device(self) -> str:
         """The compute device, e.g. ``"cuda:0"`` or ``"cpu"``."""
         ...

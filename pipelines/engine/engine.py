@@ -11,7 +11,7 @@ import gc
 import threading
 import traceback
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -32,10 +32,14 @@ from ..observer import SILENT
 from ..options import QUANTIZATION_INPUTS, torch_dtype
 from ..weights.source import packed_as
 from .embeddings import EmbeddingKey, Embeddings
+from .encoded_pictures import PictureEncodings
 from .planner import Asked, Planner
+from .stored_embeddings import StoredEmbeddings
 from .wanted import PartKey, Wanted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from ..handle import Lease, PipelineHandle
@@ -57,8 +61,10 @@ class Counters:
     Attributes:
         parts_loaded: parts read from a checkpoint.
         bytes_moved: bytes copied to the device: parts that came, and blocks in their turns.
-        bytes_read: bytes of tensors read from files: of parts, of LoRAs, and again to undo a merge.
+        bytes_read: bytes of tensors read from files: of parts, of LoRAs, of embeddings, and again to undo a merge.
         texts_encoded: texts that went through a text encoder.
+        texts_from_disk: texts whose embeddings another process, or an earlier one, had stored.
+        pictures_encoded: control images that went through an autoencoder.
         lora_files_read: LoRA files read.
         tensors_merged: a part's tensors that LoRAs were merged into.
         tensors_restored: a part's tensors that were made the checkpoint's again.
@@ -68,6 +74,8 @@ class Counters:
     bytes_moved: int = 0
     bytes_read: int = 0
     texts_encoded: int = 0
+    texts_from_disk: int = 0
+    pictures_encoded: int = 0
     lora_files_read: int = 0
     tensors_merged: int = 0
     tensors_restored: int = 0
@@ -90,10 +98,22 @@ class _Loaded:
 
 
 class Engine:
-    """Holds weights and brings them to the device of a machine."""
+    """Holds weights and brings them to the device of a machine.
 
-    def __init__(self, machine: Machine) -> None:
+    Args:
+        machine: its device, and its memory.
+        embeddings_folder: gives the folder of embeddings that outlive the process; None is nowhere.
+
+    Attributes:
+        counters: of its work.
+        pictures: the control images that it encoded.
+        stored: the embeddings in the folder.
+    """
+
+    def __init__(self, machine: Machine, embeddings_folder: Callable[[], Path | None] = lambda: None) -> None:
         self.counters = Counters()
+        self.pictures = PictureEncodings()
+        self.stored = StoredEmbeddings(embeddings_folder)
         self._machine = machine
         self._planner = Planner(machine)
         # the least used first
@@ -122,7 +142,7 @@ class Engine:
         """
         with self._turn:
             self._drop(list(self._parts))
-            self._embeddings.clear()
+            self._forget_encoded()
             self._checked = None
             self._tidy()
 
@@ -177,10 +197,14 @@ class Engine:
             self._left = False
             self._drop([key for key, loaded in self._parts.items() if loaded.leased and not loaded.leases])
             if next(iter(self._watched), None) is None:
-                self._embeddings.clear()
+                self._forget_encoded()
             self._tidy()
         finally:
             self._turn.release()
+
+    def _forget_encoded(self) -> None:
+        self._embeddings.clear()
+        self.pictures.clear()
 
     def _drop(self, keys: Iterable[PartKey]) -> None:
         for key in keys:
@@ -229,7 +253,9 @@ class Engine:
         return Wanted(model, handle, keys, loras, self._planner.plan(asked, loras, latents))
 
     def embeddings(self, wanted: Wanted, texts: Sequence[Text], observer: Observer) -> list[Embedding]:
-        """The embeddings of texts, on the CPU; those that were not seen yet are encoded in one visit an encoder.
+        """The embeddings of texts, on the CPU; those that were not seen yet, and are not on the disk, are encoded.
+
+        An encoder comes once for all texts, and not at all where none is left for it.
 
         Args:
             wanted: the run's; LoRAs of an encoder are applied before anything is encoded.
@@ -241,6 +267,11 @@ class Engine:
             (wanted.keys[text.encoder], wanted.loras_of(text.encoder), text, device) for text in texts
         ]
         new = self._embeddings.missing(keys)
+        on_disk = self.stored.find(new if wanted.handle.options.embeddings_on_disk else [], observer)
+        for key, embedding in on_disk.items():
+            self._embeddings.put(key, embedding)
+            self.counters.texts_from_disk += 1
+        new = [key for key in new if key not in on_disk]
         for name in dict.fromkeys(text.encoder for _, _, text, _ in new):
             encoder: Encoder = wanted.model.parts[name]  # pyright: ignore[reportAssignmentType]
             self.apply_loras(wanted, name, observer)
@@ -249,8 +280,10 @@ class Engine:
                 for number, key in enumerate(own, 1):
                     observer.stage(f"encoding text {number} of {len(own)}")
                     observer.check()
-                    self._embeddings.put(key, encoder.encode(module, key[2], device))
+                    embedding = encoder.encode(module, key[2], device)
+                    self._embeddings.put(key, embedding)
                     self.counters.texts_encoded += 1
+                    self.stored.keep(key, embedding)
         return self._embeddings.take(keys)
 
     @contextmanager

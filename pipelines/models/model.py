@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +147,13 @@ class Model(ABC):
     ) -> tuple[torch.Tensor, ...]:
         """The control images for the loop; ``generator`` draws their posterior."""
         raise AssertionError(f"{self.facts.title} has no recipe with control images")
+
+    def reference_settings(self, job: Job) -> Hashable:
+        """What decides the encoded control images besides the autoencoder, the pictures, the draws and the device.
+
+        Whatever a model does not say, every field of the recipe and the size do.
+        """
+        return repr(job.recipe), job.size.width, job.size.height
 
     @abstractmethod
     def latent_shape(self, size: Size) -> tuple[int, ...]:

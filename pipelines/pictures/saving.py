@@ -69,14 +69,15 @@ def remove_leftovers(folder: Path) -> None:
         return
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all, in the place of one that is there.
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file, whole or not at all, in the place of one that is there.
 
     Raises:
         FileError: it cannot be written.
     """
     try:
-        with _draft(path.parent, lambda file: file.write(text.encode("utf-8", "replace"))) as draft:
+        raw = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
+        with _draft(path.parent, lambda file: file.write(raw)) as draft:
             draft.replace(path)
     except OSError as error:
         raise FileError(f"{shown(path.name)} cannot be saved: {reason(error)}. {_ADVICE}") from error

@@ -14,7 +14,7 @@ from ..errors import DeviceMemoryError
 from .report import Report, Sources, peak_memory
 from .run import prepare
 from .start import starts
-from .texts import text_notes
+from .texts import storing_notes, text_notes
 
 if TYPE_CHECKING:
     import torch
@@ -97,13 +97,8 @@ def _sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obse
         images = run.decode(latents)
     control = request.control.notes if request.control is not None else ()
     rounded = (_COMPILED,) if handle.options.compiled else ()
-    notes = (
-        *rounded,
-        *job.size.notes,
-        *control,
-        *wanted.plan.notes,
-        *text_notes(model.facts, job.typed, flags, conditioning),
-    )
+    said = (*text_notes(model.facts, job.typed, flags, conditioning), *storing_notes(engine.stored.trouble))
+    notes = (*rounded, *job.size.notes, *control, *wanted.plan.notes, *said)
     report = Report(run, sources, texts, notes, before, peak).as_json()
     comfy = torch.cat([model.to_comfy(latent.float(), handle.checkpoint) for latent in latents])
     return SampleResult(to_images(images), comfy, run.schedule.sigmas, job.size, report, notes)

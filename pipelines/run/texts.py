@@ -64,3 +64,9 @@ def text_notes(model: ModelFacts, typed: Typed, flags: str, conditioning: Sequen
         if model.guidance == "classifier-free":
             why = "guidance_scale is 1 or less"
         yield f"the negative prompt is not used: {why}"
+
+
+def storing_notes(trouble: str) -> Iterator[str]:
+    """What the user should know of embeddings that could not be kept on the disk; ``trouble`` is why, or empty."""
+    if trouble:
+        yield f"the prompt's embedding was not kept on the disk: {trouble}. The picture is the same"

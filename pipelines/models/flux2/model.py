@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import FileError, InputError
@@ -133,6 +133,10 @@ class Flux2(Model):
         assert isinstance(autoencoder, Flux2AutoEncoder)
         images = [picture.pixels for picture in job.references]
         return control.encode(autoencoder, images, torch_dtype(job.dtype), device)
+
+    def reference_settings(self, job: Job) -> Hashable:
+        # neither the recipe nor the picture's size
+        return None
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:
         return (1, self.facts.latent.channels, size.height // DOWNSCALE, size.width // DOWNSCALE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffusers import AutoencoderKL
@@ -106,6 +106,11 @@ class OmniGen2(Model):
         assert isinstance(autoencoder, AutoencoderKL)
         images = [picture.pixels for picture in job.references]
         return pixels.encode(autoencoder, images, _recipe(job), job.size, torch_dtype(job.dtype), generator, device)
+
+    def reference_settings(self, job: Job) -> Hashable:
+        recipe = _recipe(job)
+        squashed = (job.size.width, job.size.height) if recipe.squash_references else None
+        return recipe.posterior, squashed
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:
         width, height = pixels.rendered(size)
