@@ -63,7 +63,7 @@ def download(repo_id: str, patterns: Sequence[str], observer: Observer) -> Path:
     """
     observer.stage(f"asking the hub for the files of {repo_id}")
     with _child() as child:
-        child.send({"repo_id": repo_id, "patterns": list(patterns), "path": sys.path, "most": _PIECE})
+        child.send({"repo_id": repo_id, "patterns": list(patterns), "path": list(map(str, sys.path)), "most": _PIECE})
         shown = _Shown(repo_id, observer)
         while True:
             said = child.heard(_ASK_EVERY)
@@ -112,10 +112,9 @@ class _Shown:
             self._past.popleft()
         text = f"downloading {self._repo_id}: {share(self._done, self._total)}"
         since, before = self._past[0]
-        if now - since >= 1:
+        if now - since >= 1 and self._done > before:
             speed = (self._done - before) / (now - since)
-            left = f", {duration((self._total - self._done) / speed)} left" if speed > 0 else ""
-            text += f", {size(max(speed, 0))}/s{left}"
+            text += f", {size(speed)}/s, {duration(max(0, self._total - self._done) / speed)} left"
         self._observer.progress(text)
 
     def end(self) -> None:
@@ -155,7 +154,13 @@ class _Child:
             line = self._lines.get(timeout=timeout)
         except queue.Empty:
             return None
-        return json.loads(line) if line else {"error": "other", "why": "its process ended"}
+        if not line:
+            return {"error": "other", "why": "its process ended"}
+        try:
+            return json.loads(line)
+        except ValueError:
+            # a library's own words
+            return None
 
     def end(self) -> None:
         """Ends it at once, whatever it does."""
