@@ -6,6 +6,7 @@ The model is made without storage first, so that at no time more than one tensor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import AITKError, DeviceMemoryError, FileError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..files.packed import PackedTensor
     from .holding import Holding
 
+_BUILDING = RLock()
 M = TypeVar("M", bound="nn.Module")
 
 
@@ -34,7 +36,8 @@ def build_empty(factory: Callable[[], M], config: str) -> M:
     from accelerate import init_empty_weights
 
     try:
-        with init_empty_weights(include_buffers=False):
+        # it patches torch's modules for all threads: two at once would each restore what the other one patched
+        with _BUILDING, init_empty_weights(include_buffers=False):
             return factory()
     except AITKError:
         raise

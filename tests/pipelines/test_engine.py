@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import AITKError, FileError
 from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import Lease, LoraSpec, PipelineHandle
+from comfyui_aitk.pipelines.layers.fill import build_empty
 from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
@@ -419,3 +421,27 @@ def test_a_tensor_that_another_name_shares_is_not_written_to(engine, checkpoint,
     assert not torch.equal(first.weight, second.weight)
     sample(engine, PipelineHandle("lumina2", checkpoint), request, SilentObserver())
     assert torch.equal(first.weight, before)
+
+
+def test_threads_that_make_models_at_once_leave_torch_as_it_was():
+    """accelerate patches torch's modules for all threads, and puts back what it found."""
+    first, second = threading.Event(), threading.Event()
+
+    def slow() -> torch.nn.Module:
+        first.set()
+        # the other one, if it may come in
+        second.wait(0.5)
+        return torch.nn.Linear(2, 2)
+
+    def late() -> torch.nn.Module:
+        second.set()
+        time.sleep(0.2)
+        return torch.nn.Linear(2, 2)
+
+    one, made = _in_thread(lambda: build_empty(slow, "one"))
+    assert first.wait(10)
+    two, others = _in_thread(lambda: build_empty(late, "two"))
+    one.join(10)
+    two.join(10)
+    assert [model.weight.device.type for model in (*made, *others)] == ["meta", "meta"]
+    assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
