@@ -108,10 +108,12 @@ class Engine:
         counters: of its work.
         pictures: the control images that it encoded.
         stored: the embeddings in the folder.
+        grace: seconds for which weights outlive the last handle on them; 0 drops them with it.
     """
 
     def __init__(self, machine: Machine, embeddings_folder: Callable[[], Path | None] = lambda: None) -> None:
         self.counters = Counters()
+        self.grace = 10.0
         self.pictures = PictureEncodings()
         self.stored = StoredEmbeddings(embeddings_folder)
         self._machine = machine
@@ -183,12 +185,18 @@ class Engine:
             weakref.finalize(lease, self._end_of_lease).atexit = False
 
     def _end_of_lease(self) -> None:
-        # called wherever the last handle dies, maybe within a run or in another thread
-        self._left = True
-        self._drop_left()
+        # called wherever the last handle dies, maybe within a run or in another thread. A graph that was changed above
+        # its loader lets go of one handle and comes with the next: it may find its weights
+        if self.grace <= 0:
+            self._drop_left()
+            return
+        timer = threading.Timer(self.grace, self._drop_left)
+        timer.daemon = True
+        timer.start()
 
     def _drop_left(self) -> None:
-        """Drops the parts whose leases have all ended; not while a run goes on."""
+        """Drops the parts whose leases have all ended; while a run goes on, at its end."""
+        self._left = True
         if not self._turn.acquire(blocking=False):
             return
         try:

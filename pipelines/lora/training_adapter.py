@@ -97,7 +97,8 @@ class AdaptedSource:
         changes, dtype, workspace = self._changes(), torch_dtype(self.dtype), Workspace("cpu")
         for name, value in self.base.read(names):
             if name in changes:
-                yield name, changes[name].merge(dense(value, dtype), 1.0, workspace).to(dtype)
+                # out of the workspace, whose memory is the next one's
+                yield name, changes[name].merge(dense(value, dtype), 1.0, workspace).to(dtype, copy=True)
             else:
                 yield name, value
 

@@ -183,6 +183,7 @@ def test_a_generator_that_is_used_without_a_seed_s_key_is_noticed(handles, monke
 
 def test_giving_back_and_the_end_of_the_last_lease_forget_them(handles):
     engine, handle = Engine(PlainMachine()), handles["flux2"]
+    engine.grace = 0
 
     def count(own: PipelineHandle = handle) -> int:
         before = engine.counters.pictures_encoded

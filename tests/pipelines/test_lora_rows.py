@@ -295,8 +295,8 @@ def test_a_merge_that_is_interrupted_leaves_the_weights_as_they_were(engine, che
     before = _weights(engine, base)
 
     class Interrupted(SilentObserver):
-        # once before all layers, then before each piece: `gathered` and `out` are done, and one half of `swapped`
-        left = 1 + 2 + 1 + 1
+        def __init__(self, left: int) -> None:
+            self.left = left
 
         def check(self) -> None:
             self.left -= 1
@@ -304,11 +304,22 @@ def test_a_merge_that_is_interrupted_leaves_the_weights_as_they_were(engine, che
                 raise KeyboardInterrupt
 
     handle = _with_lora(base, path, 1.0, "merged")
-    engine.counters.tensors_restored = 0
-    with pytest.raises(KeyboardInterrupt):
-        engine.apply_loras(wanted(engine, handle), "transformer", Interrupted())
-    assert engine.counters.tensors_restored == 3
-    _assert_equal(_weights(engine, base), before)
+    # its file is known after it: no check is for its reading
+    engine.apply_loras(wanted(engine, handle), "transformer", SilentObserver())
+    restored = []
+    for left in range(100):
+        engine.apply_loras(wanted(engine, base), "transformer", SilentObserver())
+        engine.counters.tensors_restored = 0
+        try:
+            engine.apply_loras(wanted(engine, handle), "transformer", Interrupted(left))
+        except KeyboardInterrupt:
+            restored.append(engine.counters.tensors_restored)
+            _assert_equal(_weights(engine, base), before)
+            continue
+        break
+    # before the first tensor; then `gathered` and `out`, and `swapped` before each of its halves
+    assert restored[0] == 0
+    assert {1, 2, 3} <= set(restored)
 
 
 # ---- live -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from dataclasses import replace
 
 import pytest
@@ -148,6 +149,7 @@ def test_the_least_used_parts_leave_where_the_next_one_needs_their_room(handle):
 
 def test_weights_are_dropped_when_the_last_handle_is(handle, lora):
     engine = Engine(PlainMachine())
+    engine.grace = 0
     leased = replace(handle, lease=Lease())
     changed = leased.with_lora(lora)
     run(engine, changed)
@@ -160,8 +162,26 @@ def test_weights_are_dropped_when_the_last_handle_is(handle, lora):
     assert torch.equal(run(engine, handle).images, run(Engine(PlainMachine()), handle).images)
 
 
+def test_a_loader_that_runs_again_finds_its_weights(handle):
+    """ComfyUI lets go of a node's output before it runs the node again."""
+    engine = Engine(PlainMachine())
+    one = replace(handle, lease=Lease())
+    run(engine, one)
+    del one
+    gc.collect()
+    assert run(engine, replace(handle, lease=Lease()), seed=3).report["work"]["parts_loaded"] == 0
+    engine.grace = 0.01
+    gc.collect()
+    for _ in range(1000):
+        if not engine.resident:
+            break
+        time.sleep(0.01)
+    assert engine.resident == set(), "and after a while they are gone"
+
+
 def test_a_handle_that_dies_in_a_run_takes_nothing_from_it(handle):
     engine = Engine(PlainMachine())
+    engine.grace = 0
     held = [replace(handle, lease=Lease())]
     run(engine, held[0])
 
