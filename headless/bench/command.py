@@ -76,6 +76,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _measured(setting: Setting) -> dict[str, Any]:
     found: dict[str, Any] = {"import": {side: [] for side in _SIDES}, "load": {side: [] for side in _SIDES}}
     _say("imports")
+    import_seconds("ours")
     for number in range(setting.pairs):
         for side in _turns(number):
             found["import"][side].append(import_seconds(side))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,10 +47,12 @@ class Cost:
     Attributes:
         seconds: that it took.
         peak: bytes of the computer's memory while it went on, beyond those before it.
+        peak_on_device: the same of the device's own memory.
     """
 
     seconds: float = 0.0
     peak: int = 0
+    peak_on_device: int = 0
 
 
 @contextmanager
@@ -67,6 +69,7 @@ def measured(device: str) -> Iterator[Cost]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     wait_for(device)
+    there = _begin_peak(device)
     start = time.perf_counter()
     try:
         yield cost
@@ -76,10 +79,25 @@ def measured(device: str) -> Iterator[Cost]:
         done.set()
         thread.join()
         cost.peak = max(most[0], resident()) - before
+        cost.peak_on_device = _peak_on(device) - there
+
+
+def _begin_peak(device: str) -> int:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    return on_device(device)
+
+
+def _peak_on(device: str) -> int:
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
 
 
 def touched(module: nn.Module) -> None:
-    """Reads a byte of every page of a model's tensors: those that are only mapped from their files are in memory then."""
+    """Reads a byte of every page of a model's tensors: what was only mapped from a file is in memory then."""
     import torch
 
     for value in module.parameters():
@@ -153,10 +171,3 @@ class Stopwatch:
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         wait_for(self.device)
         self.inside += time.perf_counter() - self._entered
-
-
-def seconds(work: Callable[[], object], device: str) -> float:
-    """How long it takes."""
-    with measured(device) as cost:
-        work()
-    return cost.seconds

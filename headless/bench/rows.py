@@ -96,9 +96,7 @@ def _pictures(life: Mapping[str, Any]) -> list[Row]:
     rows = []
     for name in ("first picture", "another seed", "another prompt"):
         ours, peer = (_event(life[side], name) for side in ("ours", "diffusers"))
-        rows.append(
-            Row(name, _s(ours), _s(peer), ours / peer, "diffusers'", note=_counters(life["ours"], name))
-        )
+        rows.append(Row(name, _s(ours), _s(peer), ours / peer, "diffusers'", note=_counters(life["ours"], name)))
     again = life["ours"]["events"]["another seed"]
     work = ("parts_loaded", "bytes_moved", "bytes_read", "texts_encoded")
     done = sum(one["counters"][name] for one in again for name in work)
@@ -123,12 +121,15 @@ def _changes(life: Mapping[str, Any], weights: int, on_cpu: bool) -> list[Row]:
             note = _counters(life["ours"], f"{change} {how}")
             rows.append(Row(name, _ms(ours), _ms(peer), ours / again, of, limit, note=note))
             if how == "merged":
-                peaks = [max(one["peak"] for one in life[side]["events"][f"{change} {how}"]) / weights
-                         for side in ("ours", "diffusers")]  # fmt: skip
+                peaks = [_peak(life[side], f"{change} {how}") / weights for side in ("ours", "diffusers")]
                 rows.append(
-                    Row(f"{name}: memory", *map(_times, peaks), peaks[0], "the weights", 0.2, "memory")
+                    Row(f"{name}: memory", _times(peaks[0]), _times(peaks[1]), peaks[0], "the weights", 0.2, "memory")
                 )  # fmt: skip
-    return rows
+    levels = [life[side]["levels"] for side in ("ours", "diffusers")]
+    return [
+        *rows,
+        Row("picture, merges taken off", str(levels[0]), str(levels[1]), levels[0], "levels off the first", 0, "count"),
+    ]
 
 
 def _steps(found: Mapping[str, Any]) -> list[Row]:
@@ -168,6 +169,11 @@ def _paired(ours: Sequence[float], peer: Sequence[float]) -> float:
 
 def _event(life: Mapping[str, Any], name: str) -> float:
     return median(one["seconds"] for one in life["events"][name])
+
+
+def _peak(life: Mapping[str, Any], name: str) -> int:
+    """Bytes, of the computer's memory and the device's together."""
+    return max(one["peak"] + one["peak_on_device"] for one in life["events"][name])
 
 
 def _counters(life: Mapping[str, Any], name: str) -> str:

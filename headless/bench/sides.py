@@ -6,7 +6,7 @@ import gc
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...pipelines.engine.engine import Engine
@@ -16,10 +16,12 @@ from ...pipelines.machine.machine import PlainMachine
 from ...pipelines.machine.plan import DeviceMemory
 from ...pipelines.models import find_model
 from ...pipelines.observer import SilentObserver
+from ...pipelines.options import Chosen, RuntimeOptions
 from ...pipelines.run.request import SampleRequest
 from ...pipelines.run.sample import sample
 from ...pipelines.weights.checkpoint import Checkpoint
 from .measure import Stopwatch, touched
+from .subject import LIKE_DIFFUSERS
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +123,8 @@ class Ours:
 
     def _handle(self) -> PipelineHandle:
         checkpoint = Checkpoint.open(self._setting.checkpoint, "model", self._model.files)
-        return PipelineHandle(self._setting.model, checkpoint, "bfloat16", loras=self._loras)
+        options = RuntimeOptions(own=Chosen.of(LIKE_DIFFUSERS[self._setting.model]))
+        return PipelineHandle(self._setting.model, checkpoint, "bfloat16", options, self._loras)
 
     def _wanted(self) -> Any:
         return self._engine.resolve(self._handle(), self._model.recipes[RECIPE])
@@ -212,7 +215,7 @@ class _Watched(SilentObserver):
 
 
 def side_of(name: str, setting: Setting) -> Side:
-    return Ours(setting) if name == "ours" else Diffusers(replace(setting))
+    return Ours(setting) if name == "ours" else Diffusers(setting)
 
 
 def _memory(device: str) -> DeviceMemory | None:

@@ -11,6 +11,8 @@ MODEL_INDEX = "model_index.json"
 STACK = 8  # LoRAs on one model
 STRENGTH = 0.3  # of each; eight of them are no overflow
 _WARM_UP = "tiny"
+# runtime options at which a run is diffusers', whose encoder does as transformers does today
+LIKE_DIFFUSERS = {"lumina2": {"text_encoder_attention": "softcap"}}
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...pipelines.run.report import pack_version, versions
 from .rows import NOISE, Row
-from .subject import Setting
+
+if TYPE_CHECKING:
+    from .subject import Setting
 
 _HEAD = ("what", "ours", "diffusers", "ratio", "target", "", "note")
 
@@ -68,8 +72,6 @@ def _machine(device: str) -> str:
 
 
 def _processor() -> str:
-    from pathlib import Path
-
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
