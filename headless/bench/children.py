@@ -36,7 +36,7 @@ def ask(name: str, side: str, setting: Setting) -> Any:
 
 
 def import_seconds(side: str) -> float:
-    """Of the pack, or of diffusers' pipeline, in a process that has torch; the first one may compile modules."""
+    """Of the pack, or of diffusers' pipeline, in a process that has torch."""
     return float(_run(["-c", _TIMED.format(_IMPORTS[side])], "import"))
 
 

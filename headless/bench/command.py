@@ -12,7 +12,7 @@ from typing import Any
 
 from ..local import exit_status
 from .children import answer, ask, import_seconds
-from .rows import Row, rows_of, verdict
+from .rows import rows_of, verdict
 from .subject import MODELS, Setting
 from .table import lines_of, page_of
 
@@ -43,7 +43,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where the model is made, or was by an earlier run (default: none)")
     parser.add_argument("--pairs", type=int, help="how often each pair of runs is repeated (default: 5; quick: 3)")
     parser.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
-    parser.add_argument("--peers", action="store_true", help="also AI Toolkit and its inference nodes, where given")
     parser.add_argument("--write", action="store_true", help=f"put the table into {_PAGE.name}")
     return parser.parse_args(argv)
 
@@ -60,8 +59,9 @@ def _bench(arguments: argparse.Namespace) -> int:
         )
         if not setting.realistic:
             setting = replace(setting, size=64)
-        _say("making the model")
-        ask("make", "", setting)
+        if not setting.is_made:
+            _say("making the model")
+            ask("make", "", setting)
         found = _measured(setting)
         weights = setting.weights
     rows = rows_of(found, weights, setting.device == "cpu")
@@ -76,7 +76,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _measured(setting: Setting) -> dict[str, Any]:
     found: dict[str, Any] = {"import": {side: [] for side in _SIDES}, "load": {side: [] for side in _SIDES}}
     _say("imports")
-    import_seconds("ours")
+    if setting.realistic:
+        # Python compiles what it has not compiled yet
+        import_seconds("ours")
     for number in range(setting.pairs):
         for side in _turns(number):
             found["import"][side].append(import_seconds(side))
@@ -106,6 +108,3 @@ def _best_device() -> str:
 
 def _say(what: str) -> None:
     print(f"bench: {what} ...", file=sys.stderr, flush=True)
-
-
-__all__ = ["Row", "bench_command"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ def warm(side: str, setting: Setting) -> Side:
 def lived(side: str, setting: Setting) -> dict[str, Any]:
     """A life of one side: ``events``, each with its runs; and what is ``left`` of the memory after the release."""
     one = warm(side, setting)
+    gc.collect()
     before = resident() + on_device(setting.device)
     life = _Life(one, setting)
     life.event("load", one.load)
@@ -72,6 +74,8 @@ class _Life:
     def changes(self, how: str, *, merged: bool) -> None:
         """LoRAs on, with other strengths, exchanged, off; and what it costs to load everything again instead."""
         without = None if not merged else self._picture(1)
+        # what pictures left is not in the changes' memory
+        gc.collect()
 
         def put(number: int, strength: float = 1.0) -> None:
             self._side.set_loras(Loras((number,), strength, merged))

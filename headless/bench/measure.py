@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -58,7 +57,6 @@ class Cost:
 @contextmanager
 def measured(device: str) -> Iterator[Cost]:
     """Fills the cost that it yields when the work is done."""
-    gc.collect()
     cost, done, most = Cost(), threading.Event(), [resident()]
     before = most[0]
 

@@ -64,7 +64,7 @@ def verdict(rows: Sequence[Row], realistic: bool) -> tuple[str, int]:
     judged = [row for row in rows if row.holds is not None and (realistic or row.kind == "count")]
     missed = [row.name for row in judged if not row.holds]
     line = f"Targets: {len(judged) - len(missed)} of {len(judged)} hold"
-    line += f"; missed: {', '.join(missed)}." if missed else "."
+    line += f"; missed: {'; '.join(missed)}." if missed else "."
     rest = sum(row.holds is not None for row in rows) - len(judged)
     return line + (f" Not judged on a tiny model: {rest}." if rest else ""), 1 if missed else 0
 
@@ -152,7 +152,7 @@ def _steps(found: Mapping[str, Any]) -> list[Row]:
     return [
         *rows,
         Row(
-            "sampler beside its calls", f"{own:.2%}", f"{peers:.2%}", own * 100, "1 % of the calls", 1.0,
+            "sampler beside its calls", f"{own:.2%}", f"{peers:.2%}", own, "the calls", 0.01,
             note=f"whole loop over the same calls made directly, in pairs: {replays:.3f}",
         ),
     ]  # fmt: skip
@@ -160,7 +160,7 @@ def _steps(found: Mapping[str, Any]) -> list[Row]:
 
 def _released(life: Mapping[str, Any], weights: int) -> Row:
     ours, peer = (life[side]["left"] / weights for side in ("ours", "diffusers"))
-    return Row("left after release", f"{ours:.2%}", f"{peer:.2%}", abs(ours) * 100, "1 % of the weights", 1.0, "memory")
+    return Row("left after release", f"{ours:.2%}", f"{peer:.2%}", max(ours, 0), "the weights", 0.01, "memory")
 
 
 def _paired(ours: Sequence[float], peer: Sequence[float]) -> float:

@@ -52,6 +52,14 @@ class Setting:
         """Bytes of the checkpoint's weights."""
         return sum(file.stat().st_size for file in self.checkpoint.rglob("*.safetensors"))
 
+    @property
+    def is_made(self) -> bool:
+        """Whether all of its files are there."""
+        return all(
+            (one.checkpoint / MODEL_INDEX).is_file() and all(file.is_file() for file in one.lora_files)
+            for one in (self, self.warm_up())
+        )
+
     def warm_up(self) -> Setting:
         """Of a tiny model: a run of it has every library imported."""
         return replace(self, folder=self.folder / _WARM_UP, size=64, steps=1)
