@@ -50,9 +50,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _bench(arguments: argparse.Namespace) -> int:
     pairs = arguments.pairs or (3 if arguments.quick else 5)
     with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if arguments.folder is None else arguments.folder.resolve()
         setting = Setting(
             arguments.model,
-            Path(temporary) if arguments.folder is None else arguments.folder.resolve(),
+            # two models, one for each way to run
+            folder / ("quick" if arguments.quick else "realistic"),
             arguments.device or _best_device(),
             not arguments.quick,
             pairs,

@@ -106,7 +106,7 @@ def test_the_page_has_every_row(tmp_path):
 
 def test_the_command(tmp_path):
     # here, where all libraries are imported
-    make(Setting("lumina2", tmp_path, "cpu", False, 1))
+    make(Setting("lumina2", tmp_path / "quick", "cpu", False, 1))
     command = [sys.executable, str(ROOT / "tasks.py"), "bench", "--quick", "--pairs", "1", "--device", "cpu"]
     done = subprocess.run(
         [*command, "--folder", str(tmp_path)],
