@@ -3,6 +3,7 @@
 
     python3 tasks.py demo     a picture from a tiny model, or from real weights with --weights
     python3 tasks.py run      a workflow from a file, without ComfyUI or on a running one
+    python3 tasks.py bench    times and memory beside plain diffusers calls; --quick for a tiny model
     python3 tasks.py test     the tests; further arguments go to pytest
     python3 tasks.py lint     ruff and the type checker
 
@@ -81,7 +82,12 @@ def run(arguments):
     return importlib.import_module(PACKAGE + ".headless.cli").run_command(arguments)
 
 
-COMMANDS = {"demo": demo, "run": run, "test": test, "lint": lint}
+def bench(arguments):
+    load_pack()
+    return importlib.import_module(PACKAGE + ".headless.bench.command").bench_command(arguments)
+
+
+COMMANDS = {"demo": demo, "run": run, "bench": bench, "test": test, "lint": lint}
 
 
 def main(arguments):

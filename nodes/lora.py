@@ -8,9 +8,6 @@ from typing import Any, cast
 from ..pipelines.errors import InputError
 from ..pipelines.files.header import FileStamp
 from ..pipelines.handle import LoraSpec, PipelineHandle
-from ..pipelines.lora.file import open_lora
-from ..pipelines.lora.info import summary, trigger_word
-from ..pipelines.lora.peft_config import companion_of
 from ..pipelines.models import find_model
 from ..pipelines.options import APPLICATIONS, Application
 from ..pipelines.weights.untrusted_names import resolve_name
@@ -81,12 +78,18 @@ class ApplyAITKLoRA:
         if lora_name is None:
             # linked, and not known yet
             return ""
+        from ..pipelines.lora.peft_config import companion_of
+
         path = _path(lora_name)
         return str(hash((FileStamp.of(path), companion_of(path))))
 
     def apply(
         self, pipeline: PipelineHandle, lora_name: str, strength: float, application: str = "auto"
     ) -> tuple[PipelineHandle, str, str]:
+        # here: formats and kinds are a fifth of what ComfyUI's start would wait for
+        from ..pipelines.lora.file import open_lora
+        from ..pipelines.lora.info import summary, trigger_word
+
         check_pipeline(pipeline)
         if application not in APPLICATIONS:
             raise InputError(f"application {shown(application)} is unknown. Choose one of: {', '.join(APPLICATIONS)}.")

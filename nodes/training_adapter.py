@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..pipelines.files.header import FileStamp
-from ..pipelines.lora.training_adapter import with_training_adapter
 from ..pipelines.models import catalogue, find_model
 from ..pipelines.weights.untrusted_names import resolve_name
 from .host import current_host
@@ -58,6 +57,9 @@ class AITKTrainingAdapter:
         return str(hash(FileStamp.of(resolve_name(adapter_name, roots("loras"), "LoRA"))))
 
     def apply(self, pipeline: PipelineHandle, adapter_name: str) -> tuple[PipelineHandle]:
+        # here, as in lora.py: ComfyUI starts sooner
+        from ..pipelines.lora.training_adapter import with_training_adapter
+
         check_pipeline(pipeline)
         path = resolve_name(adapter_name, roots("loras"), "LoRA")
         return (with_training_adapter(pipeline, path, adapter_name, find_model(pipeline.model)),)

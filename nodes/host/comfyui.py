@@ -7,7 +7,6 @@ No other module of this pack imports ComfyUI.
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-import html
 import os
 from functools import cache
 from pathlib import Path
@@ -142,6 +141,9 @@ class ComfyHost:
         return _ComfyBar(utils.ProgressBar(total), previewer)
 
     def show_text(self, node_id: str | None, text: str) -> None:
+        # html's table of entities is a twentieth of what ComfyUI's start would wait for
+        import html
+
         from server import PromptServer
 
         server = getattr(PromptServer, "instance", None)

@@ -154,14 +154,20 @@ def check_finite(value: torch.Tensor, name: str, where: str) -> None:
     """Raises FileError where a floating-point tensor holds NaN or Inf."""
     import torch
 
-    if value.numel() == 0 or not value.is_floating_point():
-        return
-    # the extremes carry NaN and Inf with them: no second tensor of the same size is made
-    low, high = torch.aminmax(value)
-    if bool(torch.isfinite(low)) and bool(torch.isfinite(high)):
+    if is_finite(value):
         return
     hint = " float16 ends at 65504: choose bfloat16 or float32." if value.dtype == torch.float16 else ""
     raise FileError(f"{where} is damaged: its tensor {name!r} holds NaN or Inf.{hint} Download it again.")
+
+
+def is_finite(value: torch.Tensor) -> bool:
+    """False for a floating-point tensor with NaN or Inf."""
+    import torch
+
+    if value.numel() == 0 or not value.is_floating_point():
+        return True
+    # the extremes carry NaN and Inf with them: no second tensor of the same size is made
+    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(value))
 
 
 def _check_finite_packed(value: PackedTensor, dtype: torch.dtype, name: str, where: str) -> None:

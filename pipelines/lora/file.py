@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import LoraError
 from ..files.header import FileStamp, Header
 from ..files.safetensors import read_header, read_tensors
+from ..layers.fill import is_finite
 from ..words import shown
 from .formats import recognise
 from .kinds import KINDS, ia3, lokr, oft_v2
@@ -133,7 +134,7 @@ def read_lora(lora: LoraFile, part: str, check: Callable[[], None] = lambda: Non
     tensors: dict[str, torch.Tensor] = {}
     for key, value in read_tensors(lora.header.path, list(used)):
         tensor = value.to(torch.float32)
-        if key not in marks and not bool(torch.isfinite(tensor).all()):
+        if key not in marks and not is_finite(tensor):
             raise LoraError(
                 f"{lora.name!r} holds NaN or Inf in {key!r}: the training went wrong, or the file is damaged. "
                 "Use an earlier save of the job."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,8 @@ from comfyui_aitk.pipelines.errors import LoraError
 from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.lora.file import open_lora
+from comfyui_aitk.pipelines.lora.kinds.branches import times
+from comfyui_aitk.pipelines.lora.kinds.kind import has_values, merged
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import RuntimeOptions
@@ -239,3 +242,32 @@ def test_dora_rescales_the_rows_of_the_changed_weight(engine, checkpoint, tmp_pa
     if quantization == "none":
         with pytest.raises(LoraError, match=r"cannot be merged: it is a DoRA file, which its trainer never merges"):
             wanted(engine, base.with_lora(replace(spec, application="merged")), "trainer preview")
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 5), (3000, 100), (100, 37, 3, 3), (5, 300_000)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_merge_in_pieces_has_the_bits_of_one_in_whole(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    change = torch.randn(shape, generator=generator)
+    expected = change.clone().mul_(0.7).mul_(0.3).add_(weight)
+    assert torch.equal(merged(weight, change.clone(), 1.0, 0.7, 0.3), expected)
+    # a convolution's change comes as a matrix
+    assert torch.equal(merged(weight, change.flatten(1) if len(shape) > 2 else change, 1.0, 0.7, 0.3), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("strength", [0.3, -1.7, 1.0, 1e-3])
+def test_a_live_strength_on_a_cpu_has_the_bits_of_one_elsewhere(dtype, strength, monkeypatch):
+    value = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    factor = torch.tensor(strength, dtype=torch.float32)
+    here = times(value, factor)
+    # as where it is compiled, or on a GPU
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(here, times(value, factor))
+    assert torch.equal(here, value * factor.item())
+
+
+@pytest.mark.parametrize("values", [[], [0.0, -0.0], [0.0, 1e-30], [-1.0, 0.0], [math.nan, 0.0], [math.inf]], ids=str)
+def test_a_factor_has_values_where_any_is_not_zero(values):
+    assert has_values(torch.tensor(values)) == bool(torch.tensor(values).any())

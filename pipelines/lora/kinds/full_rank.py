@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .kind import Kind, Shape, merged
+from .kind import Kind, Shape, has_values, merged
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ class FullRank:
 
     @property
     def is_zero(self) -> bool:
-        return not bool(self.delta.any())
+        return not has_values(self.delta)
 
     def rows(self, first: int, last: int) -> FullRank:
         return FullRank(self.delta[first:last])

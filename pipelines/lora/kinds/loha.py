@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .kind import Kind, Shape, effective_alpha, matrix_product, merged, spread, tucker_product
+from .kind import Kind, Shape, effective_alpha, has_values, matrix_product, merged, spread, tucker_product
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class LoHa:
 
     @property
     def is_zero(self) -> bool:
-        return not all(bool(factor.any()) for factor in (self.w1_a, self.w1_b, self.w2_a, self.w2_b))
+        return not all(has_values(factor) for factor in (self.w1_a, self.w1_b, self.w2_a, self.w2_b))
 
     def rows(self, first: int, last: int) -> LoHa:
         return LoHa(self.w1_a[first:last], self.w1_b, self.w2_a[first:last], self.w2_b, self.scale)

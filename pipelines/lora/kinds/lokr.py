@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .kind import Kind, Shape, effective_alpha, matrix_product, merged, spread, tucker_product
+from .kind import Kind, Shape, effective_alpha, has_values, matrix_product, merged, spread, tucker_product
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ class LoKr:
     @property
     def is_zero(self) -> bool:
         parts = (self.w1, self.w2) if self.w2_b is None else (self.w1, self.w2, self.w2_b)
-        return not all(bool(part.any()) for part in parts)
+        return not all(has_values(part) for part in parts)
 
     def rows(self, first: int, last: int) -> LoKr:
         height = self.w2.shape[0]

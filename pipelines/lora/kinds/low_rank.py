@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .kind import PAIR, Kind, Shape, effective_alpha, merged, product, spread, tucker_product
+from .kind import PAIR, Kind, Shape, effective_alpha, has_values, merged, product, spread, tucker_product
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class LowRank:
 
     @property
     def is_zero(self) -> bool:
-        return not bool(self.down.any()) or not bool(self.up.any())
+        return not has_values(self.down) or not has_values(self.up)
 
     def rows(self, first: int, last: int) -> LowRank:
         return LowRank(self.down, self.up[first:last], self.alpha)

@@ -1,0 +1,98 @@
+"""What runs in a process of its own, so that memory is measured cleanly: each child prints one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ...pipelines.errors import AITKError
+from .life import PROMPT, lived, warm
+from .measure import measured
+from .sides import Loras
+from .subject import STACK, STRENGTH, Setting, make
+
+ROOT = Path(__file__).resolve().parents[2]
+_IMPORTS = {
+    "ours": "import tasks; tasks.load_pack()",
+    "diffusers": "from diffusers import Lumina2Pipeline",
+}
+# beyond torch, which ComfyUI has imported before any node
+_TIMED = "import time, torch; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
+
+
+class ChildFailed(AITKError):
+    """A child process ended without an answer."""
+
+
+def ask(name: str, side: str, setting: Setting) -> Any:
+    """What a child answers; raises ChildFailed with its last words where it does not."""
+    return json.loads(_run([str(ROOT / "tasks.py"), "bench", "--child", name, side, setting.as_json()], name))
+
+
+def import_seconds(side: str) -> float:
+    """Of the pack, or of diffusers' pipeline, in a process that has torch."""
+    return float(_run(["-c", _TIMED.format(_IMPORTS[side])], "import"))
+
+
+def _run(arguments: list[str], name: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # ComfyUI keeps what Python compiled, and starts with it
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    if done.returncode or not done.stdout.strip():
+        last = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise ChildFailed(f"The measurement {name!r} ended with {done.returncode}:\n{last}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def answer(name: str, side: str, setting: Setting) -> None:
+    """The child's own half of :func:`ask`."""
+    sys.stdout.write(json.dumps(_CHILDREN[name](side, setting)) + "\n")
+
+
+def _make(side: str, setting: Setting) -> dict[str, Any]:
+    make(setting)
+    return {}
+
+
+def _load(side: str, setting: Setting) -> dict[str, Any]:
+    one = warm(side, setting)
+    with measured(setting.device) as cost:
+        one.load()
+    return asdict(cost)
+
+
+def _steps(side: str, setting: Setting) -> dict[str, Any]:
+    """Both sides by turns in one process: a step without LoRAs, with one and with eight, and the calls alone."""
+    ours, peer = warm("ours", setting), warm("diffusers", setting)
+    found: dict[str, Any] = {}
+    for one in (ours, peer):
+        one.load()
+    for name, loras in {"none": Loras(), "one": Loras((0,)), "stack": Loras(range(STACK), STRENGTH)}.items():
+        rows: list[dict[str, float]] = []
+        for one in (ours, peer):
+            one.set_loras(loras)
+            # the first picture of a shape is slower
+            one.picture(0, PROMPT, steps=1)
+        same = True
+        for number in range(setting.pairs):
+            pictures = [one.picture(number, PROMPT, steps=1) for one in ((ours, peer) if number % 2 else (peer, ours))]
+            same &= bool((pictures[0] == pictures[1]).all())
+            row = {"ours": ours.watch.whole, "diffusers": peer.watch.whole}
+            row |= {"ours inside": ours.watch.inside, "diffusers inside": peer.watch.inside}
+            if name == "none":
+                row["replayed"] = ours.watch.replayed(ours.denoiser())
+            rows.append(row)
+        found[name] = {"rows": rows, "same": same}
+    return found
+
+
+_CHILDREN: dict[str, Callable[[str, Setting], dict[str, Any]]] = {
+    "make": _make, "load": _load, "life": lived, "steps": _steps,
+}  # fmt: skip
