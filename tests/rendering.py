@@ -122,7 +122,7 @@ class AskedMachine(PlainMachine):
 
 def loaded(engine: Engine, part: str) -> nn.Module:
     """A part that is in memory; of several models' the latest."""
-    return [value.residence.module for key, value in engine._parts.items() if key.part == part][-1]
+    return [engine._parts._parts[key].residence.module for key in engine._parts if key.part == part][-1]
 
 
 def wanted(engine: Engine, handle: PipelineHandle, recipe: str = "trainer preview", size: Size | None = None) -> Wanted:

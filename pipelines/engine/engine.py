@@ -1,7 +1,7 @@
 """The weights behind the handles, and the cheapest way from what is loaded to what is asked for.
 
 A part is loaded when a run first needs it, and kept as long as somebody may ask for it again and there is room: see
-:meth:`Engine._make_way`. LoRAs, strengths, prompts and seeds never reload a part. What came to the device stays there
+:mod:`.loaded`. LoRAs, strengths, prompts and seeds never reload a part. What came to the device stays there
 until something else needs the room (``machine/residence.py``).
 """
 
@@ -11,9 +11,8 @@ import gc
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceMemoryError, InputError
@@ -24,15 +23,16 @@ from ..layers.fill import out_of_memory
 from ..layers.holding import FLOAT8_FORMS
 from ..layers.sharing import share
 from ..lora.stack import LoraStack, resolve
-from ..machine.plan import usable_ram
 from ..machine.ram import trim_ram
 from ..machine.residence import EVERYTHING, Residence
 from ..models import find_model, load_model
 from ..observer import SILENT
 from ..options import QUANTIZATION_INPUTS, torch_dtype
 from ..weights.source import packed_as
+from .counters import Counters
 from .embeddings import EmbeddingKey, Embeddings
 from .encoded_pictures import PictureEncodings
+from .loaded import LoadedPart, LoadedParts
 from .planner import Asked, Planner
 from .stored_embeddings import StoredEmbeddings
 from .wanted import PartKey, Wanted
@@ -52,49 +52,6 @@ if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
 
 _ASK_EVERY = 0.05  # seconds between two looks at a waiting run's observer
-
-
-@dataclass
-class Counters:
-    """What the engine did since it was made; tests and the report read it.
-
-    Attributes:
-        parts_loaded: parts read from a checkpoint.
-        bytes_moved: bytes copied to the device: parts that came, and blocks in their turns.
-        bytes_read: bytes of tensors read from files: of parts, of LoRAs, of embeddings, and again to undo a merge.
-        texts_encoded: texts that went through a text encoder.
-        texts_from_disk: texts whose embeddings another process, or an earlier one, had stored.
-        pictures_encoded: control images that went through an autoencoder.
-        lora_files_read: LoRA files read.
-        tensors_merged: a part's tensors that LoRAs were merged into.
-        tensors_restored: a part's tensors that were made the checkpoint's again.
-    """
-
-    parts_loaded: int = 0
-    bytes_moved: int = 0
-    bytes_read: int = 0
-    texts_encoded: int = 0
-    texts_from_disk: int = 0
-    pictures_encoded: int = 0
-    lora_files_read: int = 0
-    tensors_merged: int = 0
-    tensors_restored: int = 0
-
-
-@dataclass
-class _Loaded:
-    key: PartKey
-    residence: Residence
-    loras: LoraStack
-    leases: weakref.WeakSet[Lease] = field(default_factory=weakref.WeakSet)
-    leased: bool = True
-
-    def lend_to(self, lease: Lease | None) -> None:
-        """Notes whose part it is; without a lease it is kept until other weights are asked for."""
-        if lease is None:
-            self.leased = False
-        else:
-            self.leases.add(lease)
 
 
 class Engine:
@@ -118,8 +75,7 @@ class Engine:
         self.stored = StoredEmbeddings(embeddings_folder)
         self._machine = machine
         self._planner = Planner(machine)
-        # the least used first
-        self._parts: dict[PartKey, _Loaded] = {}
+        self._parts = LoadedParts(machine)
         self._embeddings = Embeddings()
         self._models: dict[str, Model] = {}
         self._checked: tuple[str, Checkpoint] | None = None
@@ -143,7 +99,7 @@ class Engine:
         Waits for the end of a run that is going on in another thread.
         """
         with self._turn:
-            self._drop(list(self._parts))
+            self._parts.drop(self._parts)
             self._forget_encoded()
             self._checked = None
             self._tidy()
@@ -203,7 +159,7 @@ class Engine:
             if self._runs:
                 return
             self._left = False
-            self._drop([key for key, loaded in self._parts.items() if loaded.leased and not loaded.leases])
+            self._parts.drop(self._parts.left())
             if next(iter(self._watched), None) is None:
                 self._forget_encoded()
             self._tidy()
@@ -213,10 +169,6 @@ class Engine:
     def _forget_encoded(self) -> None:
         self._embeddings.clear()
         self.pictures.clear()
-
-    def _drop(self, keys: Iterable[PartKey]) -> None:
-        for key in keys:
-            self._parts.pop(key).residence.drop()
 
     def _tidy(self) -> None:
         # modules and their hooks are circles
@@ -254,7 +206,7 @@ class Engine:
         self._check(model, handle, keys)
         # also those that this run will not touch, its texts being known
         for key in keys.values():
-            if (held := self._parts.get(key)) is not None:
+            if (held := self._parts.find(key)) is not None:
                 held.lend_to(handle.lease)
         loras = resolve(handle.loras, recipe, {name: key.held_as for name, key in keys.items()})
         latents = None if size is None else model.latent_shape(size)
@@ -370,16 +322,15 @@ class Engine:
         if self.device != "cpu":
             self._machine.make_room(EVERYTHING)
         own = {(handle.model, source, handle.dtype) for source in handle.checkpoint.sources}
-        self._drop([key for key in self._parts if (key.model, key.source, key.dtype) not in own])
-        for loaded in self._parts.values():
-            loaded.loras.merging.forget_originals()
+        self._parts.drop([key for key in self._parts if (key.model, key.source, key.dtype) not in own])
+        self._parts.forget_originals()
         self._tidy()
 
     def apply_loras(self, wanted: Wanted, part: str, observer: Observer) -> None:
         """Loads a part if need be and gives it exactly those of the run's LoRAs that are for it."""
         stack = self._part(wanted, part, observer).loras
         observer.check()
-        stack.merging.room = self._room_beside(wanted)
+        stack.merging.room = self._parts.room_beside(wanted)
         try:
             stack.set(wanted.loras_of(part), wanted.model.facts, wanted.handle.checkpoint, observer)
         finally:
@@ -391,20 +342,18 @@ class Engine:
                 trim_ram()
             stack.files_read = merging.tensors_merged = merging.tensors_restored = 0
 
-    def _part(self, wanted: Wanted, part: str, observer: Observer) -> _Loaded:
+    def _part(self, wanted: Wanted, part: str, observer: Observer) -> LoadedPart:
         key = wanted.keys[part]
-        if (held := self._parts.pop(key, None)) is None:
-            held = self._load(wanted, key, observer)
-        # the last is the latest
-        self._parts[key] = held
+        held = self._parts.find(key) or self._load(wanted, key, observer)
+        self._parts.use(key, held)
         held.lend_to(wanted.handle.lease)
         return held
 
-    def _load(self, wanted: Wanted, key: PartKey, observer: Observer) -> _Loaded:
+    def _load(self, wanted: Wanted, key: PartKey, observer: Observer) -> LoadedPart:
         kind = wanted.model.parts[key.part]
         observer.stage(f"loading {key.part} of {key.source.name}")
         observer.check()
-        self._make_way(wanted, key)
+        self._parts.make_way(wanted, key)
         dtype = torch_dtype(key.dtype)
         module = kind.load(key.source, dtype, key.quantization, key.plain, observer)
         # what was read to make it
@@ -414,42 +363,12 @@ class Engine:
         if kind.role == "denoiser" and (processes := self._machine.processes()) > 1:
             share(root, processes, wanted.model.facts.title)
         residence = Residence(module, kind.blocks(root), self.device, lambda: self._forget(key))
-        return _Loaded(key, residence, LoraStack(root, key.source, dtype, residence))
-
-    def _make_way(self, wanted: Wanted, key: PartKey) -> None:
-        """Drops what must leave memory before a part is loaded.
-
-        That is what this machine cannot hold beside it in this run; and of the parts that this run has no use for those
-        that no other handle holds, and the least used others where the computer's memory is too small for all.
-        """
-        leaves, own = wanted.plan.part(key.part).leaves_before, set(wanted.keys.values())
-        gone = [other for other in self._parts if other in own and other.part in leaves]
-        room = self._room(wanted)
-        for other in reversed([other for other in self._parts if other not in own]):
-            room -= self._parts[other].residence.size
-            if room < 0 or not self._parts[other].leases:
-                gone.append(other)
-        self._drop(gone)
-        if self._room_beside(wanted) < 0:
-            for loaded in self._parts.values():
-                loaded.loras.merging.forget_originals()
-        if gone:
-            # modules and their hooks are circles; where nothing left, a second of looking would find nothing
-            gc.collect()
-
-    def _room(self, wanted: Wanted) -> int:
-        """Bytes of the computer's memory beside the parts of a run."""
-        return usable_ram(self._machine.ram()) - sum(part.weights for part in wanted.plan.parts)
-
-    def _room_beside(self, wanted: Wanted) -> int:
-        """The same, beside all parts that are loaded; what is kept of merged tensors' originals is not counted."""
-        own = set(wanted.keys.values())
-        return self._room(wanted) - sum(loaded.residence.size for key, loaded in self._parts.items() if key not in own)
+        return LoadedPart(residence, LoraStack(root, key.source, dtype, residence))
 
     def _forget(self, key: PartKey) -> None:
         """Drops a part that was asked to leave a device that is its home."""
-        if key in self._parts:
-            self._drop([key])
+        if self._parts.find(key) is not None:
+            self._parts.drop([key])
             self._tidy()
 
     def _check(self, model: Model, handle: PipelineHandle, keys: dict[str, PartKey]) -> None:

@@ -18,7 +18,7 @@ from ..machine.plan import Plan, usable_ram
 from .start import noise_device
 
 if TYPE_CHECKING:
-    from ..engine.engine import Counters
+    from ..engine.counters import Counters
     from ..engine.wanted import Wanted
     from ..lora.stack import AppliedLora
     from ..parts.encoder import Text

@@ -362,7 +362,7 @@ def test_a_waiting_run_is_cancelled_alone(engine, handle):
 
 def test_what_is_given_back_is_gone_and_comes_again(engine, handle):
     expected = sample(engine, handle, REQUEST, SilentObserver())
-    weights = [weakref.ref(part.residence.module) for part in engine._parts.values()]
+    weights = [weakref.ref(loaded(engine, key.part)) for key in engine._parts]
     assert engine.resident
     engine.release()
     assert engine.resident == frozenset()
