@@ -196,6 +196,7 @@ def test_giving_memory_back_leaves_the_disk(folder, handle):
     encode(engine, handle)
     engine.release()
     assert encode(engine, handle).texts == (0, 2)
+    engine.grace = 0
     lease = Lease()
     encode(engine, replace(handle, lease=lease))
     del lease
