@@ -1,8 +1,8 @@
 """How a model's parts are held and placed on this machine: from sizes to a plan. Imports no torch, reads no weights.
 
 Two memories decide. The computer's own holds every part between its turns; where it cannot, a part is quantised if its
-model says so, and encoders and denoisers take turns in it. The device's holds one part at a time; where it cannot, the
-part's last blocks stay behind and come for their own call alone. Only quantisation changes a picture.
+model says so, and encoders and denoisers take turns in it. The device's holds the part that is used; where it
+cannot, the part's last blocks stay behind and come for their own call alone. Only quantisation changes a picture.
 
 What a user chose is never changed, and nothing is refused: where no plan is known to fit, the smallest one runs.
 
