@@ -121,13 +121,11 @@ class Merging:
             base = self._originals.get(name, now)
         whole = changes[0].adapter if len(changes) == 1 and changes[0].layer.into is None else None
         check()
-        merged = None if whole is None else whole.merge(base, changes[0].strength, workspace)
         target = self._target(name, now)
         # from here on it may be neither
         self._done[name] = ()
-        if merged is not None:
-            # one rounding more where the checkpoint's dtype is not the run's
-            _copy(target, merged if base.dtype == target.dtype else merged.to(base.dtype))
+        if whole is not None:
+            self._merge_whole(whole, base, changes[0].strength, target, workspace)
         else:
             value = base.clone() if base.dtype != target.dtype else _copied(target, base)
             for change in changes:
@@ -138,6 +136,19 @@ class Merging:
                 _copy(target, value)
         self._store(name, target, now)
         self.tensors_merged += 1
+
+    def _merge_whole(
+        self, adapter: Adapter, base: torch.Tensor, strength: float, target: torch.Tensor, workspace: Workspace
+    ) -> None:
+        import torch
+
+        with torch.no_grad():
+            if base.dtype == target.dtype and target.device == torch.device(workspace.device):
+                adapter.merge(base, strength, workspace, out=target)
+                return
+        merged = adapter.merge(base, strength, workspace)
+        # one rounding more where the checkpoint's dtype is not the run's
+        _copy(target, merged if base.dtype == target.dtype else merged.to(base.dtype))
 
     def _keep(self, name: str, original: torch.Tensor) -> None:
         size = original.numel() * original.element_size()

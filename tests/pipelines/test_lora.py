@@ -251,9 +251,13 @@ def test_a_merge_in_pieces_has_the_bits_of_one_in_whole(shape, dtype):
     weight = torch.randn(shape, generator=generator).to(dtype)
     change = torch.randn(shape, generator=generator)
     expected = change.clone().mul_(0.7).mul_(0.3).add_(weight)
-    assert torch.equal(merged(weight, change.clone(), 1.0, 0.7, 0.3), expected)
+    # rounded once, also into the weight itself
+    own = weight.clone()
+    assert merged(own, change.clone(), (1.0, 0.7, 0.3), own) is own
+    assert torch.equal(own, expected.to(weight.dtype))
+    assert torch.equal(merged(weight, change.clone(), (1.0, 0.7, 0.3)), expected)
     # a convolution's change comes as a matrix
-    assert torch.equal(merged(weight, change.flatten(1) if len(shape) > 2 else change, 1.0, 0.7, 0.3), expected)
+    assert torch.equal(merged(weight, change.flatten(1) if len(shape) > 2 else change, (1.0, 0.7, 0.3)), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

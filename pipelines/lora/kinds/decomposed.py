@@ -47,7 +47,9 @@ class Decomposed:
     def dense(self) -> torch.Tensor:
         raise NotImplementedError("what dora_scale changes depends on the weight")
 
-    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
+    def merge(
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         raise NotImplementedError("DoRA is never merged")
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:

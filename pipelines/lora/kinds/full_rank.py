@@ -36,9 +36,11 @@ class FullRank:
     def dense(self) -> torch.Tensor:
         return self.delta.flatten(1)
 
-    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
+    def merge(
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         change = workspace.empty(self.delta.shape).copy_(self.delta)
-        return merged(weight, change, strength)
+        return merged(weight, change, (strength,), out)
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import TrainerBranch

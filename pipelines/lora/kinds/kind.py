@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -52,11 +52,14 @@ class Adapter(Protocol):
         """
         ...
 
-    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
+    def merge(
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The changed parameter in float32, on the device of the workspace, whose memory it may be in.
 
-        Whoever stores it rounds it: once. There is no inverse: a merge is undone by the weight's original, since
-        subtracting in bfloat16 leaves 5 to 8 % of the values changed.
+        Or rounded, in ``out``, a tensor of the parameter's shape and dtype on that device. Else whoever stores it
+        rounds it: once. There is no inverse: a merge is undone by the weight's original, since subtracting in bfloat16
+        leaves 5 to 8 % of the values changed.
         """
         ...
 
@@ -119,21 +122,29 @@ def effective_alpha(alpha: float | None, rank: int) -> float:
     return alpha or float(rank)
 
 
-def merged(weight: torch.Tensor, change: torch.Tensor, *factors: float) -> torch.Tensor:
-    """``weight`` + ``change`` times each of the factors, in this order, in the memory of ``change``.
+def merged(
+    weight: torch.Tensor, change: torch.Tensor, factors: Sequence[float], out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``weight`` + ``change`` times each of the factors, in this order: in the memory of ``change``, or in ``out``.
 
     Args:
         weight: of any floating-point dtype.
         change: float32, on the device that computes; the last axes of a convolution's kernel may be one.
         factors: a factor of 1 changes nothing, and is left out.
+        out: where it goes, on the same device; it may be ``weight`` itself.
     """
     change, weight = change.reshape(weight.shape), weight.to(change.device)
+    rows = 0
     for own, base in _pieces(change, weight):
         for factor in factors:
             if factor != 1:
                 own.mul_(factor)
         own.add_(base)
-    return change
+        if out is not None:
+            # while it is in the processor's cache
+            out[rows : rows + len(own)].copy_(own) if own.ndim else out.copy_(own)
+            rows += len(own) if own.ndim else 0
+    return change if out is None else out
 
 
 def _pieces(change: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

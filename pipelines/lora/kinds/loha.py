@@ -44,10 +44,12 @@ class LoHa:
     def dense(self) -> torch.Tensor:
         return (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b) * self.scale
 
-    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
+    def merge(
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         first = self.w1_a.to(workspace.device) @ self.w1_b.to(workspace.device)
         change = workspace.product(self.w2_a, self.w2_b)
-        return merged(weight, change.mul_(first), self.scale, strength)
+        return merged(weight, change.mul_(first), (self.scale, strength), out)
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import LoHaBranch

@@ -59,10 +59,12 @@ class LoKr:
     def dense(self) -> torch.Tensor:
         return self._product(self.w1, self.w2, self.w2_b)
 
-    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
+    def merge(
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         device, w2_b = workspace.device, self.w2_b
         change = self._product(self.w1.to(device), self.w2.to(device), None if w2_b is None else w2_b.to(device))
-        return merged(weight, change, strength)
+        return merged(weight, change, (strength,), out)
 
     def _product(self, w1: torch.Tensor, w2: torch.Tensor, w2_b: torch.Tensor | None) -> torch.Tensor:
         import torch

@@ -63,8 +63,10 @@ class LowRank:
     def dense(self) -> torch.Tensor:
         return self.up @ self.down * self.scale
 
-    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
-        return merged(weight, workspace.product(self.up, self.down), strength, self.scale)
+    def merge(
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return merged(weight, workspace.product(self.up, self.down), (strength, self.scale), out)
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import PeftBranch, SdScriptsBranch, TrainerBranch

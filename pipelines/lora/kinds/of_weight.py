@@ -36,13 +36,16 @@ class OfWeight:
     def dense(self) -> torch.Tensor:
         raise NotImplementedError("the change depends on the weight")
 
-    def merge(self, weight: torch.Tensor, strength: float, workspace: Workspace) -> torch.Tensor:
+    def merge(
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         import torch
 
         own = weight.to(workspace.device, torch.float32)
         moved = with_tensors(self, {name: value.to(workspace.device) for name, value in tensors_of(self).items()})
         # a bias is a column
-        return moved.changed(own.reshape(len(own), -1), strength).reshape(own.shape)
+        changed = moved.changed(own.reshape(len(own), -1), strength).reshape(own.shape)
+        return changed if out is None else out.copy_(changed)
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import OfWeightBranch
