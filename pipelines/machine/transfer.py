@@ -74,6 +74,11 @@ def pinned(value: torch.Tensor) -> torch.Tensor:
         return value
 
 
+def is_pinned(value: torch.Tensor) -> bool:
+    """Whether all of it is in such memory."""
+    return all(piece.is_pinned() for piece in pieces(value))
+
+
 def mapped(value: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """A tensor with each of its :func:`pieces` changed."""
     flatten: Any = getattr(value, "__tensor_flatten__", None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .transfer import pinned, tensor_bytes
+from .transfer import is_pinned, pinned, tensor_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class Unit:
             return
         for store, name, value in self._tensors():
             # once: the block comes again in each step
-            if not value.is_cuda and not value.is_pinned():
+            if not is_pinned(value):
                 store[name] = pinned(value)
         values = {id(value): value for _, _, value in self._tensors()}
         copies, event = self._transfer.begin(values.values())

@@ -16,6 +16,7 @@ from comfyui_aitk.pipelines.layers import compiled
 from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.machine.plan import DeviceMemory, usable_ram
 from comfyui_aitk.pipelines.machine.residence import EVERYTHING, Residence
+from comfyui_aitk.pipelines.machine.transfer import is_pinned, mapped, tensor_bytes
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import RuntimeOptions
@@ -317,3 +318,15 @@ def test_compiled_blocks_stay_compiled_over_strengths_and_loras(model, maker, tm
         for step in (weak, two, one):
             plain = replace(step, options=RuntimeOptions())
             assert torch.equal(run(engine, step).images, run(Engine(PlainMachine()), plain).images)
+
+
+def test_a_quantised_tensor_is_its_pieces(handle):
+    """What goes to a GPU beside the computation is pinned piece by piece; here the pieces are only cloned."""
+    engine = Engine(PlainMachine())
+    run(engine, replace(handle, options=RuntimeOptions("qint8")))
+    weight = loaded(engine, "transformer").layers[0].attn.to_q.weight
+    again = mapped(weight, torch.clone)
+    assert type(again) is type(weight)
+    assert torch.equal(again.dequantize(), weight.dequantize())
+    assert tensor_bytes([again]) == tensor_bytes([weight]) < weight.numel() * 2
+    assert not is_pinned(weight)
