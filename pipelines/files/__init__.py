@@ -44,17 +44,18 @@ def _header(stamp: FileStamp) -> Header:
     return SUFFIXES[stamp.path.suffix.lower()].read_header(stamp.path)
 
 
-def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
+def read_tensors(
+    path: Path, names: list[str] | None = None, *, maps: bool = False
+) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
     """Yields the tensors of a file one by one, on the CPU, as stored; only GGUF files have packed ones.
-
-    They may be maps of the file: who keeps one, copies it.
 
     Args:
         path: a file that :func:`read_header` accepts.
         names: which ones; all of them by default.
+        maps: whether they may lie in the file's own pages (:mod:`.mapping`); else they have memory of their own.
     """
     _check_suffix(path)
-    yield from SUFFIXES[path.suffix.lower()].read_tensors(path, names)
+    yield from SUFFIXES[path.suffix.lower()].read_tensors(path, names, maps=maps)
 
 
 def _check_suffix(path: Path) -> None:

@@ -28,12 +28,15 @@ def read_header(path: Path) -> Header:
     return read_layout(path).header
 
 
-def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
-    """Yields the tensors of a file one by one, on the CPU, as stored. They are copies, never maps of the file.
+def read_tensors(
+    path: Path, names: list[str] | None = None, *, maps: bool = False
+) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
+    """Yields the tensors of a file one by one, on the CPU, as stored.
 
     Args:
         path: a GGUF file that :func:`read_header` accepts.
         names: which ones; all of them by default.
+        maps: whether they may lie in the file's own pages; else they have memory of their own.
 
     Raises:
         FileError: as :func:`read_header`; or the file was changed while it was read.
@@ -44,7 +47,7 @@ def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[s
 
     layout = read_layout(path)
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    for name, raw in read_spans(path, layout.spans, names):
+    for name, raw in read_spans(path, layout.spans, names, maps=maps):
         info = layout.header.tensors[name]
         if info.packed:
             yield name, BlockTensor.of(raw, info.dtype, info.shape)

@@ -1,8 +1,8 @@
 """Safetensors files: what their header says, whether they are whole, and their tensors.
 
 The header is read and checked before anything else touches a file, so that a truncated download, an HTML page or a
-pickle gives an error that says so, and not one of a parser's. Tensors are read, not mapped: a disk that fails while a
-map is read ends the whole process, and the library's own reader wants a map, and metadata of texts alone.
+pickle gives an error that says so, and not one of a parser's. The library's own reader maps whole files, always, and
+takes metadata of texts alone.
 """
 
 from __future__ import annotations
@@ -54,14 +54,17 @@ def read_header(path: Path) -> Header:
     return _layout(FileStamp.of(path)).header
 
 
-def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the tensors of a file one by one, on the CPU, in their stored dtype, in memory of their own.
+def read_tensors(
+    path: Path, names: list[str] | None = None, *, maps: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors of a file one by one, on the CPU, in their stored dtype.
 
     What torch has no dtype for comes as its bytes, uint8 of one dimension.
 
     Args:
         path: a safetensors file that :func:`read_header` accepts.
         names: which ones; all of them by default.
+        maps: whether they may lie in the file's own pages; else they have memory of their own.
 
     Raises:
         FileError: as :func:`read_header`; or the file cannot be read, or was changed while it was read.
@@ -69,7 +72,7 @@ def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[s
     import torch
 
     layout = _layout(FileStamp.of(path))
-    for name, raw in read_spans(path, layout.spans, names):
+    for name, raw in read_spans(path, layout.spans, names, maps=maps):
         info = layout.header.tensors[name]
         dtype = _DTYPES.get(info.dtype)
         yield name, raw if dtype is None else raw.view(getattr(torch, dtype)).reshape(info.shape)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..amounts import share
 from ..errors import FileError
 from ..observer import Pace
+from .mapping import MAPS, MappedFile
 
 if TYPE_CHECKING:
     import torch
@@ -37,16 +38,15 @@ def reading(observer: Observer, what: str, total: int) -> Pace:
 
 
 def read_spans(
-    path: Path, spans: Mapping[str, tuple[int, int]], names: Iterable[str] | None = None
+    path: Path, spans: Mapping[str, tuple[int, int]], names: Iterable[str] | None = None, *, maps: bool = False
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the bytes of tensors one by one, uint8 of one dimension, in memory of their own.
-
-    They are read, not mapped: a disk that fails while a mapping is used ends the process.
+    """Yields the bytes of tensors one by one, uint8 of one dimension.
 
     Args:
         path: the file.
         spans: tensor -> its first byte in the file, and how many it has.
         names: which ones; all of them by default.
+        maps: whether they may lie in the file's own pages (:mod:`.mapping`); else they have memory of their own.
 
     Raises:
         FileError: the file cannot be read, or was changed since its header was.
@@ -59,19 +59,25 @@ def read_spans(
     except OSError as error:
         raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
     with file:
+        mapped = MappedFile(file, spans) if maps and MAPS.allowed else None
         for name in spans if names is None else names:
             if name not in spans:
                 raise FileError(changed)
             begin, length = spans[name]
-            raw = torch.empty(length, dtype=torch.uint8)
-            buffer: Any = raw.numpy()
-            try:
-                file.seek(begin)
-                whole = file.readinto(buffer) == length
-            except OSError as error:
-                raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
-            if not whole:
-                raise FileError(changed)
+            piece = None if mapped is None else mapped.piece(begin, length)
+            if piece is not None:
+                raw = piece.bytes(begin, length)
+            else:
+                raw = torch.empty(length, dtype=torch.uint8)
+                buffer: Any = raw.numpy()
+                try:
+                    file.seek(begin)
+                    whole = file.readinto(buffer) == length
+                except OSError as error:
+                    raise FileError(f"{path.name!r} cannot be read: {error.strerror}.") from error
+                if not whole:
+                    raise FileError(changed)
+                del buffer
             METER.bytes += length
             yield name, raw
-            del raw, buffer
+            del raw

@@ -51,7 +51,9 @@ def read_header(path: Path) -> Header:
     return Header(path, infos, {})
 
 
-def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(
+    path: Path, names: list[str] | None = None, *, maps: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields the tensors of a file one by one, on the CPU, in their stored dtype, in memory of their own.
 
     The file is mapped anew every quarter of a gigabyte, since the pages that were read count as this process's memory
@@ -60,6 +62,7 @@ def read_tensors(path: Path, names: list[str] | None = None) -> Iterator[tuple[s
     Args:
         path: a file that :func:`read_header` accepts.
         names: which ones; all of them by default.
+        maps: as of other containers; these always have memory of their own.
 
     Raises:
         FileError: as :func:`read_header`; or the file was changed while it was read.

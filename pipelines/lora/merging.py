@@ -1,7 +1,7 @@
 """LoRAs merged into a loaded part's tensors, and their undoing: only tensors whose change is another one are touched.
 
-Each change is made from the tensor as the checkpoint has it: kept in memory where there is room for that, else read
-again.
+Each change is made from the tensor as the checkpoint has it: kept in memory where there is room for that, which takes
+none where the tensor lies in its file's pages, else read again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..files.mapping import is_mapped
 from .kinds.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ class Change:
         return self.file, tuple(self.layer.keys.items()), self.layer.rows, self.strength, self.stored
 
 
+@dataclass(frozen=True, eq=False)
+class _Original:
+    """A tensor as the checkpoint has it, and the memory that it takes: none where it lies in its file."""
+
+    value: torch.Tensor
+    size: int
+
+
 class Merging:
     """What is merged into one part.
 
@@ -72,7 +81,7 @@ class Merging:
         self._residence = residence
         # parameter -> marks of what is in it; empty while it is being changed
         self._done: dict[str, tuple[object, ...]] = {}
-        self._originals: dict[str, torch.Tensor] = {}
+        self._originals: dict[str, _Original] = {}
         self._shares: Counter[int] | None = None
 
     def set(self, wanted: Mapping[str, Sequence[Change]], check: Callable[[], None]) -> None:
@@ -103,7 +112,7 @@ class Merging:
 
     def forget_originals(self) -> None:
         """Gives up the memory of the originals; they are read again where they are needed."""
-        self._originals.clear()
+        self._originals = {name: kept for name, kept in self._originals.items() if not kept.size}
 
     def _change(
         self,
@@ -118,7 +127,7 @@ class Merging:
         if name not in self._done:
             self._keep(name, now)
         if base is None:
-            base = self._originals.get(name, now)
+            base = self._originals[name].value if name in self._originals else now
         whole = changes[0].adapter if len(changes) == 1 and changes[0].layer.into is None else None
         check()
         target = self._target(name, now)
@@ -151,15 +160,16 @@ class Merging:
         _copy(target, merged if base.dtype == target.dtype else merged.to(base.dtype))
 
     def _keep(self, name: str, original: torch.Tensor) -> None:
-        size = original.numel() * original.element_size()
-        if size <= self.room - sum(kept.numel() * kept.element_size() for kept in self._originals.values()):
-            self._originals[name] = original
+        size = 0 if is_mapped(original) else original.numel() * original.element_size()
+        if not size or size <= self.room - sum(kept.size for kept in self._originals.values()):
+            self._originals[name] = _Original(original, size)
 
     def _target(self, name: str, now: torch.Tensor) -> torch.Tensor:
         """What the changed values are written to: the parameter itself, where nobody else has a share in it."""
         import torch
 
-        if self._originals.get(name) is not now and self._is_alone(now):
+        kept = self._originals.get(name)
+        if (kept is None or kept.value is not now) and self._is_alone(now):
             return now
         target = torch.empty_like(now)
         return torch.nn.Parameter(target, requires_grad=False) if isinstance(now, torch.nn.Parameter) else target
@@ -174,7 +184,7 @@ class Merging:
     def _restore(self, names: Sequence[str]) -> None:
         for name in names:
             if name in self._originals:
-                self._residence.replace(*self._owner(name), self._originals.pop(name))
+                self._residence.replace(*self._owner(name), self._originals.pop(name).value)
                 self.tensors_restored += 1
                 del self._done[name]
         # one by one: a restore that is cut off can be run again. Files that nothing was merged from may be gone

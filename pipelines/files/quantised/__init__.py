@@ -55,11 +55,12 @@ def read_header(path: Path | Sequence[Path], unsaid: str = "") -> Header:
 def read_tensors(
     path: Path | Sequence[Path], names: Sequence[str], unsaid: str = ""
 ) -> Iterator[tuple[str, torch.Tensor | PackedTensor]]:
-    """As :func:`...files.read_tensors`, of the same files; weights with scales are packed, and never maps."""
+    """As :func:`...files.read_tensors`, of the same files, mapped where that can be; weights with scales are packed."""
     stamps = _stamps(path)
     contents = _contents(stamps, unsaid)
     for own in (stamp.path for stamp in stamps):
-        for name, value in files.read_tensors(own, [name for name in names if contents.paths.get(name) == own]):
+        own_names = [name for name in names if contents.paths.get(name) == own]
+        for name, value in files.read_tensors(own, own_names, maps=True):
             weight = contents.weights.get(name)
             if weight is None:
                 yield name, value
