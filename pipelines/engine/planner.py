@@ -109,7 +109,7 @@ class Planner:
 
     def _measure(self, part: Part, key: PartKey) -> PartSizes:
         if key not in self._sizes:
-            root = part.empty(key.source)
+            root = part.outline(key.source)
             holding = holding_of(key.quantization, key.plain)
             infos = key.source.tensor_infos()
             found = expected_sizes(root, part.blocks(root), infos, torch_dtype(key.dtype), holding)

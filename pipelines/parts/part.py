@@ -38,6 +38,7 @@ class Part(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._outline: tuple[Source, nn.Module] | None = None
 
     def check_kind(self, source: Source) -> None:
         """Raises FileError where the configuration is not this part's; reads no headers of weights.
@@ -48,7 +49,7 @@ class Part(ABC):
 
     def check_files(self, source: Source) -> None:
         """Raises FileError where tensors are missing, damaged, or of other shapes than the configuration says."""
-        check_complete(source, parameter_shapes(self.empty(source)), self.surplus)
+        check_complete(source, parameter_shapes(self.outline(source)), self.surplus)
 
     @abstractmethod
     def empty(self, source: Source) -> nn.Module:
@@ -56,6 +57,12 @@ class Part(ABC):
 
         Its names are the source's, and it has what :meth:`load` fills and nothing else: memory is planned by it.
         """
+
+    def outline(self, source: Source) -> nn.Module:
+        """What :meth:`empty` gives, to be looked at: made once for all who ask, until the part is loaded."""
+        if self._outline is None or self._outline[0] != source:
+            self._outline = source, self.empty(source)
+        return self._outline[1]
 
     def load(
         self,
@@ -74,7 +81,7 @@ class Part(ABC):
             plain: names of layers that are not quantised, see :class:`..layers.holding.Selected`.
             observer: told how much is read; asked for interruption before each tensor.
         """
-        model = self.empty(source)
+        model, self._outline = self.outline(source), None
         names, infos = parameter_shapes(model), source.tensor_infos()
         total = sum(infos[name].size for name in names if name in infos)
         what = f"loading {self.name} of {source.name}" + (f" as {quantization}" if quantization != "none" else "")
