@@ -61,9 +61,11 @@ class _OneEngine:
     def __call__(self) -> Engine:
         # here and below: torch and diffusers are imported by the first run, not by the pack
         from ..pipelines.engine.engine import Engine
+        from ..pipelines.files.mapping import MAPS
 
         with self._making:
             if self._made is None:
+                MAPS.allowed = current_host().maps_files()
                 self._made = Engine(_HostMachine(), lambda: current_host().embeddings_folder())
             return self._made
 

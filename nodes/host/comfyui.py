@@ -90,6 +90,11 @@ class ComfyHost:
         # ComfyUI's server hands out no file of a folder that begins so
         return Path(folder_paths.get_user_directory()) / "__aitk" / "embeddings"
 
+    def maps_files(self) -> bool:
+        from comfy.cli_args import args
+
+        return not getattr(args, "disable_mmap", False)
+
     def device(self) -> str:
         from comfy import model_management
 

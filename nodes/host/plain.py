@@ -138,6 +138,9 @@ class PlainHost:
     def embeddings_folder(self) -> Path | None:
         return self.embeddings
 
+    def maps_files(self) -> bool:
+        return True
+
     def device(self) -> str:
         if self._device is None:
             import torch

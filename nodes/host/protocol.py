@@ -57,6 +57,10 @@ class Host(Protocol):
         """Where encoded texts are kept from one start of the program to the next; None is nowhere."""
         ...
 
+    def maps_files(self) -> bool:
+        """Whether weights may lie in their files' own pages; else files are read into memory."""
+        ...
+
     def device(self) -> str:
         """The compute device, e.g. ``"cuda:0"`` or ``"cpu"``."""
         ...

@@ -254,8 +254,12 @@ class Engine:
             wanted: the run's.
             part: which one.
             observer: told of a load, asked for interruption.
+
+        Raises:
+            FileError: a file was written to while its weights were used.
         """
-        residence = self._part(wanted, part, observer).residence
+        held = self._part(wanted, part, observer)
+        residence = held.residence
         plan = wanted.plan.part(part)
         observer.check()
         residence.most_there = plan.blocks - plan.streamed
@@ -267,6 +271,7 @@ class Engine:
         try:
             with residence.visit() as module:
                 yield module
+            held.check_files()
         finally:
             if wanted.handle.options.placement == "sequential" and not residence.at_home:
                 residence.leave(EVERYTHING)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..files.mapping import MappedFile, mapped_files
 from ..machine.plan import usable_ram
 
 if TYPE_CHECKING:
@@ -27,12 +28,22 @@ class LoadedPart:
         loras: what is applied to it.
         leases: of the handles that hold it.
         leased: whether handles hold it at all; else it is kept until other weights are asked for.
+        files: those that its tensors lie in.
     """
 
     residence: Residence
     loras: LoraStack
     leases: weakref.WeakSet[Lease] = field(default_factory=weakref.WeakSet)
     leased: bool = True
+    files: frozenset[MappedFile] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.files = frozenset(mapped_files(self.residence.homes()))
+
+    def check_files(self) -> None:
+        """Raises FileError where its weights are no longer those that were loaded: a file was written to."""
+        for file in self.files:
+            file.check()
 
     def lend_to(self, lease: Lease | None) -> None:
         """Notes whose part it is."""

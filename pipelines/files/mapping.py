@@ -117,25 +117,40 @@ class Piece(mmap.mmap):
 
         return torch.frombuffer(self, dtype=torch.uint8, count=length, offset=begin - self.start)
 
+    def let_go(self, address: int, length: int) -> None:
+        """Takes the pages that lie wholly within these bytes out of this process' memory."""
+        page = mmap.PAGESIZE
+        first = -(-(address - self.address) // page) * page
+        last = (address - self.address + length) // page * page
+        if first < last and hasattr(mmap, "MADV_DONTNEED"):
+            self.madvise(mmap.MADV_DONTNEED, first, last - first)
+
 
 _PIECES_IN_USE: weakref.WeakSet[Piece] = weakref.WeakSet()
 
 
 def mapped_files(tensors: Iterable[torch.Tensor]) -> set[MappedFile]:
     """The files that tensors lie in, without those in memory of their own."""
-    pieces = sorted(_PIECES_IN_USE, key=lambda piece: piece.address)
-    addresses = [piece.address for piece in pieces]
-    found = set()
-    for tensor in tensors:
-        number = bisect.bisect_right(addresses, address := _address(tensor)) - 1
-        if number >= 0 and address < addresses[number] + len(pieces[number]):
-            found.add(pieces[number].file)
-    return found
+    return {piece.file for tensor in tensors if (piece := _piece_of(tensor)) is not None}
 
 
 def is_mapped(tensor: torch.Tensor) -> bool:
     """Whether a tensor lies in a file."""
-    return bool(mapped_files([tensor]))
+    return _piece_of(tensor) is not None
+
+
+def let_go(tensor: torch.Tensor) -> None:
+    """Takes a tensor's pages out of this process' memory; they come again when it is read.
+
+    What was written to it is lost with them. A tensor in memory of its own stays as it is.
+    """
+    if (piece := _piece_of(tensor)) is not None:
+        piece.let_go(tensor.data_ptr(), tensor.nbytes)
+
+
+def _piece_of(tensor: torch.Tensor) -> Piece | None:
+    address = _address(tensor)
+    return next((piece for piece in _PIECES_IN_USE if 0 <= address - piece.address < len(piece)), None)
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..files.mapping import is_mapped
+from ..files.mapping import is_mapped, let_go
 from .kinds.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ class Merging:
             if value is not target:
                 _copy(target, value)
         self._store(name, target, now)
+        # an original that lies in its file comes again when it is read
+        let_go(base)
         self.tensors_merged += 1
 
     def _merge_whole(
