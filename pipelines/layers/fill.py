@@ -33,11 +33,13 @@ def build_empty(factory: Callable[[], M], config: str) -> M:
         FileError: the library can make no model of it.
         DeviceMemoryError: there is no memory for it.
     """
+    import torch
     from accelerate import init_empty_weights
 
     try:
-        # it patches torch's modules for all threads: two at once would each restore what the other one patched
-        with _BUILDING, init_empty_weights(include_buffers=False):
+        # ComfyUI runs nodes in inference mode, and buffers that were made in it are of no use outside. accelerate
+        # patches torch's modules for all threads: two at once would each restore what the other one patched
+        with _BUILDING, torch.inference_mode(False), init_empty_weights(include_buffers=False):
             return factory()
     except AITKError:
         raise

@@ -445,3 +445,15 @@ def test_threads_that_make_models_at_once_leave_torch_as_it_was():
     two.join(10)
     assert [model.weight.device.type for model in (*made, *others)] == ["meta", "meta"]
     assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("model", ["lumina2", "flux2", "flux2_klein_4b", "omnigen2", "zimage"])
+def test_what_is_loaded_in_comfyui_s_inference_mode_is_used_in_any(tiny, model):
+    """ComfyUI runs every node in it: nothing that is made on the way to a load may be an inference tensor."""
+    handle = PipelineHandle(model, tiny(model).checkpoint, "float32")
+    expected = sample(Engine(PlainMachine()), handle, REQUEST, SilentObserver()).images
+    engine = Engine(PlainMachine())
+    for inference in (True, False, True):
+        with torch.inference_mode(inference):
+            found = sample(engine, handle, REQUEST, SilentObserver())
+        assert torch.equal(found.images, expected)

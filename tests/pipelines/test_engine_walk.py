@@ -114,7 +114,9 @@ class Walk:
         handle = self.handle()
         step = self.random.choice((self.run, self.run, self.interrupt, self.fail, self.replace, self.damage, self.free))
         self.way.append(f"{step.__name__} {handle!r} {handle.options}")
-        step(handle)
+        # ComfyUI runs its nodes in inference mode, a library or another thread does not
+        with torch.inference_mode(self.random.choice((True, False))):
+            step(handle)
 
     def run(self, handle: PipelineHandle) -> None:
         self.check(handle)
