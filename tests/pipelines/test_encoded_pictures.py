@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 
 import pytest
@@ -21,7 +20,7 @@ from comfyui_aitk.pipelines.run.run import prepare
 from comfyui_aitk.pipelines.run.sample import SampleResult, sample
 from comfyui_aitk.pipelines.run.start import starts
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
-from rendering import noise_image, wanted
+from rendering import leases_ended, noise_image, wanted
 
 FLUX2 = ("flux2", "flux2_klein_4b")
 OMNIGEN2_RECIPES = ("trainer preview", "reference pipeline")
@@ -183,7 +182,7 @@ def test_a_generator_that_is_used_without_a_seed_s_key_is_noticed(handles, monke
 
 def test_giving_back_and_the_end_of_the_last_lease_forget_them(handles):
     engine, handle = Engine(PlainMachine()), handles["flux2"]
-    engine.grace = 0
+    engine.leases.grace = 0
 
     def count(own: PipelineHandle = handle) -> int:
         before = engine.counters.pictures_encoded
@@ -196,10 +195,10 @@ def test_giving_back_and_the_end_of_the_last_lease_forget_them(handles):
     first, second = (replace(handle, lease=Lease()) for _ in range(2))
     assert [count(first), count(second)] == [0, 0]
     del first
-    gc.collect()
+    leases_ended()
     assert count(second) == 0
     del second
-    gc.collect()
+    leases_ended()
     assert count() == 1
 
 

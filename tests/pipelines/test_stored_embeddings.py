@@ -37,7 +37,7 @@ from comfyui_aitk.pipelines.run.sample import SampleResult, sample
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rendering import noise_image, wanted
+from rendering import leases_ended, noise_image, wanted
 from safetensors.torch import load_file, save, save_file
 
 PROMPT = "a very private fox"
@@ -196,10 +196,11 @@ def test_giving_memory_back_leaves_the_disk(folder, handle):
     encode(engine, handle)
     engine.release()
     assert encode(engine, handle).texts == (0, 2)
-    engine.grace = 0
+    engine.leases.grace = 0
     lease = Lease()
     encode(engine, replace(handle, lease=lease))
     del lease
+    leases_ended()
     assert encode(engine, handle).texts == (0, 2), "the last lease ended"
 
 
