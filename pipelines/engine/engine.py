@@ -18,7 +18,7 @@ from ..layers.attention import check_attention
 from ..layers.compiled import compiled
 from ..layers.fill import out_of_memory
 from ..layers.holding import FLOAT8_FORMS
-from ..layers.sharing import share
+from ..layers.sharing import check_shared, share
 from ..lora.stack import LoraStack, resolve
 from ..machine.ram import trim_ram
 from ..machine.residence import EVERYTHING, Residence
@@ -323,7 +323,7 @@ class Engine:
         self.counters.parts_loaded += 1
         root = kind.lora_root(module)
         if kind.role == "denoiser" and (processes := self._machine.processes()) > 1:
-            share(root, processes, wanted.model.facts.title)
+            share(root, processes)
         residence = Residence(module, kind.blocks(root), self.device, lambda: self._forget(key))
         return LoadedPart(residence, LoraStack(root, key.source, dtype, residence))
 
@@ -351,6 +351,9 @@ class Engine:
         check_attention(handle.options.transformer_attention, self.device, handle.dtype)
         if self._checked != (handle.model, handle.checkpoint):
             model.check(handle.checkpoint)
+            if (processes := self._machine.processes()) > 1:
+                for name in model.facts.files.of_role("denoiser"):
+                    check_shared(model.parts[name].empty(handle.checkpoint.source(name)), processes, model.facts.title)
             self._checked = (handle.model, handle.checkpoint)
 
     def _empty_cache(self) -> None:
