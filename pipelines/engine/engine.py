@@ -106,18 +106,9 @@ class Engine:
         Args:
             observer: of the run that waits or works; its own interruption ends its waiting, and nobody else's.
         """
-        with self._turn.taken(observer), self._metered():
+        with self._turn.taken(observer):
             self._parts.sweep()
             yield
-
-    @contextmanager
-    def _metered(self) -> Iterator[None]:
-        """Counts what is read of files in this process meanwhile."""
-        before = METER.bytes
-        try:
-            yield
-        finally:
-            self.counters.bytes_read += METER.bytes - before
 
     def _drop_left(self) -> None:
         """Drops the parts whose leases have all ended; waits for the end of a run that is going on."""
@@ -188,7 +179,8 @@ class Engine:
             (wanted.keys[text.encoder], wanted.loras_of(text.encoder), text, device) for text in texts
         ]
         new = self._embeddings.missing(keys)
-        on_disk = self.stored.find(new if wanted.handle.options.embeddings_on_disk else [], observer)
+        with self._metered():
+            on_disk = self.stored.find(new if wanted.handle.options.embeddings_on_disk else [], observer)
         for key, embedding in on_disk.items():
             self._embeddings.put(key, embedding)
             self.counters.texts_from_disk += 1
@@ -294,7 +286,8 @@ class Engine:
         observer.check()
         stack.merging.room = self._parts.room_beside(wanted)
         try:
-            stack.set(wanted.loras_of(part), wanted.model.facts, wanted.handle.checkpoint, observer)
+            with self._metered():
+                stack.set(wanted.loras_of(part), wanted.model.facts, wanted.handle.checkpoint, observer)
         finally:
             self.counters.lora_files_read += stack.files_read
             merging = stack.merging
@@ -317,7 +310,8 @@ class Engine:
         observer.check()
         self._parts.make_way(wanted, key)
         dtype = torch_dtype(key.dtype)
-        module = kind.load(key.source, dtype, key.quantization, key.plain, observer)
+        with self._metered():
+            module = kind.load(key.source, dtype, key.quantization, key.plain, observer)
         # what was read to make it
         trim_ram()
         self.counters.parts_loaded += 1
@@ -326,6 +320,15 @@ class Engine:
             share(root, processes)
         residence = Residence(module, kind.blocks(root), self.device, lambda: self._forget(key))
         return LoadedPart(residence, LoraStack(root, key.source, dtype, residence))
+
+    @contextmanager
+    def _metered(self) -> Iterator[None]:
+        """Counts what is read of tensors meanwhile."""
+        before = METER.bytes
+        try:
+            yield
+        finally:
+            self.counters.bytes_read += METER.bytes - before
 
     def _forget(self, key: PartKey) -> None:
         """Drops a part that was asked to leave a device that is its home."""

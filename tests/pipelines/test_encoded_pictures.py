@@ -16,7 +16,7 @@ from comfyui_aitk.pipelines.models.model import Model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.pictures.picture import Picture
 from comfyui_aitk.pipelines.run.request import SampleRequest
-from comfyui_aitk.pipelines.run.run import prepare
+from comfyui_aitk.pipelines.run.run import Progress, prepare
 from comfyui_aitk.pipelines.run.sample import SampleResult, sample
 from comfyui_aitk.pipelines.run.start import starts
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ def encoded(result: SampleResult) -> int:
 
 def begun(engine: Engine, handle: PipelineHandle, asked: SampleRequest) -> list[tuple]:
     """What each picture begins with: its references, and the noise that its generator draws next."""
-    own, _ = prepare(engine, handle, asked, SilentObserver())
+    own, _ = prepare(engine, handle, asked, SilentObserver(), Progress(engine.counters))
     with torch.no_grad():
         found = starts(engine, own.wanted, own.job, own.seeds, SilentObserver())
     return [(start.references, torch.randn(64, generator=start.generator)) for start in found]
@@ -161,7 +161,12 @@ def test_a_model_that_says_nothing_shares_nothing_between_recipes_and_sizes(hand
     engine, handle = Engine(PlainMachine()), handles["omnigen2"]
     model = engine.model(handle)
     asked = [request(), request(width=96), request("reference pipeline"), request()]
-    found = [Model.reference_settings(model, prepare(engine, handle, own, SilentObserver())[0].job) for own in asked]
+    found = [
+        Model.reference_settings(
+            model, prepare(engine, handle, own, SilentObserver(), Progress(engine.counters))[0].job
+        )
+        for own in asked
+    ]
     assert len(set(found)) == 3
     assert found[0] == found[3]
 

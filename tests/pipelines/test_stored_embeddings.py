@@ -32,7 +32,7 @@ from comfyui_aitk.pipelines.parts.encoder import Embedding, Text
 from comfyui_aitk.pipelines.parts.language_model.gemma2 import Gemma2Settings
 from comfyui_aitk.pipelines.pictures.picture import Picture
 from comfyui_aitk.pipelines.run.request import SampleRequest
-from comfyui_aitk.pipelines.run.run import prepare
+from comfyui_aitk.pipelines.run.run import Progress, prepare
 from comfyui_aitk.pipelines.run.sample import SampleResult, sample
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from hypothesis import HealthCheck, given, settings
@@ -82,7 +82,7 @@ class Found:
 
 
 def encode(engine: Engine, handle: PipelineHandle, **change: object) -> Found:
-    own, _ = prepare(engine, handle, replace(REQUEST, **change), SilentObserver())
+    own, _ = prepare(engine, handle, replace(REQUEST, **change), SilentObserver(), Progress(engine.counters))
     before = replace(engine.counters)
     with torch.no_grad():
         embeddings = engine.embeddings(own.wanted, own.wanted.model.texts(own.job), SilentObserver())
