@@ -108,7 +108,10 @@ class Engine:
         """
         with self._turn.taken(observer):
             self._parts.sweep()
-            yield
+            try:
+                yield
+            finally:
+                self.stored.finish()
 
     def _drop_left(self) -> None:
         """Drops the parts whose leases have all ended; waits for the end of a run that is going on."""
@@ -180,7 +183,7 @@ class Engine:
         ]
         new = self._embeddings.missing(keys)
         with self._metered():
-            on_disk = self.stored.find(new if wanted.handle.options.embeddings_on_disk else [], observer)
+            on_disk = self.stored.find(new if wanted.handle.options.embeddings_on_disk else [])
         for key, embedding in on_disk.items():
             self._embeddings.put(key, embedding)
             self.counters.texts_from_disk += 1

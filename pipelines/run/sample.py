@@ -104,7 +104,7 @@ def _sample(
     control = request.control.notes if request.control is not None else ()
     rounded = (_COMPILED,) if handle.options.compiled else ()
     retried = (_RETRIED,) if progress.retried else ()
-    said = (*text_notes(model.facts, job.typed, flags, conditioning), *storing_notes(engine.stored.trouble))
+    said = (*text_notes(model.facts, job.typed, flags, conditioning), *storing_notes(engine.stored.take_trouble()))
     notes = (*rounded, *retried, *job.size.notes, *control, *wanted.plan.notes, *said)
     report = Report(run, sources, texts, notes, peak).as_json()
     comfy = torch.cat([model.to_comfy(latent.float(), handle.checkpoint) for latent in progress.latents])
