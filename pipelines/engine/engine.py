@@ -189,18 +189,22 @@ class Engine:
             self.counters.texts_from_disk += 1
         new = [key for key in new if key not in on_disk]
         for name in dict.fromkeys(text.encoder for _, _, text, _ in new):
-            encoder: Encoder = wanted.model.parts[name]  # pyright: ignore[reportAssignmentType]
-            self.apply_loras(wanted, name, observer)
-            with self.on_device(wanted, name, observer) as module:
-                own = [key for key in new if key[2].encoder == name]
-                for number, key in enumerate(own, 1):
-                    observer.stage(f"encoding text {number} of {len(own)}")
-                    observer.check()
-                    embedding = encoder.encode(module, key[2], device)
-                    self._embeddings.put(key, embedding)
-                    self.counters.texts_encoded += 1
-                    self.stored.keep(key, embedding)
+            self._encode(wanted, name, [key for key in new if key[2].encoder == name], observer)
         return self._embeddings.take(keys)
+
+    def _encode(self, wanted: Wanted, name: str, keys: Sequence[EmbeddingKey], observer: Observer) -> None:
+        """Encodes texts of one encoder; each is kept at once, should the next one fail."""
+        encoder: Encoder = wanted.model.parts[name]  # pyright: ignore[reportAssignmentType]
+        self.apply_loras(wanted, name, observer)
+        with self.on_device(wanted, name, observer) as module:
+            for number, key in enumerate(keys, 1):
+                _, _, text, device = key
+                observer.stage(f"encoding text {number} of {len(keys)}")
+                observer.check()
+                embedding = encoder.encode(module, text, device)
+                self._embeddings.put(key, embedding)
+                self.counters.texts_encoded += 1
+                self.stored.keep(key, embedding)
 
     @contextmanager
     def on_device(self, wanted: Wanted, part: str, observer: Observer) -> Iterator[nn.Module]:
@@ -288,17 +292,17 @@ class Engine:
         stack = self._part(wanted, part, observer).loras
         observer.check()
         stack.merging.room = self._parts.room_beside(wanted)
+        before = stack.work
         try:
             with self._metered():
                 stack.set(wanted.loras_of(part), wanted.model.facts, wanted.handle.checkpoint, observer)
         finally:
-            self.counters.lora_files_read += stack.files_read
-            merging = stack.merging
-            self.counters.tensors_merged += merging.tensors_merged
-            self.counters.tensors_restored += merging.tensors_restored
-            if merging.tensors_merged or merging.tensors_restored:
+            files, merged, restored = (now - then for now, then in zip(stack.work, before, strict=True))
+            self.counters.lora_files_read += files
+            self.counters.tensors_merged += merged
+            self.counters.tensors_restored += restored
+            if merged or restored:
                 trim_ram()
-            stack.files_read = merging.tensors_merged = merging.tensors_restored = 0
 
     def _part(self, wanted: Wanted, part: str, observer: Observer) -> LoadedPart:
         key = wanted.keys[part]
