@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from pathlib import Path
 
 import torch
@@ -118,6 +120,14 @@ class AskedMachine(PlainMachine):
     def make_room(self, size: float) -> None:
         super().make_room(size)
         self.asked.append(size)
+
+
+def leases_ended() -> None:
+    """Waits until what the ended leases held is dropped."""
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "AITK end of a lease":
+            thread.join()
 
 
 def loaded(engine: Engine, part: str) -> nn.Module:

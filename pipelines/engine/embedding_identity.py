@@ -35,7 +35,7 @@ _CODE = Path(__file__).resolve().parents[1]
 Digest = Callable[[FileStamp], str]  # a file's contents
 
 
-def identity(key: EmbeddingKey, digest: Digest) -> str:
+def identity(key: EmbeddingKey, machine: Mapping[str, Any], digest: Digest) -> str:
     """64 hex digits that are other ones wherever the embedding may be another one.
 
     Neither paths nor times of files count, only what the files hold. A model's choice of attention is in the settings
@@ -43,13 +43,14 @@ def identity(key: EmbeddingKey, digest: Digest) -> str:
 
     Args:
         key: the embedding's key in memory.
+        machine: see :func:`machine_of`, when it is encoded.
         digest: gives a file's contents.
 
     Raises:
         FileError: a file cannot be read, or is another one by now.
         TypeError: a model's settings hold what has no plain form.
     """
-    part, loras, text, device = key
+    part, loras, text, _ = key
     return hashlib.sha256(
         canonical(
             {
@@ -63,7 +64,7 @@ def identity(key: EmbeddingKey, digest: Digest) -> str:
                 "plain": part.plain,
                 "loras": [_lora(lora, digest) for lora in loras],
                 "text": text,
-                "machine": machine(device),
+                "machine": machine,
             }
         ).encode()
     ).hexdigest()
@@ -124,7 +125,7 @@ def _lora(lora: AppliedLora, digest: Digest) -> dict[str, Any]:
     }
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine_of(device: str) -> dict[str, Any]:
     """What decides which kernels compute: libraries, processor, device, and torch's switches."""
     import torch
 

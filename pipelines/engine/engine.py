@@ -1,16 +1,13 @@
 """The weights behind the handles, and the cheapest way from what is loaded to what is asked for.
 
 A part is loaded when a run first needs it, and kept as long as somebody may ask for it again and there is room: see
-:mod:`.loaded`. LoRAs, strengths, prompts and seeds never reload a part. What came to the device stays there
-until something else needs the room (``machine/residence.py``).
+:mod:`.loaded` and :mod:`.leases`. LoRAs, strengths, prompts and seeds never reload a part. What came to the device
+stays there until something else needs the room (``machine/residence.py``).
 """
 
 from __future__ import annotations
 
-import gc
-import threading
 import traceback
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -21,7 +18,7 @@ from ..layers.attention import check_attention
 from ..layers.compiled import compiled
 from ..layers.fill import out_of_memory
 from ..layers.holding import FLOAT8_FORMS
-from ..layers.sharing import share
+from ..layers.sharing import check_shared, share
 from ..lora.stack import LoraStack, resolve
 from ..machine.ram import trim_ram
 from ..machine.residence import EVERYTHING, Residence
@@ -32,9 +29,11 @@ from ..weights.source import packed_as
 from .counters import Counters
 from .embeddings import EmbeddingKey, Embeddings
 from .encoded_pictures import PictureEncodings
+from .leases import Leases
 from .loaded import LoadedPart, LoadedParts
 from .planner import Asked, Planner
 from .stored_embeddings import StoredEmbeddings
+from .turn import Turn
 from .wanted import PartKey, Wanted
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from ..handle import Lease, PipelineHandle
+    from ..handle import PipelineHandle
     from ..machine.machine import Machine
     from ..models.model import Denoisers, Model
     from ..models.recipe import Recipe
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
     from ..parts.encoder import Embedding, Encoder, Text
     from ..pictures.sizes import Size
     from ..weights.checkpoint import Checkpoint
-
-_ASK_EVERY = 0.05  # seconds between two looks at a waiting run's observer
 
 
 class Engine:
@@ -63,14 +60,14 @@ class Engine:
 
     Attributes:
         counters: of its work.
+        leases: of the handles that it was given; what none of them holds any more is dropped.
         pictures: the control images that it encoded.
         stored: the embeddings in the folder.
-        grace: seconds for which weights outlive the last handle on them; 0 drops them with it.
     """
 
     def __init__(self, machine: Machine, embeddings_folder: Callable[[], Path | None] = lambda: None) -> None:
         self.counters = Counters()
-        self.grace = 10.0
+        self.leases = Leases(self._drop_left)
         self.pictures = PictureEncodings()
         self.stored = StoredEmbeddings(embeddings_folder)
         self._machine = machine
@@ -79,10 +76,7 @@ class Engine:
         self._embeddings = Embeddings()
         self._models: dict[str, Model] = {}
         self._checked: tuple[str, Checkpoint] | None = None
-        self._turn = threading.RLock()
-        self._runs = 0
-        self._watched: weakref.WeakSet[Lease] = weakref.WeakSet()
-        self._left = False
+        self._turn = Turn()
 
     @property
     def device(self) -> str:
@@ -98,11 +92,12 @@ class Engine:
 
         Waits for the end of a run that is going on in another thread.
         """
-        with self._turn:
+        with self._turn.taken():
             self._parts.drop(self._parts)
+            self._parts.sweep()
             self._forget_encoded()
             self._checked = None
-            self._tidy()
+            self._give_back()
 
     @contextmanager
     def turn(self, observer: Observer) -> Iterator[None]:
@@ -111,68 +106,27 @@ class Engine:
         Args:
             observer: of the run that waits or works; its own interruption ends its waiting, and nobody else's.
         """
-        if not self._turn.acquire(blocking=False):
-            observer.stage("waiting for another run to end")
-            while not self._turn.acquire(timeout=_ASK_EVERY):
-                observer.check()
-        self._runs += 1
-        try:
-            with self._metered():
+        with self._turn.taken(observer):
+            self._parts.sweep()
+            try:
                 yield
-        finally:
-            self._runs -= 1
-            self._turn.release()
-            if self._left:
-                self._drop_left()
-
-    @contextmanager
-    def _metered(self) -> Iterator[None]:
-        """Counts what is read of files in this process meanwhile."""
-        before = METER.bytes
-        try:
-            yield
-        finally:
-            self.counters.bytes_read += METER.bytes - before
-
-    def _watch(self, lease: Lease | None) -> None:
-        """Has what a lease holds dropped when it ends."""
-        if lease is not None and lease not in self._watched:
-            self._watched.add(lease)
-            weakref.finalize(lease, self._end_of_lease).atexit = False
-
-    def _end_of_lease(self) -> None:
-        # called wherever the last handle dies, maybe within a run or in another thread. A graph that was changed above
-        # its loader lets go of one handle and comes with the next: it may find its weights
-        if self.grace <= 0:
-            self._drop_left()
-            return
-        timer = threading.Timer(self.grace, self._drop_left)
-        timer.daemon = True
-        timer.start()
+            finally:
+                self.stored.finish()
 
     def _drop_left(self) -> None:
-        """Drops the parts whose leases have all ended; while a run goes on, at its end."""
-        self._left = True
-        if not self._turn.acquire(blocking=False):
-            return
-        try:
-            if self._runs:
-                return
-            self._left = False
+        """Drops the parts whose leases have all ended; waits for the end of a run that is going on."""
+        with self._turn.taken():
             self._parts.drop(self._parts.left())
-            if next(iter(self._watched), None) is None:
+            if not self.leases.any_lives:
                 self._forget_encoded()
-            self._tidy()
-        finally:
-            self._turn.release()
+            self._give_back()
 
     def _forget_encoded(self) -> None:
         self._embeddings.clear()
         self.pictures.clear()
 
-    def _tidy(self) -> None:
-        # modules and their hooks are circles
-        gc.collect()
+    def _give_back(self) -> None:
+        """Hands memory that was freed back to the system and to the device."""
         trim_ram()
         self._empty_cache()
 
@@ -199,7 +153,8 @@ class Engine:
             LoraError: a LoRA cannot be applied as asked.
         """
         model = self.model(handle)
-        self._watch(handle.lease)
+        if handle.lease is not None:
+            self.leases.watch(handle.lease)
         _check_options(model, handle)
         asked = Asked(model, handle, recipe)
         keys = self._planner.keys(asked)
@@ -227,24 +182,29 @@ class Engine:
             (wanted.keys[text.encoder], wanted.loras_of(text.encoder), text, device) for text in texts
         ]
         new = self._embeddings.missing(keys)
-        on_disk = self.stored.find(new if wanted.handle.options.embeddings_on_disk else [], observer)
+        with self._metered():
+            on_disk = self.stored.find(new if wanted.handle.options.embeddings_on_disk else [])
         for key, embedding in on_disk.items():
             self._embeddings.put(key, embedding)
             self.counters.texts_from_disk += 1
         new = [key for key in new if key not in on_disk]
         for name in dict.fromkeys(text.encoder for _, _, text, _ in new):
-            encoder: Encoder = wanted.model.parts[name]  # pyright: ignore[reportAssignmentType]
-            self.apply_loras(wanted, name, observer)
-            with self.on_device(wanted, name, observer) as module:
-                own = [key for key in new if key[2].encoder == name]
-                for number, key in enumerate(own, 1):
-                    observer.stage(f"encoding text {number} of {len(own)}")
-                    observer.check()
-                    embedding = encoder.encode(module, key[2], device)
-                    self._embeddings.put(key, embedding)
-                    self.counters.texts_encoded += 1
-                    self.stored.keep(key, embedding)
+            self._encode(wanted, name, [key for key in new if key[2].encoder == name], observer)
         return self._embeddings.take(keys)
+
+    def _encode(self, wanted: Wanted, name: str, keys: Sequence[EmbeddingKey], observer: Observer) -> None:
+        """Encodes texts of one encoder; each is kept at once, should the next one fail."""
+        encoder: Encoder = wanted.model.parts[name]  # pyright: ignore[reportAssignmentType]
+        self.apply_loras(wanted, name, observer)
+        with self.on_device(wanted, name, observer) as module:
+            for number, key in enumerate(keys, 1):
+                _, _, text, device = key
+                observer.stage(f"encoding text {number} of {len(keys)}")
+                observer.check()
+                embedding = encoder.encode(module, text, device)
+                self._embeddings.put(key, embedding)
+                self.counters.texts_encoded += 1
+                self.stored.keep(key, embedding)
 
     @contextmanager
     def on_device(self, wanted: Wanted, part: str, observer: Observer) -> Iterator[nn.Module]:
@@ -329,23 +289,25 @@ class Engine:
         own = {(handle.model, source, handle.dtype) for source in handle.checkpoint.sources}
         self._parts.drop([key for key in self._parts if (key.model, key.source, key.dtype) not in own])
         self._parts.forget_originals()
-        self._tidy()
+        self._parts.sweep()
+        self._give_back()
 
     def apply_loras(self, wanted: Wanted, part: str, observer: Observer) -> None:
         """Loads a part if need be and gives it exactly those of the run's LoRAs that are for it."""
         stack = self._part(wanted, part, observer).loras
         observer.check()
         stack.merging.room = self._parts.room_beside(wanted)
+        before = stack.work
         try:
-            stack.set(wanted.loras_of(part), wanted.model.facts, wanted.handle.checkpoint, observer)
+            with self._metered():
+                stack.set(wanted.loras_of(part), wanted.model.facts, wanted.handle.checkpoint, observer)
         finally:
-            self.counters.lora_files_read += stack.files_read
-            merging = stack.merging
-            self.counters.tensors_merged += merging.tensors_merged
-            self.counters.tensors_restored += merging.tensors_restored
-            if merging.tensors_merged or merging.tensors_restored:
+            files, merged, restored = (now - then for now, then in zip(stack.work, before, strict=True))
+            self.counters.lora_files_read += files
+            self.counters.tensors_merged += merged
+            self.counters.tensors_restored += restored
+            if merged or restored:
                 trim_ram()
-            stack.files_read = merging.tensors_merged = merging.tensors_restored = 0
 
     def _part(self, wanted: Wanted, part: str, observer: Observer) -> LoadedPart:
         key = wanted.keys[part]
@@ -360,21 +322,32 @@ class Engine:
         observer.check()
         self._parts.make_way(wanted, key)
         dtype = torch_dtype(key.dtype)
-        module = kind.load(key.source, dtype, key.quantization, key.plain, observer)
+        with self._metered():
+            module = kind.load(key.source, dtype, key.quantization, key.plain, observer)
         # what was read to make it
         trim_ram()
         self.counters.parts_loaded += 1
         root = kind.lora_root(module)
         if kind.role == "denoiser" and (processes := self._machine.processes()) > 1:
-            share(root, processes, wanted.model.facts.title)
+            share(root, processes)
         residence = Residence(module, kind.blocks(root), self.device, lambda: self._forget(key))
         return LoadedPart(residence, LoraStack(root, key.source, dtype, residence))
 
+    @contextmanager
+    def _metered(self) -> Iterator[None]:
+        """Counts what is read of tensors meanwhile."""
+        before = METER.bytes
+        try:
+            yield
+        finally:
+            self.counters.bytes_read += METER.bytes - before
+
     def _forget(self, key: PartKey) -> None:
         """Drops a part that was asked to leave a device that is its home."""
-        if self._parts.find(key) is not None:
-            self._parts.drop([key])
-            self._tidy()
+        with self._turn.taken():
+            if self._parts.find(key) is not None:
+                self._parts.drop([key])
+                self._give_back()
 
     def _check(self, model: Model, handle: PipelineHandle, keys: dict[str, PartKey]) -> None:
         """Refuses what cannot be run before the run starts, and before a loaded part is given up."""
@@ -393,6 +366,9 @@ class Engine:
         check_attention(handle.options.transformer_attention, self.device, handle.dtype)
         if self._checked != (handle.model, handle.checkpoint):
             model.check(handle.checkpoint)
+            if (processes := self._machine.processes()) > 1:
+                for name in model.facts.files.of_role("denoiser"):
+                    check_shared(model.parts[name].empty(handle.checkpoint.source(name)), processes, model.facts.title)
             self._checked = (handle.model, handle.checkpoint)
 
     def _empty_cache(self) -> None:

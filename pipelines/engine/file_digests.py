@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +15,7 @@ from ..pictures.saving import replace_file
 
 SUFFIX = ".sha256"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_CHUNK = 1 << 24  # bytes between two looks at the observer
+_CHUNK = 1 << 24  # bytes that are in memory at a time
 
 
 class FileDigests:
@@ -35,48 +36,29 @@ class FileDigests:
         """Whether a file's digest is to be had without reading the file."""
         return stamp in self._known or self._remembered(stamp) is not None
 
-    def of(self, stamp: FileStamp, check: Callable[[], None]) -> str:
+    def of(self, stamp: FileStamp) -> str:
         """The digest of a file as it was stamped.
-
-        Args:
-            stamp: of the file.
-            check: called between pieces of a large one; raises to interrupt.
 
         Raises:
             FileError: it cannot be read, or is another one by now.
         """
         if FileStamp.of(stamp.path) != stamp:
             raise FileError(f"{stamp.path.name!r} was replaced after its node ran. Run again.")
-        if stamp not in self._known:
-            self._known[stamp] = self._remembered(stamp) or self._read(stamp, check)
-        return self._known[stamp]
+        path, known = self._place(stamp), self._known.get(stamp)
+        if known is None and (known := self._remembered(stamp)) is None:
+            known = _read(stamp)
+            _keep(path, known)
+        elif not _use(path):
+            _keep(path, known)
+        self._known[stamp] = known
+        return known
 
     def _remembered(self, stamp: FileStamp) -> str | None:
         path = self._place(stamp)
         with suppress(OSError, ValueError):
             if path is not None and path.is_file() and path.stat().st_size == 64:
-                path.touch()
                 return digest if _DIGEST.fullmatch(digest := path.read_text("ascii")) else None
         return None
-
-    def _read(self, stamp: FileStamp, check: Callable[[], None]) -> str:
-        digest = hashlib.sha256()
-        try:
-            with stamp.path.open("rb") as file:
-                while piece := file.read(_CHUNK):
-                    check()
-                    digest.update(piece)
-        except OSError as error:
-            raise FileError(f"{stamp.path.name!r} cannot be read: {error.strerror}.") from error
-        found = digest.hexdigest()
-        if FileStamp.of(stamp.path) != stamp:
-            raise FileError(f"{stamp.path.name!r} was changed while it was read. Run again.")
-        if (path := self._place(stamp)) is not None:
-            # where it cannot be kept, it is read again
-            with suppress(OSError, FileError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(path, found.encode())
-        return found
 
     def _place(self, stamp: FileStamp) -> Path | None:
         folder = self._folder()
@@ -84,3 +66,37 @@ class FileDigests:
         # a path may hold a user's name
         name = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest() + SUFFIX
         return None if folder is None else folder / name
+
+
+def _read(stamp: FileStamp) -> str:
+    digest = hashlib.sha256()
+    try:
+        with stamp.path.open("rb") as file:
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+    except OSError as error:
+        raise FileError(f"{stamp.path.name!r} cannot be read: {error.strerror}.") from error
+    if FileStamp.of(stamp.path) != stamp:
+        raise FileError(f"{stamp.path.name!r} was changed while it was read. Run again.")
+    return digest.hexdigest()
+
+
+def _keep(path: Path | None, digest: str) -> None:
+    """Writes a digest; where it cannot be kept, its file is read again."""
+    if path is not None:
+        with suppress(OSError, FileError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, digest.encode())
+
+
+def _use(path: Path | None) -> bool:
+    """Notes that a digest was used now; False where it is not there any more."""
+    if path is not None:
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            # of a folder that cannot be written nothing leaves either
+            return True
+    return True

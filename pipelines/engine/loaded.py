@@ -45,6 +45,12 @@ class LoadedPart:
         for file in self.files:
             file.check()
 
+    @property
+    def held(self) -> bool:
+        """Whether a lease holds it now."""
+        # not their number, which counts one that is dying
+        return any(True for _ in self.leases)
+
     def lend_to(self, lease: Lease | None) -> None:
         """Notes whose part it is."""
         if lease is None:
@@ -54,11 +60,18 @@ class LoadedPart:
 
 
 class LoadedParts:
-    """Parts by key, the least used first."""
+    """Parts by key, the least used first.
+
+    A part that is dropped leaves a shell: its module without tensors. ComfyUI's memory manager keeps a list of the
+    modules that it knows. It takes one out when garbage collection finds the module dead, in whichever thread that is,
+    and has an error where this happens while it goes through the list. So shells stay until :meth:`sweep`, which is for
+    the thread that runs graphs, the only one that goes through the list.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._parts: dict[PartKey, LoadedPart] = {}
+        self._shells: list[Residence] = []
 
     def __iter__(self) -> Iterator[PartKey]:
         return iter(list(self._parts))
@@ -72,13 +85,23 @@ class LoadedParts:
         self._parts[key] = part
 
     def drop(self, keys: Iterable[PartKey]) -> None:
-        """Gives up parts, and their memory with them, whoever still holds a module."""
+        """Gives up parts, and their memory with them, whoever still holds a module; any thread may do so."""
         for key in keys:
-            self._parts.pop(key).residence.drop()
+            shell = self._parts.pop(key).residence
+            shell.drop()
+            self._shells.append(shell)
+
+    def sweep(self) -> None:
+        """Gives up what is left of dropped parts. Collects garbage: not for a thread beside the one that runs graphs,
+        nor for a call out of the memory manager."""
+        if self._shells:
+            self._shells.clear()
+            # modules and their hooks are circles; where nothing left, a second of looking would find nothing
+            gc.collect()
 
     def left(self) -> list[PartKey]:
         """Those whose leases have all ended."""
-        return [key for key, part in self._parts.items() if part.leased and not part.leases]
+        return [key for key, part in self._parts.items() if part.leased and not part.held]
 
     def forget_originals(self) -> None:
         """Gives up what is kept of merged tensors as they were."""
@@ -96,14 +119,12 @@ class LoadedParts:
         room = self._room(wanted)
         for other in reversed([other for other in self._parts if other not in own]):
             room -= self._parts[other].residence.size
-            if room < 0 or not self._parts[other].leases:
+            if room < 0 or not self._parts[other].held:
                 gone.append(other)
         self.drop(gone)
+        self.sweep()
         if self.room_beside(wanted) < 0:
             self.forget_originals()
-        if gone:
-            # modules and their hooks are circles; where nothing left, a second of looking would find nothing
-            gc.collect()
 
     def room_beside(self, wanted: Wanted) -> int:
         """Bytes of the computer's memory beside all parts; what is kept of merged tensors' originals is not counted."""

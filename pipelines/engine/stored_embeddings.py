@@ -3,6 +3,10 @@ decides it.
 
 Neither the text nor a path is in the file or in its name. Any number of processes may use one folder, and whatever goes
 wrong with it, a run goes on as if there were none.
+
+The key holds digests of the text encoder's files, up to 48 GB. No run waits for them. For a large file that was never
+read whole there is nothing to be found, unless it is a copy of one that was: then the text is encoded, which reads the
+file as well. The digest is made when the run is over, in a thread of its own, and then the embedding is written.
 """
 
 from __future__ import annotations
@@ -11,30 +15,36 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
 from ..files.header import FileStamp, TensorInfo
 from ..files.safetensors import read_header, read_tensors
 from ..parts.encoder import Embedding
 from ..pictures.saving import reason, remove_leftovers, replace_file
-from .embedding_identity import SCHEMA, identity
+from .embedding_identity import SCHEMA, Digest, identity, machine_of
 from .file_digests import SUFFIX, FileDigests
 
 if TYPE_CHECKING:
     import torch
 
-    from ..observer import Observer
     from ..options import DType
     from .embeddings import EmbeddingKey
 
 MOST_BYTES = 10**9  # of all files together
 _NAME = re.compile(rf"[0-9a-f]{{64}}(\.safetensors|{re.escape(SUFFIX)})")
 _DTYPES: dict[DType, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_LARGE = 1 << 26  # bytes of files whose reading is worth a word
+_LARGE = 1 << 26  # bytes of a file that no run waits for
+
+_Waiting = tuple["EmbeddingKey", Mapping[str, Any], Embedding]
+
+
+class _NotReadYetError(Exception):
+    """A large file was never read whole."""
 
 
 class StoredEmbeddings:
@@ -43,67 +53,85 @@ class StoredEmbeddings:
     Args:
         folder: where they are; None is nowhere. It is made when it is first needed.
         most_bytes: of all files together.
-
-    Attributes:
-        trouble: why something could not be kept since the last :meth:`find`; empty where nothing went wrong.
     """
 
     def __init__(self, folder: Callable[[], Path | None], most_bytes: int = MOST_BYTES) -> None:
-        self.trouble = ""
         self._folder = folder
         self._most = most_bytes
         self._digests = FileDigests(folder)
+        self._trouble = ""
+        # of what was looked for last
         self._names: dict[EmbeddingKey, str] = {}
+        self._unnamed: dict[EmbeddingKey, Mapping[str, Any]] = {}
+        self._waiting: list[_Waiting] = []
+        self._finishing = threading.Lock()
 
-    def find(self, keys: Iterable[EmbeddingKey], observer: Observer) -> dict[EmbeddingKey, Embedding]:
-        """Those that are there and whole.
-
-        Args:
-            keys: of what the run needs; what is encoded of them may be kept afterwards.
-            observer: told where files are read whole for the first time, asked for interruption.
-        """
-        self.trouble = ""
+    def find(self, keys: Iterable[EmbeddingKey]) -> dict[EmbeddingKey, Embedding]:
+        """Those that are there and whole; what is encoded of the others may be kept afterwards."""
+        self._names, self._unnamed, found = {}, {}, {}
         folder = self._folder()
-        names = {} if folder is None else {key: self._name(key, observer) for key in keys}
-        self._names = {key: name for key, name in names.items() if name}
-        found = {}
-        for key, name in self._names.items():
-            if folder is not None and (embedding := _read(folder / name, key[0].dtype, self._most)) is not None:
-                found[key] = embedding
+        if folder is None:
+            return found
+        for key in keys:
+            machine = machine_of(key[3])
+            try:
+                name = self._names[key] = _name(key, machine, self._soon)
+            except _NotReadYetError:
+                self._unnamed[key] = machine
+            except (FileError, OSError, TypeError):
+                # it can have none; what is wrong with a file, whoever needs it says
+                continue
+            else:
+                if (embedding := _read(folder / name, key[0].dtype, self._most)) is not None:
+                    found[key] = embedding
         return found
 
     def keep(self, key: EmbeddingKey, embedding: Embedding) -> None:
-        """Writes what was looked for and not found."""
-        folder, name = self._folder(), self._names.get(key)
-        if folder is None or name is None:
-            return
-        content = _written(embedding)
-        if len(content) > self._most:
+        """Writes what was looked for and not found, now or in :meth:`finish`."""
+        if (name := self._names.get(key)) is not None:
+            self._write(name, embedding)
+        elif (machine := self._unnamed.get(key)) is not None:
+            self._waiting.append((key, machine, embedding))
+
+    def finish(self) -> None:
+        """Begins to read, in a thread of its own, the large files of what is to be kept, and to write that."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            name = "AITK reading of text encoders"
+            threading.Thread(target=self._finish, args=(waiting,), name=name, daemon=True).start()
+
+    def take_trouble(self) -> str:
+        """Why something could not be kept since this was asked last; empty where nothing went wrong."""
+        trouble, self._trouble = self._trouble, ""
+        return trouble
+
+    def _finish(self, waiting: Iterable[_Waiting]) -> None:
+        # the next run's thread waits, and finds the digest that this one made
+        with self._finishing:
+            for key, machine, embedding in waiting:
+                with suppress(FileError, OSError, TypeError):
+                    self._write(_name(key, machine, self._digests.of), embedding)
+
+    def _soon(self, stamp: FileStamp) -> str:
+        """A digest that no run waits for."""
+        if stamp.size > _LARGE and not self._digests.knows(stamp):
+            raise _NotReadYetError
+        return self._digests.of(stamp)
+
+    def _write(self, name: str, embedding: Embedding) -> None:
+        folder, content = self._folder(), _written(embedding)
+        if folder is None or len(content) > self._most:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(folder / name, content)
         except OSError as error:
-            self.trouble = reason(error)
+            self._trouble = reason(error)
         except FileError as error:
             cause = error.__cause__
-            self.trouble = reason(cause) if isinstance(cause, OSError) else str(error)
+            self._trouble = reason(cause) if isinstance(cause, OSError) else str(error)
         else:
             self._tidy(folder)
-
-    def _name(self, key: EmbeddingKey, observer: Observer) -> str | None:
-        """Of an embedding's file; None where it can have none."""
-
-        def digest(stamp: FileStamp) -> str:
-            if stamp.size > _LARGE and not self._digests.knows(stamp):
-                observer.stage(f"reading {key[0].part} of {key[0].source.name} once, to know it again")
-            return self._digests.of(stamp, observer.check)
-
-        try:
-            return f"{identity(key, digest)}.safetensors"
-        except (FileError, OSError, TypeError):
-            # what is wrong with a file, whoever needs it says
-            return None
 
     def _tidy(self, folder: Path) -> None:
         """Removes what was not used for the longest time, as much as there is too much of; never another's file."""
@@ -122,6 +150,10 @@ class StoredEmbeddings:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
                 size -= own
+
+
+def _name(key: EmbeddingKey, machine: Mapping[str, Any], digest: Digest) -> str:
+    return f"{identity(key, machine, digest)}.safetensors"
 
 
 def _read(path: Path, dtype: DType, most_bytes: int = MOST_BYTES) -> Embedding | None:

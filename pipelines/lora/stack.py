@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import FileError, LoraError
 from ..files.spans import reading
@@ -85,6 +85,14 @@ def resolve(loras: Sequence[LoraSpec], recipe: Recipe, held: dict[str, str]) -> 
     return tuple(applied)
 
 
+class LoraWork(NamedTuple):
+    """What a stack did since it was made: LoRA files read, the part's tensors merged into, and made as they were."""
+
+    files_read: int
+    tensors_merged: int
+    tensors_restored: int
+
+
 class LoraStack:
     """The LoRAs on one loaded part.
 
@@ -97,13 +105,12 @@ class LoraStack:
     Attributes:
         applied: what is on it now; None after a change that could be neither finished nor undone.
         merging: what is merged.
-        files_read: how many LoRA files were read so far.
     """
 
     def __init__(self, module: nn.Module, source: Source, dtype: torch.dtype, residence: Residence) -> None:
         self.applied: tuple[AppliedLora, ...] | None = ()
         self.merging = Merging(module, source, residence)
-        self.files_read = 0
+        self._files_read = 0
         self._module = module
         self._source = source
         self._dtype = dtype
@@ -112,6 +119,10 @@ class LoraStack:
         self._live_of: list[AppliedLora] = []
         # the least used first
         self._weights: dict[_FileKey, Weights] = {}
+
+    @property
+    def work(self) -> LoraWork:
+        return LoraWork(self._files_read, self.merging.tensors_merged, self.merging.tensors_restored)
 
     def set(
         self,
@@ -174,7 +185,7 @@ class LoraStack:
             if (file.stamp, file.companion) != key:
                 raise FileError(f"{spec.name!r} was replaced after its node ran. Run again to use the new file.")
             found = read_lora(file, self._source.component, reading(observer, what, file.stamp.size))
-            self.files_read += 1
+            self._files_read += 1
         self._weights[key] = found
         return found
 

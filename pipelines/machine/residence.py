@@ -11,6 +11,7 @@ device, nor gives some of them up when another model needs the room.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,8 @@ class Residence:
         self._rest = Unit(self._outside, self._transfer)
         self._gone = gone
         self._visits = 0
+        # a part may be dropped in one thread while the manager of the device sends it away in another
+        self._leaving = threading.Lock()
 
     @property
     def at_home(self) -> bool:
@@ -108,25 +111,27 @@ class Residence:
         Returns:
             Bytes that were given up.
         """
-        if self._visits:
-            return 0
         before = self.there
+        if self._visits or not before:
+            return 0
         if self.at_home:
             self._gone()
             return before
-        for unit in (*reversed(self._blocks), self._rest):
-            if before - self.there >= size:
-                break
-            unit.leave()
-        return before - self.there
+        with self._leaving:
+            for unit in (*reversed(self._blocks), self._rest):
+                if before - self.there >= size:
+                    break
+                unit.leave()
+            return before - self.there
 
     def drop(self) -> None:
         """Gives up all tensors, those at home too: whoever still holds the module holds no memory with it."""
-        for module in self.module.modules():
-            for store in stores(module):
-                store.update(dict.fromkeys(store))
-        for unit in self._units():
-            unit.forget()
+        with self._leaving:
+            for module in self.module.modules():
+                for store in stores(module):
+                    store.update(dict.fromkeys(store))
+            for unit in self._units():
+                unit.forget()
 
     @contextmanager
     def visit(self) -> Iterator[nn.Module]:

@@ -18,7 +18,6 @@ from ..machine.plan import Plan, usable_ram
 from .start import noise_device
 
 if TYPE_CHECKING:
-    from ..engine.counters import Counters
     from ..engine.wanted import Wanted
     from ..lora.stack import AppliedLora
     from ..parts.encoder import Text
@@ -74,7 +73,6 @@ class Report:
         sources: its files.
         texts: what was encoded.
         notes: what the user sees on the node.
-        before: the engine's counters when it began.
         peak: bytes of memory, see :func:`peak_memory`.
     """
 
@@ -82,11 +80,10 @@ class Report:
     sources: Sources
     texts: Sequence[Text]
     notes: Sequence[str]
-    before: Counters
     peak: Mapping[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        run, job, engine = self.run, self.run.job, self.run.engine
+        run, job, engine, progress = self.run, self.run.job, self.run.engine, self.run.progress
         model = run.wanted.model
         era = {} if job.recipe.era is None else {"era": asdict(job.recipe.era)}
         return {
@@ -105,8 +102,8 @@ class Report:
             "control_images": [{"size": [p.width, p.height], "sha256": p.sha256} for p in job.references],
             "sigmas": [round(float(value), 7) for value in run.schedule.sigmas],
             "notes": list(self.notes),
-            "work": {name: value - getattr(self.before, name) for name, value in asdict(engine.counters).items()},
-            "seconds": run.clock.seconds,
+            "work": {name: value - getattr(progress.before, name) for name, value in asdict(engine.counters).items()},
+            "seconds": progress.clock.seconds,
             "memory": _memory(run.wanted.plan),
             "peak_memory": dict(self.peak),
             "device": engine.device,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..models.model import Denoising, Job
@@ -15,6 +15,7 @@ from .texts import typed_texts
 if TYPE_CHECKING:
     import torch
 
+    from ..engine.counters import Counters
     from ..engine.engine import Engine
     from ..engine.wanted import Wanted
     from ..handle import PipelineHandle
@@ -23,6 +24,25 @@ if TYPE_CHECKING:
     from ..parts.encoder import Embedding
     from .request import SampleRequest
     from .start import Start
+
+
+@dataclass(eq=False)
+class Progress:
+    """What a request has come to so far; a try that runs out of memory leaves it to the next one.
+
+    Attributes:
+        before: the engine's counters when it began.
+        clock: of its phases, over all tries.
+        latents: of the pictures that are denoised, on the CPU.
+        images: uint8 [H, W, 3], of those that are decoded.
+        retried: whether memory ran out once.
+    """
+
+    before: Counters
+    clock: Clock = field(default_factory=Clock)
+    latents: list[torch.Tensor] = field(default_factory=list)
+    images: list[torch.Tensor] = field(default_factory=list)
+    retried: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +56,7 @@ class Run:
         request: the node's inputs.
         schedule: the levels that run.
         observer: told of progress, asked for interruption.
-        clock: of its phases.
+        progress: what it has come to.
     """
 
     engine: Engine
@@ -45,21 +65,25 @@ class Run:
     request: SampleRequest
     schedule: Schedule
     observer: Observer
-    clock: Clock
+    progress: Progress
+
+    @property
+    def is_denoised(self) -> bool:
+        """Whether nothing is left for the denoisers."""
+        return len(self.progress.latents) == self.request.batch_size
 
     @property
     def seeds(self) -> range:
         return range(self.request.seed, self.request.seed + self.request.batch_size)
 
-    def denoise(self, conditioning: Sequence[Embedding], begun: Sequence[Start]) -> list[torch.Tensor]:
-        """Final latents of each picture, on the CPU."""
-        device, finished = self.engine.device, []
-        with self.clock.phase("sample"), self.engine.denoisers(self.wanted, self.observer) as denoisers:
+    def denoise(self, conditioning: Sequence[Embedding], begun: Sequence[Start]) -> None:
+        """Brings the rest of the pictures to their final latents."""
+        device, finished = self.engine.device, self.progress.latents
+        with self.progress.clock.phase("sample"), self.engine.denoisers(self.wanted, self.observer) as denoisers:
             conditioning = [embedding.to(device) for embedding in conditioning]
-            for index, start in enumerate(begun):
-                picture = self._picture(index, start, conditioning)
+            for index in range(len(finished), self.request.batch_size):
+                picture = self._picture(index, begun[index], conditioning)
                 finished.append(self.wanted.model.denoise(denoisers, picture).cpu())
-        return finished
 
     def _picture(self, index: int, start: Start, conditioning: Sequence[Embedding]) -> Denoising:
         device, model = self.engine.device, self.wanted.model
@@ -84,21 +108,22 @@ class Run:
         one = latent[index if len(latent) > 1 else 0][None].to(device).float()
         return self.wanted.model.from_comfy(one, self.job.checkpoint)
 
-    def decode(self, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """uint8 [H, W, 3] each."""
-        model, images = self.wanted.model, []
+    def decode(self) -> None:
+        """Decodes the rest of the latents."""
+        model, latents, images = self.wanted.model, self.progress.latents, self.progress.images
         with (
-            self.clock.phase("decode"),
+            self.progress.clock.phase("decode"),
             self.engine.on_device(self.wanted, model.autoencoder.name, self.observer) as autoencoder,
         ):
-            for number, one in enumerate(latents, 1):
-                self.observer.stage(f"decoding picture {number} of {len(latents)}")
+            for index in range(len(images), len(latents)):
+                self.observer.stage(f"decoding picture {index + 1} of {len(latents)}")
                 self.observer.check()
-                images.append(model.decode(autoencoder, one.to(self.engine.device), self.job))
-        return images
+                images.append(model.decode(autoencoder, latents[index].to(self.engine.device), self.job))
 
 
-def prepare(engine: Engine, handle: PipelineHandle, request: SampleRequest, observer: Observer) -> tuple[Run, str]:
+def prepare(
+    engine: Engine, handle: PipelineHandle, request: SampleRequest, observer: Observer, progress: Progress
+) -> tuple[Run, str]:
     """Checks a request and decides everything; loads nothing. Returns the run, and the flags cut off the prompt.
 
     Raises:
@@ -125,4 +150,4 @@ def prepare(engine: Engine, handle: PipelineHandle, request: SampleRequest, obse
         references=tuple(map(Picture.of, request.control.images)) if request.control is not None else (),
     )
     schedule = model.schedule(job, schedule_length(request)).last(request.steps)
-    return Run(engine, wanted, job, request, schedule, observer, Clock()), flags
+    return Run(engine, wanted, job, request, schedule, observer, progress), flags

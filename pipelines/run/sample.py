@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceMemoryError
 from .report import Report, Sources, peak_memory
-from .run import prepare
+from .run import Progress, prepare
 from .start import starts
 from .texts import storing_notes, text_notes
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .request import SampleRequest
 
 
+_RETRIED = "memory ran out: what this run does not need was sent away, and the run went on from there"
 _COMPILED = "compile is on: compiled code rounds elsewhere than AI Toolkit, and the picture is another one"
 
 
@@ -54,29 +55,32 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
     """Runs a request. Whatever it raises, the engine stays usable and its weights are as they should be.
 
     Any thread may call it: runs take turns. Where memory runs out, what the run does not need is sent away, and it is
-    tried once more.
+    tried once more, from where it was: no text is encoded, and no picture denoised or decoded, a second time.
 
     Raises:
         AITKError: bad input, files that do not fit, out of memory; or whatever the observer raises to interrupt.
     """
     with engine.turn(observer):
+        progress = Progress(replace(engine.counters))
         try:
-            return _sample(engine, handle, request, observer)
+            return _sample(engine, handle, request, observer, progress)
         except DeviceMemoryError:
             observer.stage("out of memory: once more, with everything else sent away")
         # the error is gone, and with it what it held
         engine.send_away(handle)
-        return _sample(engine, handle, request, observer)
+        progress.retried = True
+        return _sample(engine, handle, request, observer, progress)
 
 
-def _sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, observer: Observer) -> SampleResult:
+def _sample(
+    engine: Engine, handle: PipelineHandle, request: SampleRequest, observer: Observer, progress: Progress
+) -> SampleResult:
     import torch
 
-    run, flags = prepare(engine, handle, request, observer)
-    job, wanted, model, clock = run.job, run.wanted, run.wanted.model, run.clock
+    run, flags = prepare(engine, handle, request, observer, progress)
+    job, wanted, model, clock = run.job, run.wanted, run.wanted.model, progress.clock
     texts = model.texts(job)
     model.check_references(job)
-    before = replace(engine.counters)
     # ComfyUI runs nodes in inference mode, whose tensors are of no use outside of it; here every host is alike
     with (
         torch.inference_mode(False),
@@ -89,19 +93,22 @@ def _sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obse
         with clock.phase("encode control") if job.references else nullcontext():
             begun = starts(engine, wanted, job, run.seeds, observer)
         with clock.phase("prepare"):
-            engine.apply_loras(wanted, model.facts.files.of_role("denoiser")[0], observer)
+            if not run.is_denoised:
+                engine.apply_loras(wanted, model.facts.files.of_role("denoiser")[0], observer)
             observer.stage("noting which files these are")
             # read now: the files may be gone when the picture is done
             sources = Sources.of(wanted)
-        latents = run.denoise(conditioning, begun)
-        images = run.decode(latents)
+        if not run.is_denoised:
+            run.denoise(conditioning, begun)
+        run.decode()
     control = request.control.notes if request.control is not None else ()
     rounded = (_COMPILED,) if handle.options.compiled else ()
-    said = (*text_notes(model.facts, job.typed, flags, conditioning), *storing_notes(engine.stored.trouble))
-    notes = (*rounded, *job.size.notes, *control, *wanted.plan.notes, *said)
-    report = Report(run, sources, texts, notes, before, peak).as_json()
-    comfy = torch.cat([model.to_comfy(latent.float(), handle.checkpoint) for latent in latents])
-    return SampleResult(to_images(images), comfy, run.schedule.sigmas, job.size, report, notes)
+    retried = (_RETRIED,) if progress.retried else ()
+    said = (*text_notes(model.facts, job.typed, flags, conditioning), *storing_notes(engine.stored.take_trouble()))
+    notes = (*rounded, *retried, *job.size.notes, *control, *wanted.plan.notes, *said)
+    report = Report(run, sources, texts, notes, peak).as_json()
+    comfy = torch.cat([model.to_comfy(latent.float(), handle.checkpoint) for latent in progress.latents])
+    return SampleResult(to_images(progress.images), comfy, run.schedule.sigmas, job.size, report, notes)
 
 
 def to_images(pictures: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 
 import pytest
@@ -17,11 +16,11 @@ from comfyui_aitk.pipelines.models.model import Model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.pictures.picture import Picture
 from comfyui_aitk.pipelines.run.request import SampleRequest
-from comfyui_aitk.pipelines.run.run import prepare
+from comfyui_aitk.pipelines.run.run import Progress, prepare
 from comfyui_aitk.pipelines.run.sample import SampleResult, sample
 from comfyui_aitk.pipelines.run.start import starts
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
-from rendering import noise_image, wanted
+from rendering import leases_ended, noise_image, wanted
 
 FLUX2 = ("flux2", "flux2_klein_4b")
 OMNIGEN2_RECIPES = ("trainer preview", "reference pipeline")
@@ -55,7 +54,7 @@ def encoded(result: SampleResult) -> int:
 
 def begun(engine: Engine, handle: PipelineHandle, asked: SampleRequest) -> list[tuple]:
     """What each picture begins with: its references, and the noise that its generator draws next."""
-    own, _ = prepare(engine, handle, asked, SilentObserver())
+    own, _ = prepare(engine, handle, asked, SilentObserver(), Progress(engine.counters))
     with torch.no_grad():
         found = starts(engine, own.wanted, own.job, own.seeds, SilentObserver())
     return [(start.references, torch.randn(64, generator=start.generator)) for start in found]
@@ -162,7 +161,12 @@ def test_a_model_that_says_nothing_shares_nothing_between_recipes_and_sizes(hand
     engine, handle = Engine(PlainMachine()), handles["omnigen2"]
     model = engine.model(handle)
     asked = [request(), request(width=96), request("reference pipeline"), request()]
-    found = [Model.reference_settings(model, prepare(engine, handle, own, SilentObserver())[0].job) for own in asked]
+    found = [
+        Model.reference_settings(
+            model, prepare(engine, handle, own, SilentObserver(), Progress(engine.counters))[0].job
+        )
+        for own in asked
+    ]
     assert len(set(found)) == 3
     assert found[0] == found[3]
 
@@ -183,7 +187,7 @@ def test_a_generator_that_is_used_without_a_seed_s_key_is_noticed(handles, monke
 
 def test_giving_back_and_the_end_of_the_last_lease_forget_them(handles):
     engine, handle = Engine(PlainMachine()), handles["flux2"]
-    engine.grace = 0
+    engine.leases.grace = 0
 
     def count(own: PipelineHandle = handle) -> int:
         before = engine.counters.pictures_encoded
@@ -196,10 +200,10 @@ def test_giving_back_and_the_end_of_the_last_lease_forget_them(handles):
     first, second = (replace(handle, lease=Lease()) for _ in range(2))
     assert [count(first), count(second)] == [0, 0]
     del first
-    gc.collect()
+    leases_ended()
     assert count(second) == 0
     del second
-    gc.collect()
+    leases_ended()
     assert count() == 1
 
 

@@ -11,14 +11,17 @@ import pytest
 import torch
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint
 from comfyui_aitk.pipelines.engine.engine import Engine
-from comfyui_aitk.pipelines.errors import AITKError, FileError
+from comfyui_aitk.pipelines.errors import AITKError, DeviceMemoryError, FileError
 from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import Lease, LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.layers.fill import build_empty
 from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.models import find_model
+from comfyui_aitk.pipelines.models.lumina2 import loop
+from comfyui_aitk.pipelines.models.lumina2.model import Lumina2
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import Chosen, RuntimeOptions
+from comfyui_aitk.pipelines.parts.language_model.gemma2 import Gemma2
 from comfyui_aitk.pipelines.run.request import SampleRequest
 from comfyui_aitk.pipelines.run.sample import sample
 from rendering import AskedMachine, loaded, wanted
@@ -182,9 +185,6 @@ def test_a_lora_that_fails_half_way_is_taken_off_whole(engine, checkpoint, model
 
 
 def test_running_out_of_memory_is_said_clearly(engine, handle, monkeypatch):
-    from comfyui_aitk.pipelines.errors import DeviceMemoryError
-    from comfyui_aitk.pipelines.models.lumina2 import loop
-
     # torch's own error, and Python's
     for too_large in (lambda *_: torch.empty(2**60), lambda *_: bytearray(2**60)):
         with monkeypatch.context() as patch:
@@ -264,9 +264,6 @@ def test_parts_visit_the_device_one_by_one_and_give_the_same_picture(
 
 
 def test_running_out_of_memory_on_the_device_asks_everything_else_to_leave(handle, monkeypatch):
-    from comfyui_aitk.pipelines.errors import DeviceMemoryError
-    from comfyui_aitk.pipelines.models.lumina2 import loop
-
     engine = ElsewhereRecorder()
     monkeypatch.setattr(loop, "predict", lambda *_: torch.empty(2**60))
     with pytest.raises(DeviceMemoryError):
@@ -275,8 +272,6 @@ def test_running_out_of_memory_on_the_device_asks_everything_else_to_leave(handl
 
 
 def test_memory_that_ran_out_is_tried_for_once_more_with_everything_else_gone(handle, monkeypatch):
-    from comfyui_aitk.pipelines.models.lumina2 import loop
-
     expected = sample(Engine(PlainMachine()), handle, REQUEST, SilentObserver()).images
     other = replace(handle, dtype="float32", lease=Lease())
     engine = ElsewhereRecorder()
@@ -291,6 +286,36 @@ def test_memory_that_ran_out_is_tried_for_once_more_with_everything_else_gone(ha
     found = sample(engine, handle, REQUEST, SilentObserver())
     assert torch.equal(found.images, expected)
     assert {key.dtype for key in engine._parts} == {handle.dtype}
+
+
+@pytest.mark.parametrize("call", range(2))
+@pytest.mark.parametrize(
+    ("owner", "name", "calls"), [(Gemma2, "encode", 2), (loop, "predict", 4), (Lumina2, "decode", 2)]
+)
+def test_a_run_that_ran_out_of_memory_goes_on_from_where_it_was(handle, monkeypatch, owner, name, calls, call):
+    """Two texts, two pictures of two steps: only the picture that was cut off is denoised anew."""
+    request = replace(REQUEST, guidance_scale=4.0)
+    expected = sample(Engine(PlainMachine()), handle, request, SilentObserver())
+    right, done, failed = getattr(owner, name), [], []
+
+    def once(*arguments):
+        if len(done) == call * calls // 2 and not failed:
+            failed.append(1)
+            return torch.empty(2**60)
+        done.append(1)
+        return right(*arguments)
+
+    monkeypatch.setattr(owner, name, once)
+    found = sample(ElsewhereRecorder(), handle, request, SilentObserver())
+    assert failed
+    assert len(done) == calls
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.latent, expected.latent)
+    work = {name: expected.report["work"][name] for name in ("parts_loaded", "texts_encoded", "bytes_read")}
+    assert work.items() <= found.report["work"].items()
+    assert work["bytes_read"] > 0
+    note = "memory ran out: what this run does not need was sent away, and the run went on from there"
+    assert [*found.notes] == [note, *expected.notes]
 
 
 def test_weights_that_were_replaced_after_the_loader_ran_are_refused(engine, tmp_path):

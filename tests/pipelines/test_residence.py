@@ -24,7 +24,7 @@ from comfyui_aitk.pipelines.options import RuntimeOptions
 from comfyui_aitk.pipelines.run.request import SampleRequest
 from comfyui_aitk.pipelines.run.sample import SampleResult, sample
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
-from rendering import AskedMachine, loaded, wanted
+from rendering import AskedMachine, leases_ended, loaded, wanted
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -151,15 +151,15 @@ def test_the_least_used_parts_leave_where_the_next_one_needs_their_room(handle):
 
 def test_weights_are_dropped_when_the_last_handle_is(handle, lora):
     engine = Engine(PlainMachine())
-    engine.grace = 0
+    engine.leases.grace = 0
     leased = replace(handle, lease=Lease())
     changed = leased.with_lora(lora)
     run(engine, changed)
     del leased
-    gc.collect()
+    leases_ended()
     assert engine.resident == set(PARTS), "a handle that was made of it holds them"
     del changed
-    gc.collect()
+    leases_ended()
     assert engine.resident == set()
     assert torch.equal(run(engine, handle).images, run(Engine(PlainMachine()), handle).images)
 
@@ -172,7 +172,7 @@ def test_a_loader_that_runs_again_finds_its_weights(handle):
     del one
     gc.collect()
     assert run(engine, replace(handle, lease=Lease()), seed=3).report["work"]["parts_loaded"] == 0
-    engine.grace = 0.01
+    engine.leases.grace = 0.01
     gc.collect()
     for _ in range(1000):
         if not engine.resident:
@@ -183,7 +183,7 @@ def test_a_loader_that_runs_again_finds_its_weights(handle):
 
 def test_a_handle_that_dies_in_a_run_takes_nothing_from_it(handle):
     engine = Engine(PlainMachine())
-    engine.grace = 0
+    engine.leases.grace = 0
     held = [replace(handle, lease=Lease())]
     run(engine, held[0])
 
@@ -194,6 +194,7 @@ def test_a_handle_that_dies_in_a_run_takes_nothing_from_it(handle):
 
     other = replace(handle, lease=Lease())
     found = sample(engine, other, REQUEST, Drops())
+    leases_ended()
     assert engine.resident == set(PARTS), "the other handle's"
     assert torch.equal(found.images, run(Engine(PlainMachine()), handle).images)
 

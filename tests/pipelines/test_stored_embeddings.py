@@ -16,7 +16,8 @@ import pytest
 import torch
 from comfyui_aitk.headless.tiny import flux2, lumina2, omnigen2, z_image
 from comfyui_aitk.headless.tiny.loras import write_kohya
-from comfyui_aitk.pipelines.engine import embedding_identity, stored_embeddings
+from comfyui_aitk.pipelines.engine import embedding_identity, file_digests, stored_embeddings
+from comfyui_aitk.pipelines.engine.embeddings import EmbeddingKey
 from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.engine.file_digests import FileDigests
 from comfyui_aitk.pipelines.engine.stored_embeddings import StoredEmbeddings
@@ -32,12 +33,12 @@ from comfyui_aitk.pipelines.parts.encoder import Embedding, Text
 from comfyui_aitk.pipelines.parts.language_model.gemma2 import Gemma2Settings
 from comfyui_aitk.pipelines.pictures.picture import Picture
 from comfyui_aitk.pipelines.run.request import SampleRequest
-from comfyui_aitk.pipelines.run.run import prepare
+from comfyui_aitk.pipelines.run.run import Progress, prepare
 from comfyui_aitk.pipelines.run.sample import SampleResult, sample
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rendering import noise_image, wanted
+from rendering import leases_ended, noise_image, wanted
 from safetensors.torch import load_file, save, save_file
 
 PROMPT = "a very private fox"
@@ -82,7 +83,7 @@ class Found:
 
 
 def encode(engine: Engine, handle: PipelineHandle, **change: object) -> Found:
-    own, _ = prepare(engine, handle, replace(REQUEST, **change), SilentObserver())
+    own, _ = prepare(engine, handle, replace(REQUEST, **change), SilentObserver(), Progress(engine.counters))
     before = replace(engine.counters)
     with torch.no_grad():
         embeddings = engine.embeddings(own.wanted, own.wanted.model.texts(own.job), SilentObserver())
@@ -196,10 +197,11 @@ def test_giving_memory_back_leaves_the_disk(folder, handle):
     encode(engine, handle)
     engine.release()
     assert encode(engine, handle).texts == (0, 2)
-    engine.grace = 0
+    engine.leases.grace = 0
     lease = Lease()
     encode(engine, replace(handle, lease=lease))
     del lease
+    leases_ended()
     assert encode(engine, handle).texts == (0, 2), "the last lease ended"
 
 
@@ -356,14 +358,14 @@ def test_another_machine_encodes_for_itself(folder, handle, monkeypatch, other):
 def test_of_a_gpu_its_name_and_torch_s_switches_count(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    first = embedding_identity.canonical(embedding_identity.machine("cuda:0"))
-    assert embedding_identity.canonical(embedding_identity.machine("cuda:1")) == first
-    assert embedding_identity.canonical(embedding_identity.machine("cpu")) != first
+    first = embedding_identity.canonical(embedding_identity.machine_of("cuda:0"))
+    assert embedding_identity.canonical(embedding_identity.machine_of("cuda:1")) == first
+    assert embedding_identity.canonical(embedding_identity.machine_of("cpu")) != first
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
-        assert embedding_identity.canonical(embedding_identity.machine("cuda:0")) != first
+        assert embedding_identity.canonical(embedding_identity.machine_of("cuda:0")) != first
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another card")
-    assert embedding_identity.canonical(embedding_identity.machine("cuda:0")) != first
+    assert embedding_identity.canonical(embedding_identity.machine_of("cuda:0")) != first
 
 
 def test_every_field_of_a_text_counts(engine, handle):
@@ -375,16 +377,16 @@ def test_every_field_of_a_text_counts(engine, handle):
         replace(plain, settings=(1.0, None)), replace(plain, settings=("1", None)), replace(plain, encoder="second"),
         replace(plain, pictures=(other,)), replace(plain, pictures=()), replace(plain, pictures=(picture, picture)),
     ]  # fmt: skip
-    names = [embedding_identity.identity((part, (), text, "cpu"), lambda stamp: "0") for text in texts]
+    names = [embedding_identity.identity((part, (), text, "cpu"), {}, lambda stamp: "0") for text in texts]
     assert len(set(names)) == len(texts)
     again = replace(plain, pictures=(Picture.of(noise_image(8, 8, 0)),))
-    assert embedding_identity.identity((part, (), again, "cpu"), lambda stamp: "0") == names[0]
+    assert embedding_identity.identity((part, (), again, "cpu"), {}, lambda stamp: "0") == names[0]
 
 
 def test_settings_without_a_plain_form_are_not_kept(folder, engine, handle):
     store = StoredEmbeddings(lambda: folder)
     key = (wanted(engine, handle).keys["text_encoder"], (), Text("a", 8, object()), "cpu")
-    assert store.find([key], SilentObserver()) == {}
+    assert store.find([key]) == {}
     store.keep(key, EMBEDDING)
     assert not embeddings_in(folder)
 
@@ -393,15 +395,13 @@ def test_a_file_is_read_whole_once_whatever_the_process(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(os.urandom(1000))
     reads: list[FileStamp] = []
-    read = FileDigests._read
-    monkeypatch.setattr(
-        FileDigests, "_read", lambda self, stamp, check: reads.append(stamp) or read(self, stamp, check)
-    )
+    read = file_digests._read
+    monkeypatch.setattr(file_digests, "_read", lambda stamp: reads.append(stamp) or read(stamp))
     folder = tmp_path / "kept"
     folder.mkdir()
 
     def digest() -> str:
-        return FileDigests(lambda: folder).of(FileStamp.of(path), lambda: None)
+        return FileDigests(lambda: folder).of(FileStamp.of(path))
 
     first = digest()
     assert digest() == first
@@ -413,20 +413,103 @@ def test_a_file_is_read_whole_once_whatever_the_process(tmp_path, monkeypatch):
     path.write_bytes(os.urandom(1000))
     assert digest() != first
     with pytest.raises(FileError, match="was replaced"):
-        FileDigests(lambda: folder).of(replace(FileStamp.of(path), size=1), lambda: None)
+        FileDigests(lambda: folder).of(replace(FileStamp.of(path), size=1))
 
 
-def test_reading_a_large_file_whole_can_be_interrupted(tmp_path, monkeypatch):
-    class Stop(BaseException):
-        pass
+def test_a_digest_that_was_deleted_is_kept_again_and_one_that_is_used_stays(tmp_path):
+    path, folder = tmp_path / "weights.safetensors", tmp_path / "kept"
+    path.write_bytes(b"x")
+    digests, stamp = FileDigests(lambda: folder), FileStamp.of(path)
+    found = digests.of(stamp)
+    (kept,) = folder.iterdir()
+    os.utime(kept, ns=(0, 0))
+    digests.of(stamp)
+    assert kept.stat().st_mtime > 0
+    kept.unlink()
+    digests.of(stamp)
+    assert kept.read_text() == found
 
-    def stop() -> None:
-        raise Stop
 
-    (tmp_path / "large").write_bytes(b"x")
-    with pytest.raises(Stop):
-        FileDigests(lambda: tmp_path).of(FileStamp.of(tmp_path / "large"), stop)
-    assert [path.name for path in tmp_path.iterdir()] == ["large"]
+# ---- files that take long to read whole -----------------------------------------------------------------------------
+
+
+def finished() -> None:
+    """Waits until what was kept is on the disk."""
+    for thread in threading.enumerate():
+        if thread.name == "AITK reading of text encoders":
+            thread.join(60)
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[tuple[str, str]]:
+    """Which large files are read whole, and in which thread; here every weight file is large."""
+    found, read = [], file_digests._read
+
+    def noted(stamp: FileStamp) -> str:
+        if stamp.path.suffix == ".safetensors":
+            found.append((stamp.path.name, threading.current_thread().name))
+        return read(stamp)
+
+    monkeypatch.setattr(file_digests, "_read", noted)
+    monkeypatch.setattr(stored_embeddings, "_LARGE", 10**5)
+    return found
+
+
+def test_a_large_text_encoder_is_read_whole_once_and_behind_the_first_picture(folder, handle, reads, monkeypatch):
+    held, released = file_digests._read, threading.Event()
+
+    def late(stamp: FileStamp) -> str:
+        assert stamp.size < 10**5 or released.wait(60)
+        return held(stamp)
+
+    monkeypatch.setattr(file_digests, "_read", late)
+    engine = engine_on(folder)
+    first = run(engine, handle)
+    assert texts_of(first) == (2, 0)
+    assert not embeddings_in(folder), "the picture is out, and nothing was read for it"
+    # another run does not wait, and reads nothing a second time
+    assert texts_of(run(engine, handle, prompt="a dog")) == (1, 0)
+    released.set()
+    finished()
+    assert reads == [("model.safetensors", "AITK reading of text encoders")]
+    assert len(embeddings_in(folder)) == 3
+    again = run(engine_on(folder), handle)
+    assert texts_of(again) == (0, 2)
+    assert torch.equal(again.images, first.images)
+    # known now: what is new is written at once
+    assert texts_of(run(engine_on(folder), handle, prompt="a cat")) == (1, 1)
+    assert len(embeddings_in(folder)) == 4
+    assert len(reads) == 1
+
+
+def test_what_is_written_later_is_named_by_what_it_was_encoded_with(folder, handle, reads, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 77)
+        engine = engine_on(folder)
+        encode(engine, handle)
+    engine.stored.finish()
+    finished()
+    assert len(embeddings_in(folder)) == 2
+    assert encode(engine_on(folder), handle).texts == (2, 0)
+
+
+def test_a_large_file_that_was_replaced_behind_the_run_keeps_nothing(folder, own, reads):
+    engine = engine_on(folder)
+    encode(engine, opened(own))
+    os.utime(own / "text_encoder" / "model.safetensors", ns=(0, 10**9))
+    engine.stored.finish()
+    finished()
+    assert not embeddings_in(folder)
+
+
+def test_trouble_behind_a_run_is_said_by_the_next(folder, handle, reads):
+    engine = engine_on(folder)
+    folder.parent.mkdir()
+    folder.write_text("a file")
+    assert not any("was not kept on the disk" in note for note in run(engine, handle).notes)
+    finished()
+    assert any("was not kept on the disk: " in note for note in run(engine, handle).notes)
+    assert not any("was not kept on the disk: " in note for note in run(engine, handle).notes)
 
 
 # ---- what may happen to the folder ----------------------------------------------------------------------------------
@@ -541,17 +624,21 @@ def test_the_longest_unused_leave_and_files_of_others_stay(folder, engine, handl
     def there() -> list[int]:
         return [number for number, name in enumerate(names) if (folder / name).exists()]
 
-    # digests of the encoder's files are small and leave, too
-    store.find(keys, SilentObserver())
+    def find(*some: EmbeddingKey) -> dict[EmbeddingKey, Embedding]:
+        found = store.find(some)
+        # digests of the encoder's files are small and leave, too
+        for path in folder.glob("*.sha256"):
+            path.unlink()
+        return found
+
+    find(*keys)
     names = [store._names[key] for key in keys]
-    for path in folder.glob("*.sha256"):
-        path.unlink()
     for number, key in enumerate(keys[:3]):
         store.keep(key, EMBEDDING)
         os.utime(folder / names[number], ns=(number, number))
     assert there() == [0, 1, 2]
-    assert store.find([keys[0]], SilentObserver()), "used again"
-    store.find(keys, SilentObserver())
+    assert find(keys[0]), "used again"
+    find(*keys)
     for number in (1, 2):
         os.utime(folder / names[number], ns=(number, number))
     store.keep(keys[3], EMBEDDING)
@@ -560,10 +647,10 @@ def test_the_longest_unused_leave_and_files_of_others_stay(folder, engine, handl
     assert there() == [0, 3, 4]
     assert stranger.exists()
     small = StoredEmbeddings(lambda: folder, most_bytes=len(WHOLE) - 1)
-    small.find([keys[5]], SilentObserver())
+    small.find([keys[5]])
     small.keep(keys[5], EMBEDDING)
     assert there() == [0, 3, 4], "what is too large alone drives nothing out"
-    assert small.trouble == ""
+    assert small.take_trouble() == ""
 
 
 def test_leftovers_of_killed_programs_are_removed(folder, handle):
