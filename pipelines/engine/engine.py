@@ -196,12 +196,15 @@ class Engine:
         """Encodes texts of one encoder; each is kept at once, should the next one fail."""
         encoder: Encoder = wanted.model.parts[name]  # pyright: ignore[reportAssignmentType]
         self.apply_loras(wanted, name, observer)
+        held = self._part(wanted, name, observer)
         with self.on_device(wanted, name, observer) as module:
             for number, key in enumerate(keys, 1):
                 _, _, text, device = key
                 observer.stage(f"encoding text {number} of {len(keys)}")
                 observer.check()
                 embedding = encoder.encode(module, text, device)
+                # nothing is kept under the name of what it was not made with
+                held.check_files()
                 self._embeddings.put(key, embedding)
                 self.counters.texts_encoded += 1
                 self.stored.keep(key, embedding)

@@ -7,6 +7,7 @@ import hashlib
 import mmap
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,24 +152,27 @@ def test_files_are_read_where_the_host_forbids_maps(checkpoint, host, monkeypatc
         the_engine.cache_clear()
 
 
-def test_a_file_that_is_overwritten_while_it_is_used_is_told_and_the_next_run_has_the_new_one(folder):
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+def test_a_file_that_is_overwritten_while_it_is_used_is_told_and_the_next_run_has_the_new_one(folder, part):
     """In place: a file that takes its place by its name changes nothing that is mapped."""
     handle = opened(folder)
-    (path,) = (folder / "transformer").glob("*.safetensors")
+    (path,) = (folder / part).glob("*.safetensors")
+    request = replace(REQUEST, prompt="a dog")
+    first = sample(Engine(PlainMachine()), handle, request, SilentObserver()).images
     engine = Engine(PlainMachine())
-    first = pictures(engine, handle)
-    other = load_file(path)
-    other["layers.0.attn.to_q.weight"] += 1
+    pictures(engine, handle)
+    other = {name: -value for name, value in load_file(path).items()}
 
     class Overwriting(SilentObserver):
-        def step(self, done, total, x0) -> None:
-            with path.open("r+b") as file:
-                file.write(save(other, {"format": "pt"}))
-                os.fsync(file.fileno())
+        def stage(self, text: str) -> None:
+            if text.startswith("encoding text" if part == "text_encoder" else "sampling"):
+                with path.open("r+b") as file:
+                    file.write(save(other, {"format": "pt"}))
+                    os.fsync(file.fileno())
 
     with pytest.raises(FileError, match=rf"'{path.name}' was changed while it was in use\. Run again"):
-        sample(engine, handle, REQUEST, Overwriting())
+        sample(engine, handle, request, Overwriting())
     new = opened(folder)
-    found = pictures(engine, new)
+    found = sample(engine, new, request, SilentObserver()).images
     assert not torch.equal(found, first)
-    assert torch.equal(found, pictures(Engine(PlainMachine()), new))
+    assert torch.equal(found, sample(Engine(PlainMachine()), new, request, SilentObserver()).images)
