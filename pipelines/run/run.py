@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..layers.step_cache import StepCache
 from ..models.model import Denoising, Job
 from ..pictures.picture import Picture
 from .clock import Clock
@@ -37,6 +38,7 @@ class Run:
         schedule: the levels that run.
         observer: told of progress, asked for interruption.
         clock: of its phases.
+        step_cache: of its steps.
     """
 
     engine: Engine
@@ -46,6 +48,7 @@ class Run:
     schedule: Schedule
     observer: Observer
     clock: Clock
+    step_cache: StepCache
 
     @property
     def seeds(self) -> range:
@@ -54,9 +57,13 @@ class Run:
     def denoise(self, conditioning: Sequence[Embedding], begun: Sequence[Start]) -> list[torch.Tensor]:
         """Final latents of each picture, on the CPU."""
         device, finished = self.engine.device, []
-        with self.clock.phase("sample"), self.engine.denoisers(self.wanted, self.observer) as denoisers:
+        with (
+            self.clock.phase("sample"),
+            self.engine.denoisers(self.wanted, self.step_cache, self.observer) as denoisers,
+        ):
             conditioning = [embedding.to(device) for embedding in conditioning]
             for index, start in enumerate(begun):
+                self.step_cache.forget()
                 picture = self._picture(index, start, conditioning)
                 finished.append(self.wanted.model.denoise(denoisers, picture).cpu())
         return finished
@@ -74,6 +81,7 @@ class Run:
             check=self.observer.check,
             references=tuple(value.to(device) for value in start.references),
             generator=start.generator,
+            step_cache=self.step_cache,
         )
 
     def _given(self, index: int, device: torch.device) -> torch.Tensor | None:
@@ -125,4 +133,4 @@ def prepare(engine: Engine, handle: PipelineHandle, request: SampleRequest, obse
         references=tuple(map(Picture.of, request.control.images)) if request.control is not None else (),
     )
     schedule = model.schedule(job, schedule_length(request)).last(request.steps)
-    return Run(engine, wanted, job, request, schedule, observer, Clock()), flags
+    return Run(engine, wanted, job, request, schedule, observer, Clock(), StepCache(handle.options.step_caching)), flags

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..observer import Observer
     from ..pictures.sizes import Size
     from .request import SampleRequest
+    from .run import Run
 
 
 _COMPILED = "compile is on: compiled code rounds elsewhere than AI Toolkit, and the picture is another one"
@@ -96,12 +97,25 @@ def _sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obse
         latents = run.denoise(conditioning, begun)
         images = run.decode(latents)
     control = request.control.notes if request.control is not None else ()
-    rounded = (_COMPILED,) if handle.options.compiled else ()
     said = (*text_notes(model.facts, job.typed, flags, conditioning), *storing_notes(engine.stored.trouble))
-    notes = (*rounded, *job.size.notes, *control, *wanted.plan.notes, *said)
+    notes = (*_other_picture(run), *job.size.notes, *control, *wanted.plan.notes, *said)
     report = Report(run, sources, texts, notes, before, peak).as_json()
     comfy = torch.cat([model.to_comfy(latent.float(), handle.checkpoint) for latent in latents])
     return SampleResult(to_images(images), comfy, run.schedule.sigmas, job.size, report, notes)
+
+
+def _other_picture(run: Run) -> list[str]:
+    """Notes on options that make the picture another one than the trainer's."""
+    cache, notes = run.step_cache, []
+    if run.job.options.compiled:
+        notes.append(_COMPILED)
+    if cache.threshold:
+        changed = ", and the picture is another one than AI Toolkit's" if cache.reused else ": nothing is changed"
+        notes.append(
+            f"step_caching is on at {cache.threshold:g}: {cache.reused} of {cache.block_calls} block calls were taken "
+            f"from an earlier step{changed}"
+        )
+    return notes
 
 
 def to_images(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
