@@ -113,7 +113,8 @@ class AITKRuntimeOptions:
                         "tooltip": "Leaves out most of the transformer's blocks in a step where the first one's part "
                         "changed by no more than this since the last whole step (diffusers' first-block cache; 0.1 is "
                         "a tenth). 0: off, every step whole, as in AI Toolkit. Others use 0.05 to 0.15: the higher, "
-                        "the faster, and the farther off. Changes the picture. MEASURED",
+                        "the faster, and the farther off. Changes the picture: by 8 of 255 levels at most, 1.2 on "
+                        "average, at 0.1 on a Lumina with random weights, on a CPU, which tells nothing of real ones.",
                     },
                 ),
                 **widgets(own, required=False),
