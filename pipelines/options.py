@@ -81,6 +81,8 @@ class RuntimeOptions:
         compiled: whether a denoiser's blocks are compiled; other last bits, another picture.
         embeddings_on_disk: whether encoded texts are looked for and kept on the disk, where the host has a place for
             them. It decides no picture: options that differ in it alone are equal.
+        step_caching: the threshold up to which a step reuses what the blocks of a denoiser gave in an earlier one
+            (``layers/step_cache.py``), 0 to 1; another picture. 0 is off.
     """
 
     transformer_quantization: QuantizationChoice = "model default"
@@ -91,6 +93,7 @@ class RuntimeOptions:
     placement: Placement = "automatic"
     compiled: bool = False
     embeddings_on_disk: bool = field(default=True, compare=False)
+    step_caching: float = 0.0
 
     def streams(self, role: Role) -> int:
         """How many blocks of a part of a role come for their own call alone, at the least."""

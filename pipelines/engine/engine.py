@@ -19,6 +19,7 @@ from ..layers.compiled import compiled
 from ..layers.fill import out_of_memory
 from ..layers.holding import FLOAT8_FORMS
 from ..layers.sharing import check_shared, share
+from ..layers.step_cache import check_step_caching
 from ..lora.stack import LoraStack, resolve
 from ..machine.ram import trim_ram
 from ..machine.residence import EVERYTHING, Residence
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..handle import PipelineHandle
+    from ..layers.step_cache import StepCache
     from ..machine.machine import Machine
     from ..models.model import Denoisers, Model
     from ..models.recipe import Recipe
@@ -241,8 +243,14 @@ class Engine:
             self.counters.bytes_moved += residence.moved - before
 
     @contextmanager
-    def denoisers(self, wanted: Wanted, observer: Observer) -> Iterator[Denoisers]:
-        """Lends denoisers by name, with their LoRAs on, one at a time: each stays until another one is asked for."""
+    def denoisers(self, wanted: Wanted, step_cache: StepCache, observer: Observer) -> Iterator[Denoisers]:
+        """Lends denoisers by name, with their LoRAs on, one at a time: each stays until another one is asked for.
+
+        Args:
+            wanted: the run's.
+            step_cache: what the denoisers' blocks are called through.
+            observer: told of a load, asked for interruption.
+        """
         with ExitStack() as visits:
             there: dict[str, nn.Module] = {}
 
@@ -252,12 +260,15 @@ class Engine:
                     there.clear()
                     self.apply_loras(wanted, part, observer)
                     there[part] = visits.enter_context(self.on_device(wanted, part, observer))
+                    kind = wanted.model.parts[part]
+                    root = kind.lora_root(there[part])
+                    blocks = kind.blocks(root)
                     if wanted.handle.options.compiled:
-                        kind = wanted.model.parts[part]
-                        visits.enter_context(compiled(kind.blocks(kind.lora_root(there[part]))))
+                        visits.enter_context(compiled(blocks))
                         observer.stage("sampling; the first step compiles")
                     else:
                         observer.stage("sampling")
+                    visits.enter_context(step_cache.on(root, blocks, kind.double_stream))
                 return there[part]
 
             yield denoiser
@@ -367,6 +378,7 @@ class Engine:
                 "or none on AITK Runtime Options, and files without scaled float8."
             )
         check_attention(handle.options.transformer_attention, self.device, handle.dtype)
+        check_step_caching(handle.options.step_caching, self._machine.processes())
         if self._checked != (handle.model, handle.checkpoint):
             model.check(handle.checkpoint)
             if (processes := self._machine.processes()) > 1:

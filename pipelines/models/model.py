@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
+from ..layers.step_cache import StepCache
 from ..parts.part import Autoencoder, Part
 
 if TYPE_CHECKING:
@@ -70,9 +72,10 @@ class Denoising:
         schedule: the levels that run.
         conditioning: the embeddings of the model's texts, in order.
         on_step: called after each step with the number of steps done and the estimated clean latents.
-        check: called before each model call; raises to interrupt.
+        check: raises to interrupt; :meth:`calling` asks it.
         references: what the model made of the control images; empty without any.
         generator: drew the noise, and draws on for a sampler that adds some in its steps; None in tests of a loop.
+        step_cache: what a step may reuse of earlier ones.
     """
 
     job: Job
@@ -83,6 +86,7 @@ class Denoising:
     check: Callable[[], None]
     references: tuple[torch.Tensor, ...] = field(default=())
     generator: torch.Generator | None = None
+    step_cache: StepCache = field(default_factory=lambda: StepCache(0))
 
     @property
     def recipe(self) -> Recipe:
@@ -96,6 +100,17 @@ class Denoising:
     def attention(self) -> Attention:
         """The kernel of the denoisers' attention."""
         return self.job.options.transformer_attention
+
+    @contextmanager
+    def calling(self, branch: str) -> Iterator[None]:
+        """To be around each call of a denoiser; raises to interrupt before it.
+
+        Args:
+            branch: which of a step's calls it is, e.g. ``prompt``.
+        """
+        self.check()
+        with self.step_cache.branch(branch):
+            yield
 
 
 Denoisers = Callable[[str], "nn.Module"]  # a part's name -> the part on the compute device, until the next call

@@ -102,6 +102,13 @@ class Part(ABC):
         """
         return []
 
+    def double_stream(self, block: nn.Module) -> bool:
+        """Whether a main block takes the image's tokens and the text's first, and returns both in this order.
+
+        Else it takes all tokens first, and returns them. Arguments are given by position.
+        """
+        return False
+
     def activation_bytes(self, latents: Sequence[int] | None, dtype: torch.dtype) -> int:
         """About how many bytes it needs on the device beside its weights.
 

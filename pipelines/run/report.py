@@ -19,6 +19,7 @@ from .start import noise_device
 
 if TYPE_CHECKING:
     from ..engine.wanted import Wanted
+    from ..layers.step_cache import StepCache
     from ..lora.stack import AppliedLora
     from ..parts.encoder import Text
     from .request import SampleRequest
@@ -103,6 +104,7 @@ class Report:
             "sigmas": [round(float(value), 7) for value in run.schedule.sigmas],
             "notes": list(self.notes),
             "work": {name: value - getattr(progress.before, name) for name, value in asdict(engine.counters).items()},
+            "step_caching": _step_caching(progress.step_cache),
             "seconds": progress.clock.seconds,
             "memory": _memory(run.wanted.plan),
             "peak_memory": dict(self.peak),
@@ -168,6 +170,12 @@ def _request(request: SampleRequest, rendered: tuple[int, int]) -> dict[str, Any
         "seed": request.seed,
         "batch_size": request.batch_size,
     }
+
+
+def _step_caching(cache: StepCache) -> dict[str, Any] | None:
+    if not cache.threshold:
+        return None
+    return {"threshold": cache.threshold, "block_calls": cache.block_calls, "reused": cache.reused}
 
 
 def _memory(plan: Plan) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..layers.step_cache import StepCache
 from ..models.model import Denoising, Job
 from ..pictures.picture import Picture
 from .clock import Clock
@@ -36,6 +37,7 @@ class Progress:
         latents: of the pictures that are denoised, on the CPU.
         images: uint8 [H, W, 3], of those that are decoded.
         retried: whether memory ran out once.
+        step_cache: of its steps.
     """
 
     before: Counters
@@ -43,6 +45,7 @@ class Progress:
     latents: list[torch.Tensor] = field(default_factory=list)
     images: list[torch.Tensor] = field(default_factory=list)
     retried: bool = False
+    step_cache: StepCache = field(default_factory=lambda: StepCache(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +81,16 @@ class Run:
 
     def denoise(self, conditioning: Sequence[Embedding], begun: Sequence[Start]) -> None:
         """Brings the rest of the pictures to their final latents."""
-        device, finished = self.engine.device, self.progress.latents
-        with self.progress.clock.phase("sample"), self.engine.denoisers(self.wanted, self.observer) as denoisers:
+        device, progress = self.engine.device, self.progress
+        with (
+            progress.clock.phase("sample"),
+            self.engine.denoisers(self.wanted, progress.step_cache, self.observer) as denoisers,
+        ):
             conditioning = [embedding.to(device) for embedding in conditioning]
-            for index in range(len(finished), self.request.batch_size):
+            for index in range(len(progress.latents), self.request.batch_size):
+                progress.step_cache.forget()
                 picture = self._picture(index, begun[index], conditioning)
-                finished.append(self.wanted.model.denoise(denoisers, picture).cpu())
+                progress.latents.append(self.wanted.model.denoise(denoisers, picture).cpu())
 
     def _picture(self, index: int, start: Start, conditioning: Sequence[Embedding]) -> Denoising:
         device, model = self.engine.device, self.wanted.model
@@ -98,6 +105,7 @@ class Run:
             check=self.observer.check,
             references=tuple(value.to(device) for value in start.references),
             generator=start.generator,
+            step_cache=self.progress.step_cache,
         )
 
     def _given(self, index: int, device: torch.device) -> torch.Tensor | None:

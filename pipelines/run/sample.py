@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceMemoryError
+from ..layers.step_cache import StepCache
 from .report import Report, Sources, peak_memory
 from .run import Progress, prepare
 from .start import starts
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..observer import Observer
     from ..pictures.sizes import Size
     from .request import SampleRequest
+    from .run import Run
 
 
 _RETRIED = "memory ran out: what this run does not need was sent away, and the run went on from there"
@@ -61,7 +63,7 @@ def sample(engine: Engine, handle: PipelineHandle, request: SampleRequest, obser
         AITKError: bad input, files that do not fit, out of memory; or whatever the observer raises to interrupt.
     """
     with engine.turn(observer):
-        progress = Progress(replace(engine.counters))
+        progress = Progress(replace(engine.counters), step_cache=StepCache(handle.options.step_caching))
         try:
             return _sample(engine, handle, request, observer, progress)
         except DeviceMemoryError:
@@ -102,13 +104,26 @@ def _sample(
             run.denoise(conditioning, begun)
         run.decode()
     control = request.control.notes if request.control is not None else ()
-    rounded = (_COMPILED,) if handle.options.compiled else ()
     retried = (_RETRIED,) if progress.retried else ()
     said = (*text_notes(model.facts, job.typed, flags, conditioning), *storing_notes(engine.stored.take_trouble()))
-    notes = (*rounded, *retried, *job.size.notes, *control, *wanted.plan.notes, *said)
+    notes = (*_other_picture(run), *retried, *job.size.notes, *control, *wanted.plan.notes, *said)
     report = Report(run, sources, texts, notes, peak).as_json()
     comfy = torch.cat([model.to_comfy(latent.float(), handle.checkpoint) for latent in progress.latents])
     return SampleResult(to_images(progress.images), comfy, run.schedule.sigmas, job.size, report, notes)
+
+
+def _other_picture(run: Run) -> list[str]:
+    """Notes on options that make the picture another one than the trainer's."""
+    cache, notes = run.progress.step_cache, []
+    if run.job.options.compiled:
+        notes.append(_COMPILED)
+    if cache.threshold:
+        changed = ", and the picture is another one than AI Toolkit's" if cache.reused else ": nothing is changed"
+        notes.append(
+            f"step_caching is on at {cache.threshold:g}: {cache.reused} of {cache.block_calls} block calls were taken "
+            f"from an earlier step{changed}"
+        )
+    return notes
 
 
 def to_images(pictures: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -21,7 +21,7 @@ INPUTS = {
     "LoadAITKModel": ["model", "weights", "dtype", "repo_id", "options", "text_encoder", "vae"],
     "AITKRuntimeOptions": [
         "transformer_quantization", "text_encoder_quantization", "text_encoder_attention", "transformer_attention",
-        "blocks_on_cpu", "placement", "compile", "embeddings_on_disk",
+        "blocks_on_cpu", "placement", "compile", "embeddings_on_disk", "step_caching",
     ],
     "ApplyAITKLoRA": ["pipeline", "lora_name", "strength", "application"],
     "AITKControlImages": ["image_1", "image_2", "image_3"],

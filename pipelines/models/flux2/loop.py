@@ -67,25 +67,25 @@ class Predictor:
 
     def __call__(self, tokens: torch.Tensor, sigma: float) -> Prediction:
         """Image tokens [1, tokens, C] at a noise level."""
-        cond = self._velocity(tokens, sigma, self._picture.conditioning[0])
+        cond = self._velocity("prompt", tokens, sigma, self._picture.conditioning[0])
         count = tokens.shape[1]
         if len(self._picture.conditioning) == 1:
             return Prediction(cond[:, :count], None, cond[:, :count])
-        uncond = self._velocity(tokens, sigma, self._picture.conditioning[1])
+        uncond = self._velocity("negative prompt", tokens, sigma, self._picture.conditioning[1])
         guided = uncond + self._picture.guidance_scale * (cond - uncond)
         return Prediction(cond[:, :count], uncond[:, :count], guided[:, :count])
 
-    def _velocity(self, tokens: torch.Tensor, sigma: float, text: Embedding) -> torch.Tensor:
-        self._picture.check()
-        return self._transformer(
-            # references are bfloat16 in every run; beside float32 tokens they are promoted
-            x=torch.cat((tokens, *self._references), dim=1),
-            x_ids=torch.cat(self._ids, dim=1),
-            timesteps=torch.full((1,), sigma, dtype=tokens.dtype, device=tokens.device),
-            ctx=text.embeds,
-            ctx_ids=text_ids(text.embeds.shape[1]).to(tokens.device),
-            guidance=self._guidance,
-        )
+    def _velocity(self, branch: str, tokens: torch.Tensor, sigma: float, text: Embedding) -> torch.Tensor:
+        with self._picture.calling(branch):
+            return self._transformer(
+                # references are bfloat16 in every run; beside float32 tokens they are promoted
+                x=torch.cat((tokens, *self._references), dim=1),
+                x_ids=torch.cat(self._ids, dim=1),
+                timesteps=torch.full((1,), sigma, dtype=tokens.dtype, device=tokens.device),
+                ctx=text.embeds,
+                ctx_ids=text_ids(text.embeds.shape[1]).to(tokens.device),
+                guidance=self._guidance,
+            )
 
 
 def denoise(transformer: nn.Module, picture: Denoising) -> torch.Tensor:

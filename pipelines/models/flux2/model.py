@@ -21,7 +21,7 @@ from ..model import Model
 from ..schedule import Schedule
 from . import control, loop
 from .facts import MISTRAL, MISTRAL_STATES, QWEN3, QWEN3_STATES
-from .network import Flux2Transformer
+from .network import DoubleStreamBlock, Flux2Transformer
 from .recipes import TEXT_LENGTH, Flux2Recipe
 from .tokens import DOWNSCALE
 
@@ -45,6 +45,9 @@ class Transformer(Network):
     def __init__(self) -> None:
         blocks = ("double_blocks", "single_blocks")
         super().__init__("transformer", Flux2Transformer, blocks, needs="which is not FLUX.2's")
+
+    def double_stream(self, block: nn.Module) -> bool:
+        return isinstance(block, DoubleStreamBlock)
 
     def activation_bytes(self, latents: Sequence[int] | None, dtype: torch.dtype) -> int:
         return _ACTIVATIONS

@@ -78,20 +78,20 @@ def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, p
     """
     recipe = recipe_of(picture)
 
-    def velocity(text: Embedding) -> torch.Tensor:
-        picture.check()
-        return transformer(
-            hidden_states=latents,
-            timestep=time,
-            encoder_hidden_states=text.embeds,
-            encoder_attention_mask=text.mask,
-            return_dict=False,
-        )[0]
+    def velocity(branch: str, text: Embedding) -> torch.Tensor:
+        with picture.calling(branch):
+            return transformer(
+                hidden_states=latents,
+                timestep=time,
+                encoder_hidden_states=text.embeds,
+                encoder_attention_mask=text.mask,
+                return_dict=False,
+            )[0]
 
-    cond = velocity(picture.conditioning[0])
+    cond = velocity("prompt", picture.conditioning[0])
     if len(picture.conditioning) == 1 or not bool(time[0] < recipe.cfg_trunc_ratio):
         return Prediction(cond, None, cond)
-    uncond = velocity(picture.conditioning[1])
+    uncond = velocity("negative prompt", picture.conditioning[1])
     guided = uncond + picture.guidance_scale * (cond - uncond)
     if recipe.renorm == "row":
         # diffusers' cfg_normalization, which both of its users leave on; a row is the latent's last axis

@@ -50,18 +50,18 @@ def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, p
     # rounded before the model's sine and cosine
     time = time.reshape(1).to(latents.dtype)
 
-    def velocity(text: Embedding, references: Sequence[torch.Tensor]) -> torch.Tensor:
-        picture.check()
-        return transformer(latents, time, text.embeds, references)
+    def velocity(branch: str, text: Embedding, references: Sequence[torch.Tensor]) -> torch.Tensor:
+        with picture.calling(branch):
+            return transformer(latents, time, text.embeds, references)
 
-    cond = velocity(picture.conditioning[0], picture.references)
+    cond = velocity("prompt", picture.conditioning[0], picture.references)
     if len(picture.conditioning) == 1:
         return Prediction(cond, None, None, cond)
-    negative = velocity(picture.conditioning[1], picture.references)
+    negative = velocity("negative prompt", picture.conditioning[1], picture.references)
     image_guidance = picture.recipe.image_guidance_scale if picture.references else 1.0
     if image_guidance <= 1:
         return Prediction(cond, negative, None, negative + picture.guidance_scale * (cond - negative))
-    bare = velocity(picture.conditioning[1], ())
+    bare = velocity("without images", picture.conditioning[1], ())
     guided = bare + image_guidance * (negative - bare) + picture.guidance_scale * (cond - negative)
     return Prediction(cond, negative, bare, guided)
 

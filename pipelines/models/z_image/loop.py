@@ -77,22 +77,22 @@ def predict(transformer: nn.Module, latents: torch.Tensor, time: torch.Tensor, p
     model_input = latents.to(torch_dtype(picture.job.dtype))[0][:, None]  # a frame: [C, 1, h, w]
     texts = [_rows(text) for text in picture.conditioning]
 
-    def velocities(texts: list[torch.Tensor]) -> list[torch.Tensor]:
-        picture.check()
+    def velocities(branch: str, texts: list[torch.Tensor]) -> list[torch.Tensor]:
         count = len(texts)
-        found = transformer([model_input] * count, time.repeat(count), texts, return_dict=False)[0]
+        with picture.calling(branch):
+            found = transformer([model_input] * count, time.repeat(count), texts, return_dict=False)[0]
         # [C, 1, h, w] each
         return [one.float().transpose(0, 1) for one in found]
 
     if len(texts) == 1:
-        (cond,) = velocities(texts)
+        (cond,) = velocities("prompt", texts)
         return Prediction(cond, None, cond)
     if picture.attention == "default":
         # one batch, as the pipeline has it: padded to the longer text, other kernels than two calls
-        cond, uncond = velocities(texts)
+        cond, uncond = velocities("both prompts", texts)
     else:
         # these kernels take no mask, which texts of two lengths need
-        (cond,), (uncond,) = (velocities([text]) for text in texts)
+        (cond,), (uncond,) = velocities("prompt", texts[:1]), velocities("negative prompt", texts[1:])
     factor = guidance_factor(recipe_of(picture), picture.guidance_scale)
     return Prediction(cond, uncond, cond + factor * (cond - uncond))
 
