@@ -74,18 +74,11 @@ def _bench(arguments: argparse.Namespace) -> int:
         if not setting.is_made:
             _say("making the model")
             ask("make", "", setting)
-        found = _measured(setting)
-        beside = {peer: _measured_beside(peer, setting) for peer in peers}
         weights = setting.weights
-    rows = rows_of(found, weights, setting.device == "cpu")
-    line, status = verdict(rows, setting.realistic)
-    print("\n".join(lines_of(rows, setting.realistic)))
-    print(line)
-    sections = []
-    for peer, lives in beside.items():
-        peers_rows, about = rows_beside(peer.kind, lives, weights), _about(peer, lives)
-        print("", about, *lines_of(peers_rows, setting.realistic, peer.kind.title), sep="\n")
-        sections.append(section_of(peers_rows, setting, peer.kind.title, about))
+        rows = rows_of(_measured(setting), weights, setting.device == "cpu")
+        line, status = verdict(rows, setting.realistic)
+        print(*lines_of(rows, setting.realistic), line, sep="\n", flush=True)
+        sections = [_beside(peer, setting) for peer in peers]
     if arguments.write:
         _PAGE.write_text(page_of(rows, setting, weights, line, sections), "utf-8")
     return status
@@ -114,8 +107,16 @@ def _measured(setting: Setting) -> dict[str, Any]:
     return found
 
 
-def _measured_beside(peer: Peer, setting: Setting) -> list[Pair]:
-    """Lives of ours and of the peer by turns, all in the peer's interpreter."""
+def _beside(peer: Peer, setting: Setting) -> str:
+    """Measures beside a peer and prints that table; returns the page's section of it."""
+    pairs = _lives(peer, setting)
+    rows, about = rows_beside(peer.kind, pairs, setting.weights), _about(peer, pairs)
+    print("", about, *lines_of(rows, setting.realistic, peer.kind.title), sep="\n", flush=True)
+    return section_of(rows, setting, peer.kind.title, about)
+
+
+def _lives(peer: Peer, setting: Setting) -> list[Pair]:
+    """Of ours and of the peer by turns, all in the peer's interpreter."""
     pairs: list[Pair] = []
     ours, peers = sides_of(peer.kind)
     for number in range(setting.pairs):
@@ -130,7 +131,7 @@ def _about(peer: Peer, pairs: Sequence[Pair]) -> str:
     libraries = ", ".join(f"{name} {number}" for name, number in pairs[0][1]["versions"].items())
     return (
         f"{peer.kind.title} at {peer.commit}, and ours by the recipe `{peer.kind.recipe}` in the same interpreter: "
-        f"{libraries}."
+        f"{libraries}. {peer.kind.pixels}"
     )
 
 

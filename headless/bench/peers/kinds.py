@@ -34,8 +34,9 @@ class Kind:
         side: how it is called.
         recipe: of ours that renders the same.
         merged: whether its LoRAs are merged into the weights while it renders; ours are then, too.
-        strength: what another strength makes it do.
+        strength: what another strength makes it do, in a sentence.
         swap: the same of another LoRA.
+        pixels: why its pictures are not ours where they are not, in a sentence.
     """
 
     title: str
@@ -46,19 +47,24 @@ class Kind:
     merged: bool
     strength: str
     swap: str
+    pixels: str
 
 
 _AI_TOOLKIT = "AI_TOOLKIT_PYTHON"
 KINDS = (
     Kind(
         "AI Toolkit", "AI_TOOLKIT_PATH", (_AI_TOOLKIT,), AIToolkit, "trainer preview", True,
-        "merges before each picture and subtracts after it",
-        "a job has one network: it loads everything again (its imports are not counted)",
+        "AI Toolkit merges before each picture and subtracts after it",
+        "AI Toolkit's job has one network: everything is loaded again, without its imports here",
+        "AI Toolkit's subtraction of a merge rounds: after a picture with a LoRA it goes on with other weights, and "
+        "ours with those of the file.",
     ),
     Kind(
         "ai-toolkit-inference", "AITI_PATH", ("AITI_PYTHON", _AI_TOOLKIT), Inference, REFERENCE, False,
         "its node loads everything again",
         "its node loads everything again",
+        "It rounds the rotary frequencies of Lumina2's text encoder to bfloat16, and diffusers' pipeline, which the "
+        "recipe follows, does not: with the same frequencies the pixels are the same.",
     ),
 )  # fmt: skip
 
