@@ -191,7 +191,10 @@ def test_both_peers_may_share_an_interpreter(tmp_path):
 
 def test_a_peer_that_fails_is_named_with_its_last_words(tmp_path):
     _, theirs = sides_of(KINDS[0])
-    with pytest.raises(ChildFailed, match=r"'peers AI Toolkit' ended with 1:[\s\S]*No module named 'toolkit'"):
+    # in place of AI Toolkit's package
+    (tmp_path / "toolkit").mkdir()
+    (tmp_path / "toolkit" / "__init__.py").write_text("raise RuntimeError('half a checkout')")
+    with pytest.raises(ChildFailed, match=r"'peers AI Toolkit' ended with 1:[\s\S]*RuntimeError: half a checkout"):
         ask("peers", theirs, Setting("lumina2", tmp_path, "cpu", False, 1), Interpreter(checkout=str(tmp_path)))
 
 
