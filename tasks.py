@@ -3,7 +3,7 @@
 
     python3 tasks.py demo     a picture from a tiny model, or from real weights with --weights
     python3 tasks.py run      a workflow from a file, without ComfyUI or on a running one
-    python3 tasks.py bench    times and memory beside plain diffusers calls; --quick for a tiny model
+    python3 tasks.py bench    times and memory beside plain diffusers calls, or AI Toolkit (--peers); --quick: tiny
     python3 tasks.py test     the tests; further arguments go to pytest
     python3 tasks.py lint     ruff and the type checker
 

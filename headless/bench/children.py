@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ...pipelines.errors import AITKError
+from .interpreter import THIS, Interpreter
 from .life import PROMPT, lived, warm
 from .measure import measured
-from .sides import Loras
+from .peers.life import lived_beside
+from .sides import SIDES, Loras
 from .subject import STACK, STRENGTH, Setting, make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,15 +26,28 @@ _IMPORTS = {
 }
 # beyond torch, which ComfyUI has imported before any node
 _TIMED = "import time, torch; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
+_ASKED = "import sys, tasks; tasks.bench(sys.argv[1:])"
+# the model is a folder here
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "DISABLE_TELEMETRY": "YES", "NO_ALBUMENTATIONS_UPDATE": "1"}
 
 
 class ChildFailed(AITKError):
     """A child process ended without an answer."""
 
 
-def ask(name: str, side: str, setting: Setting) -> Any:
-    """What a child answers; raises ChildFailed with its last words where it does not."""
-    return json.loads(_run([str(ROOT / "tasks.py"), "bench", "--child", name, side, setting.as_json()], name))
+def ask(name: str, side: str, setting: Setting, by: Interpreter = THIS) -> Any:
+    """What a child answers.
+
+    Args:
+        name: of the measurement, see ``_CHILDREN``.
+        side: whose.
+        setting: of the run.
+        by: runs it.
+
+    Raises:
+        ChildFailed: it does not answer; the text has its last words.
+    """
+    return json.loads(_run(["-c", _ASKED, "--child", name, side, setting.as_json()], f"{name} {side}".strip(), by))
 
 
 def import_seconds(side: str) -> float:
@@ -40,11 +55,11 @@ def import_seconds(side: str) -> float:
     return float(_run(["-c", _TIMED.format(_IMPORTS[side])], "import"))
 
 
-def _run(arguments: list[str], name: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def _run(arguments: list[str], name: str, by: Interpreter = THIS) -> str:
+    environment = {**os.environ, **_OFFLINE, "PYTHONPATH": by.search_path(str(ROOT))}
     # ComfyUI keeps what Python compiled, and starts with it
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    done = subprocess.run([by.python, *arguments], capture_output=True, text=True, env=environment)
     if done.returncode or not done.stdout.strip():
         last = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise ChildFailed(f"The measurement {name!r} ended with {done.returncode}:\n{last}")
@@ -62,7 +77,7 @@ def _make(side: str, setting: Setting) -> dict[str, Any]:
 
 
 def _load(side: str, setting: Setting) -> dict[str, Any]:
-    one = warm(side, setting)
+    one = warm(SIDES[side], setting)
     with measured(setting.device) as cost:
         one.load()
     return asdict(cost)
@@ -70,7 +85,7 @@ def _load(side: str, setting: Setting) -> dict[str, Any]:
 
 def _steps(side: str, setting: Setting) -> dict[str, Any]:
     """Both sides by turns in one process: a step without LoRAs, with one and with eight, and the calls alone."""
-    ours, peer = warm("ours", setting), warm("diffusers", setting)
+    ours, peer = warm(SIDES["ours"], setting), warm(SIDES["diffusers"], setting)
     found: dict[str, Any] = {}
     for one in (ours, peer):
         one.load()
@@ -94,5 +109,5 @@ def _steps(side: str, setting: Setting) -> dict[str, Any]:
 
 
 _CHILDREN: dict[str, Callable[[str, Setting], dict[str, Any]]] = {
-    "make": _make, "load": _load, "life": lived, "steps": _steps,
+    "make": _make, "load": _load, "life": lived, "steps": _steps, "peers": lived_beside,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,9 +13,12 @@ from typing import Any
 
 from ..local import exit_status
 from .children import answer, ask, import_seconds
+from .peers.kinds import Peer, peers_in
+from .peers.life import sides_of
+from .peers.rows import Pair, rows_beside
 from .rows import rows_of, verdict
 from .subject import MODELS, Setting
-from .table import lines_of, page_of
+from .table import lines_of, page_of, section_of
 
 _PAGE = Path(__file__).resolve().parents[2] / "BENCHMARK.md"
 _SIDES = ("ours", "diffusers")
@@ -43,12 +47,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where the model is made, or was by an earlier run (default: none)")
     parser.add_argument("--pairs", type=int, help="how often each pair of runs is repeated (default: 5; quick: 3)")
     parser.add_argument("--device", help="cuda, cpu, ... (default: the best there is)")
+    parser.add_argument(
+        "--peers", action="store_true",
+        help="also beside AI Toolkit (AI_TOOLKIT_PATH, AI_TOOLKIT_PYTHON) and the nodes of ai-toolkit-inference "
+        "(AITI_PATH, AITI_PYTHON), those that are set",
+    )  # fmt: skip
     parser.add_argument("--write", action="store_true", help=f"put the table into {_PAGE.name}")
     return parser.parse_args(argv)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     pairs = arguments.pairs or (3 if arguments.quick else 5)
+    peers = peers_in(os.environ) if arguments.peers else []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if arguments.folder is None else arguments.folder.resolve()
         setting = Setting(
@@ -64,14 +74,13 @@ def _bench(arguments: argparse.Namespace) -> int:
         if not setting.is_made:
             _say("making the model")
             ask("make", "", setting)
-        found = _measured(setting)
         weights = setting.weights
-    rows = rows_of(found, weights, setting.device == "cpu")
-    line, status = verdict(rows, setting.realistic)
-    print("\n".join(lines_of(rows, setting.realistic)))
-    print(line)
+        rows = rows_of(_measured(setting), weights, setting.device == "cpu")
+        line, status = verdict(rows, setting.realistic)
+        print(*lines_of(rows, setting.realistic), line, sep="\n", flush=True)
+        sections = [_beside(peer, setting) for peer in peers]
     if arguments.write:
-        _PAGE.write_text(page_of(rows, setting, weights, line), "utf-8")
+        _PAGE.write_text(page_of(rows, setting, weights, line, sections), "utf-8")
     return status
 
 
@@ -98,8 +107,36 @@ def _measured(setting: Setting) -> dict[str, Any]:
     return found
 
 
-def _turns(number: int) -> tuple[str, ...]:
-    return _SIDES if number % 2 == 0 else _SIDES[::-1]
+def _beside(peer: Peer, setting: Setting) -> str:
+    """Measures beside a peer and prints that table; returns the page's section of it."""
+    pairs = _lives(peer, setting)
+    rows, about = rows_beside(peer.kind, pairs, setting.weights), _about(peer, pairs)
+    print("", about, *lines_of(rows, setting.realistic, peer.kind.title), sep="\n", flush=True)
+    return section_of(rows, setting, peer.kind.title, about)
+
+
+def _lives(peer: Peer, setting: Setting) -> list[Pair]:
+    """Of ours and of the peer by turns, all in the peer's interpreter."""
+    pairs: list[Pair] = []
+    ours, peers = sides_of(peer.kind)
+    for number in range(setting.pairs):
+        _say(f"beside {peer.kind.title}, {number + 1} of {setting.pairs}")
+        lives = {side: ask("peers", side, setting, peer.interpreter) for side in _turns(number, (ours, peers))}
+        pairs.append((lives[ours], lives[peers]))
+    return pairs
+
+
+def _about(peer: Peer, pairs: Sequence[Pair]) -> str:
+    """What ran beside ours, and how ours ran."""
+    libraries = ", ".join(f"{name} {number}" for name, number in pairs[0][1]["versions"].items())
+    return (
+        f"{peer.kind.title} at {peer.commit}, and ours by the recipe `{peer.kind.recipe}` in the same interpreter: "
+        f"{libraries}. {peer.kind.pixels}"
+    )
+
+
+def _turns(number: int, sides: tuple[str, ...] = _SIDES) -> tuple[str, ...]:
+    return sides if number % 2 == 0 else sides[::-1]
 
 
 def _best_device() -> str:

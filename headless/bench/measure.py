@@ -112,6 +112,7 @@ class Stopwatch:
         device: where it computes.
         began: when the first call of the picture began.
         ended: when the last step of it did.
+        left: when the last call of it did.
         inside: seconds within its calls.
         calls: what it was called with, the last picture's.
     """
@@ -119,6 +120,7 @@ class Stopwatch:
     device: str
     began: float = 0.0
     ended: float = 0.0
+    left: float = 0.0
     inside: float = 0.0
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     _entered: float = 0.0
@@ -127,6 +129,11 @@ class Stopwatch:
     def whole(self) -> float:
         """Seconds from the first call to the end of the last step."""
         return self.ended - self.began
+
+    @property
+    def calling(self) -> float:
+        """Seconds from the first call to the end of the last one, which needs no word from the loop that calls."""
+        return self.left - self.began
 
     def step(self) -> None:
         """To be called when a step ends."""
@@ -168,4 +175,5 @@ class Stopwatch:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         wait_for(self.device)
-        self.inside += time.perf_counter() - self._entered
+        self.left = time.perf_counter()
+        self.inside += self.left - self._entered

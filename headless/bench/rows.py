@@ -82,11 +82,11 @@ def _loading(found: Mapping[str, Sequence[Mapping[str, float]]], weights: int) -
     peaks = {side: max(one["peak"] for one in found[side]) / weights for side in found}
     return [
         Row(
-            "cold load", _s(median(ours)), _s(median(peer)), _paired(ours, peer), "diffusers'", 1 + NOISE,
+            "cold load", duration(median(ours)), duration(median(peer)), paired(ours, peer), "diffusers'", 1 + NOISE,
             note="until a byte of every page was read: diffusers maps its files",
         ),
         Row(
-            "peak while loading", _times(peaks["ours"]), _times(peaks["diffusers"]), peaks["ours"], "the weights", 1.1,
+            "peak while loading", times(peaks["ours"]), times(peaks["diffusers"]), peaks["ours"], "the weights", 1.1,
             "memory",
         ),
     ]  # fmt: skip
@@ -96,7 +96,9 @@ def _pictures(life: Mapping[str, Any]) -> list[Row]:
     rows = []
     for name in ("first picture", "another seed", "another prompt"):
         ours, peer = (_event(life[side], name) for side in ("ours", "diffusers"))
-        rows.append(Row(name, _s(ours), _s(peer), ours / peer, "diffusers'", note=_counters(life["ours"], name)))
+        rows.append(
+            Row(name, duration(ours), duration(peer), ours / peer, "diffusers'", note=counted(life["ours"], name))
+        )
     again = life["ours"]["events"]["another seed"]
     work = ("parts_loaded", "bytes_moved", "bytes_read", "texts_encoded")
     done = sum(one["counters"][name] for one in again for name in work)
@@ -104,7 +106,7 @@ def _pictures(life: Mapping[str, Any]) -> list[Row]:
         *rows,
         Row(
             "second picture's work", f"{done}", "", done, "texts, bytes and parts", 0, "count",
-            _counters(life["ours"], "another seed"),
+            counted(life["ours"], "another seed"),
         ),
     ]  # fmt: skip
 
@@ -115,15 +117,15 @@ def _changes(life: Mapping[str, Any], weights: int, on_cpu: bool) -> list[Row]:
         again = _event(life["ours"], f"reload {how}")
         peers_again = _event(life["diffusers"], f"reload {how}")
         of = "a reload" if how == "live" else "a reload and merge"
-        rows.append(Row(f"reload {how}", _s(again), _s(peers_again), again / peers_again, "diffusers'"))
+        rows.append(Row(f"reload {how}", duration(again), duration(peers_again), again / peers_again, "diffusers'"))
         for change, name in (("strength", f"another strength, {how}"), ("swap", f"another LoRA, {how}")):
             ours, peer = (_event(life[side], f"{change} {how}") for side in ("ours", "diffusers"))
-            note = _counters(life["ours"], f"{change} {how}")
+            note = counted(life["ours"], f"{change} {how}")
             rows.append(Row(name, _ms(ours), _ms(peer), ours / again, of, limit, note=note))
             if how == "merged":
                 peaks = [_peak(life[side], f"{change} {how}") / weights for side in ("ours", "diffusers")]
                 rows.append(
-                    Row(f"{name}: memory", _times(peaks[0]), _times(peaks[1]), peaks[0], "the weights", 0.2, "memory")
+                    Row(f"{name}: memory", times(peaks[0]), times(peaks[1]), peaks[0], "the weights", 0.2, "memory")
                 )  # fmt: skip
     levels = [life[side]["levels"] for side in ("ours", "diffusers")]
     return [
@@ -141,14 +143,14 @@ def _steps(found: Mapping[str, Any]) -> list[Row]:
         pictures = "the same pixels" if found[key]["same"] else "other pixels"
         rows.append(
             Row(
-                name, _s(median(ours)), _s(median(peer)), _paired(ours, peer),
+                name, duration(median(ours)), duration(median(peer)), paired(ours, peer),
                 "diffusers'" if key == "none" else "PEFT's", 1 + NOISE, note=pictures,
             )
         )  # fmt: skip
     timed = found["none"]["rows"]
     # in the same run: between two runs the calls themselves differ by more than this
     own, peers = (median(one[side] / one[f"{side} inside"] - 1 for one in timed) for side in ("ours", "diffusers"))
-    replays = _paired([one["ours"] for one in timed], [one["replayed"] for one in timed])
+    replays = paired([one["ours"] for one in timed], [one["replayed"] for one in timed])
     return [
         *rows,
         Row(
@@ -163,7 +165,8 @@ def _released(life: Mapping[str, Any], weights: int) -> Row:
     return Row("left after release", f"{ours:.2%}", f"{peer:.2%}", max(ours, 0), "the weights", 0.01, "memory")
 
 
-def _paired(ours: Sequence[float], peer: Sequence[float]) -> float:
+def paired(ours: Sequence[float], peer: Sequence[float]) -> float:
+    """The ratio of two sides' runs, whose numbers are pairs."""
     return median(one / other for one, other in zip(ours, peer, strict=True))
 
 
@@ -176,13 +179,14 @@ def _peak(life: Mapping[str, Any], name: str) -> int:
     return max(one["peak"] + one["peak_on_device"] for one in life["events"][name])
 
 
-def _counters(life: Mapping[str, Any], name: str) -> str:
+def counted(life: Mapping[str, Any], name: str) -> str:
     """What the engine did in the first of the runs, without zeros."""
     done = {key: value for key, value in life["events"][name][0]["counters"].items() if value}
     return ", ".join(f"{key} {value}" for key, value in done.items()) or "nothing loaded, moved or encoded"
 
 
-def _s(value: float) -> str:
+def duration(value: float) -> str:
+    """Seconds as they are shown."""
     return f"{value:.2f} s" if value >= 1 else _ms(value)
 
 
@@ -190,5 +194,6 @@ def _ms(value: float) -> str:
     return f"{value * 1000:.1f} ms"
 
 
-def _times(value: float) -> str:
+def times(value: float) -> str:
+    """A multiple of the weights as it is shown."""
     return f"{value:.2f} x"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .subject import Setting
 
-RECIPE = "reference pipeline"  # what diffusers renders
+REFERENCE = "reference pipeline"  # the recipe of what diffusers renders
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,20 @@ class Side(Protocol):
 
 
 class Ours:
-    """The engine, as the nodes use it."""
+    """The engine, as the nodes use it, by one of the model's recipes."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, recipe: str = REFERENCE) -> None:
         self.watch = Stopwatch(setting.device)
         self._setting = setting
         self._model = find_model(setting.model)
+        self._recipe = recipe
         self._engine = Engine(PlainMachine(setting.device, _memory(setting.device)))
         self._loras: tuple[LoraSpec, ...] = ()
         self._observer = _Watched(self.watch)
 
     def load(self) -> None:
         with self._engine.turn(self._observer):
-            wanted = self._engine.resolve(self._handle(), self._model.recipes[RECIPE])
+            wanted = self._wanted()
             for part in wanted.keys:
                 with self._engine.on_device(wanted, part, self._observer) as module:
                     touched(module)
@@ -102,8 +103,8 @@ class Ours:
 
         one = self._setting
         request = SampleRequest(
-            RECIPE, prompt, width=one.size, height=one.size, steps=steps or one.steps, guidance_scale=one.guidance,
-            seed=seed,
+            self._recipe, prompt, width=one.size, height=one.size, steps=steps or one.steps,
+            guidance_scale=one.guidance, seed=seed,
         )  # fmt: skip
         with self.watch.on(self.denoiser()):
             images = sample(self._engine, self._handle(), request, self._observer).images
@@ -127,7 +128,7 @@ class Ours:
         return PipelineHandle(self._setting.model, checkpoint, "bfloat16", options, self._loras)
 
     def _wanted(self) -> Any:
-        return self._engine.resolve(self._handle(), self._model.recipes[RECIPE])
+        return self._engine.resolve(self._handle(), self._model.recipes[self._recipe])
 
 
 class Diffusers:
@@ -190,13 +191,10 @@ class Diffusers:
         return self._pipe.transformer
 
     def release(self) -> None:
-        import torch
-
         self._pipe, self._loras = None, Loras()
         self.watch.calls.clear()
         gc.collect()
-        if self._setting.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        empty_cache(self._setting.device)
 
     def counters(self) -> dict[str, int]:
         return {}
@@ -214,8 +212,15 @@ class _Watched(SilentObserver):
         self._watch.step()
 
 
-def side_of(name: str, setting: Setting) -> Side:
-    return Ours(setting) if name == "ours" else Diffusers(setting)
+SIDES: dict[str, Callable[[Setting], Side]] = {"ours": Ours, "diffusers": Diffusers}
+
+
+def empty_cache(device: str) -> None:
+    """Has torch give back what it keeps of a GPU's memory for its next tensors."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 def _memory(device: str) -> DeviceMemory | None:

@@ -14,20 +14,18 @@ from .rows import NOISE, Row
 if TYPE_CHECKING:
     from .subject import Setting
 
-_HEAD = ("what", "ours", "diffusers", "ratio", "target", "", "note")
+_DIFFUSERS = "diffusers"
 
 
-def lines_of(rows: Sequence[Row], realistic: bool) -> list[str]:
-    """The table for a terminal."""
-    cells = [_HEAD, *(_cells(row, realistic) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEAD))]
+def lines_of(rows: Sequence[Row], realistic: bool, peer: str = _DIFFUSERS) -> list[str]:
+    """The table for a terminal; ``peer`` is who ours is beside."""
+    cells = [_head(peer), *(_cells(row, realistic) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
 
-def page_of(rows: Sequence[Row], setting: Setting, weights: int, line: str) -> str:
-    """The same as a page, with the machine and the versions."""
-    table = ["| " + " | ".join(_HEAD) + " |", "| " + " | ".join("---" for _ in _HEAD) + " |"]
-    table += ["| " + " | ".join(_cells(row, setting.realistic)) + " |" for row in rows]
+def page_of(rows: Sequence[Row], setting: Setting, weights: int, line: str, sections: Sequence[str] = ()) -> str:
+    """The same as a page, with the machine and the versions, and further sections at its end."""
     return "\n".join(
         [
             "# Times and memory",
@@ -41,12 +39,30 @@ def page_of(rows: Sequence[Row], setting: Setting, weights: int, line: str) -> s
             f"{setting.steps} steps, guidance {setting.guidance:g}",
             f"* medians of {setting.pairs} pairs; two times that differ by less than {NOISE:.0%} are taken for equal",
             "",
-            *table,
+            *_table(rows, setting.realistic, _DIFFUSERS),
             "",
             line,
             "",
+            *sections,
         ]
     )
+
+
+def section_of(rows: Sequence[Row], setting: Setting, peer: str, about: str) -> str:
+    """A section of the page with another peer's table, below what is to be known ``about`` it."""
+    return "\n".join([f"## Beside {peer}", "", about, "", *_table(rows, setting.realistic, peer), ""])
+
+
+def _head(peer: str) -> tuple[str, ...]:
+    return "what", "ours", peer, "ratio", "target", "", "note"
+
+
+def _table(rows: Sequence[Row], realistic: bool, peer: str) -> list[str]:
+    head = _head(peer)
+    return [
+        "| " + " | ".join(line) + " |"
+        for line in (head, ["---"] * len(head), *(_cells(row, realistic) for row in rows))
+    ]
 
 
 def _cells(row: Row, realistic: bool) -> tuple[str, ...]:

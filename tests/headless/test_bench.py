@@ -9,9 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from comfyui_aitk.headless.bench.children import ChildFailed, ask
+from comfyui_aitk.headless.bench.command import bench_command
+from comfyui_aitk.headless.bench.interpreter import Interpreter
+from comfyui_aitk.headless.bench.peers.kinds import KINDS, PeerError, peers_in
+from comfyui_aitk.headless.bench.peers.life import sides_of
+from comfyui_aitk.headless.bench.peers.rows import rows_beside
 from comfyui_aitk.headless.bench.rows import NOISE, Row, rows_of, verdict
 from comfyui_aitk.headless.bench.subject import Setting, make
-from comfyui_aitk.headless.bench.table import lines_of, page_of
+from comfyui_aitk.headless.bench.table import lines_of, page_of, section_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
@@ -20,6 +26,10 @@ ROWS = [
     "another strength, merged", "another strength, merged: memory", "another LoRA, merged",
     "another LoRA, merged: memory", "picture, merges taken off", "step", "step, a live LoRA", "step, eight live LoRAs",
     "sampler beside its calls", "left after release",
+]  # fmt: skip
+PEER_ROWS = [
+    "load", "peak while loading", "first picture", "another seed", "another prompt", "first LoRA and its picture",
+    "another strength and its picture", "another LoRA and its picture", "step", "step, a LoRA", "left after release",
 ]  # fmt: skip
 WEIGHTS = 1000
 WORK = ("parts_loaded", "bytes_moved", "bytes_read", "texts_encoded", "tensors_merged")
@@ -102,6 +112,90 @@ def test_the_page_has_every_row(tmp_path):
     assert [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")][2:] == ROWS
     assert str(tmp_path) not in page
     assert page.endswith("\nTargets: 16 of 16 hold.\n")
+
+
+def _beside(seconds: float, step: float, digest: str, **counters: int) -> dict:
+    """What a child says of a life in which everything takes the same time."""
+    pictures = ("first picture", "another seed", "another prompt", "a LoRA", "another strength", "another LoRA")
+    return {
+        "events": {name: _event(seconds, 1500, **counters) for name in ("load", *pictures)},
+        "steps": dict.fromkeys(pictures, step),
+        "pictures": dict.fromkeys(pictures, digest),
+        "left": 20,
+        "versions": {"torch": "2"},
+    }
+
+
+def test_rows_beside_a_peer_are_ratios_of_pairs_without_targets():
+    ai_toolkit = KINDS[0]
+    pairs = [(_beside(seconds, 1, "a", tensors_merged=3), _beside(4 * seconds, 2, "a")) for seconds in (1.0, 5.0, 9.0)]
+    rows = {row.name: row for row in rows_beside(ai_toolkit, pairs, WEIGHTS)}
+    assert list(rows) == PEER_ROWS
+    assert verdict(list(rows.values()), realistic=True) == ("Targets: 0 of 0 hold.", 0)
+    assert (rows["load"].ours, rows["load"].peer, rows["load"].ratio) == ("5.00 s", "20.00 s", 0.25)
+    assert (rows["step, a LoRA"].ratio, rows["step, a LoRA"].ratio_of) == (0.5, "AI Toolkit's")
+    assert rows["peak while loading"].ratio == 1.5
+    assert rows["left after release"].ours == "2.00%"
+    assert rows["another LoRA and its picture"].note == f"the same pixels; ours: tensors_merged 3; {ai_toolkit.swap}"
+    # one picture of one pair
+    pairs[1][1]["pictures"]["another strength"] = "b"
+    notes = [row.note for row in rows_beside(ai_toolkit, pairs, WEIGHTS) if row.note.startswith("other pixels")]
+    assert notes == [f"other pixels; ours: tensors_merged 3; {ai_toolkit.strength}"]
+
+
+def test_the_page_has_a_section_for_each_peer(tmp_path):
+    setting = Setting("lumina2", tmp_path, "cpu", True, 1)
+    rows = rows_beside(KINDS[1], [(_beside(1, 1, "a"), _beside(1, 1, "a"))], WEIGHTS)
+    section = section_of(rows, setting, KINDS[1].title, "It is at abc.")
+    page = page_of(rows_of(_found(), WEIGHTS, on_cpu=True), setting, WEIGHTS, "All hold.", [section])
+    _, _, peers = page.partition("\nAll hold.\n\n## Beside ai-toolkit-inference\n\nIt is at abc.\n\n")
+    head, _, *lines = peers.splitlines()
+    assert head.startswith("| what | ours | ai-toolkit-inference | ratio |")
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == PEER_ROWS
+
+
+def test_peers_without_variables_are_an_error_before_anything_is_measured(monkeypatch, capsys):
+    for name in ("AI_TOOLKIT_PATH", "AI_TOOLKIT_PYTHON", "AITI_PATH", "AITI_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
+    assert bench_command(["--quick", "--peers"]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "AI_TOOLKIT_PATH and AI_TOOLKIT_PYTHON for AI Toolkit" in error
+    assert "AITI_PATH and AITI_PYTHON or AI_TOOLKIT_PYTHON for ai-toolkit-inference" in error
+    assert "bench:" not in error
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"AI_TOOLKIT_PATH": "."}, "set AI_TOOLKIT_PYTHON to an interpreter"),
+        ({"AITI_PATH": "."}, "set AITI_PYTHON or AI_TOOLKIT_PYTHON to an interpreter"),
+        ({"AITI_PATH": "gone", "AITI_PYTHON": sys.executable}, "AITI_PATH is .*gone'.* a checkout"),
+        ({"AI_TOOLKIT_PATH": ".", "AI_TOOLKIT_PYTHON": "gone"}, "AI_TOOLKIT_PYTHON is .*gone'.* an interpreter"),
+    ],
+)
+def test_a_peer_named_by_halves_is_an_error(environment, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PeerError, match=words):
+        peers_in(environment)
+
+
+def test_both_peers_may_share_an_interpreter(tmp_path):
+    found = peers_in(
+        {"AI_TOOLKIT_PATH": str(tmp_path), "AITI_PATH": str(tmp_path), "AI_TOOLKIT_PYTHON": sys.executable}
+    )
+    assert [(peer.kind, str(peer.python), peer.commit) for peer in found] == [
+        (kind, sys.executable, "unknown") for kind in KINDS
+    ]
+
+
+def test_a_peer_that_fails_is_named_with_its_last_words(tmp_path):
+    _, theirs = sides_of(KINDS[0])
+    # in place of AI Toolkit's package
+    (tmp_path / "toolkit").mkdir()
+    (tmp_path / "toolkit" / "__init__.py").write_text("raise RuntimeError('half a checkout')")
+    with pytest.raises(ChildFailed, match=r"'peers AI Toolkit' ended with 1:[\s\S]*RuntimeError: half a checkout"):
+        ask("peers", theirs, Setting("lumina2", tmp_path, "cpu", False, 1), Interpreter(checkout=str(tmp_path)))
 
 
 def test_the_command(tmp_path):
