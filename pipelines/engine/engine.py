@@ -20,7 +20,7 @@ from ..files.spans import METER
 from ..layers.attention import check_attention
 from ..layers.compiled import compiled
 from ..layers.fill import out_of_memory
-from ..layers.holding import FLOAT8_FORMS
+from ..layers.holding import FLOAT8_FORMS, check_holding
 from ..layers.sharing import share
 from ..lora.stack import LoraStack, resolve
 from ..machine.ram import trim_ram
@@ -379,6 +379,7 @@ class Engine:
                     f"{key.source.name!r} is quantised already, and {key.quantization} would quantise it a second "
                     f"time. Set {QUANTIZATION_INPUTS[model.parts[name].role]} to none, or choose an unquantised file."
                 )
+            check_holding(key.quantization, self.device, key.dtype)
         float8 = {key.held_as for key in keys.values()}.intersection(FLOAT8_FORMS)
         if self.device.startswith("mps") and float8:
             raise InputError(
