@@ -75,7 +75,7 @@ def check_holding(quantization: Quantization, device: str, dtype: DType) -> None
     """Raises InputError where a choice cannot be had on this machine; says what is missing."""
     if quantization in torchao.QTYPES:
         torchao.check_torchao(quantization)
-    if quantization == "qint4" and dtype != "float32" and not device.startswith("cpu"):
+    if quantization == "qint4" and dtype != "float32" and device != "cpu":
         # it packs them anew for a kernel of each device: on the way to a GPU on the CPU, by a product with as many
         # numbers as the layer has columns squared, and in float16 with a kernel that is compiled first
         raise InputError(

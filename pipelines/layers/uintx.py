@@ -134,6 +134,8 @@ def quantize(weight: torch.Tensor, bits: int) -> UIntXWeight:
     scale = ((high - low) / top).clamp(min=_SMALLEST_SCALE)
     zero = (low / scale).round().neg().clamp(0, top)
     codes = (groups * (1.0 / scale)[..., None]).round_().add_(zero[..., None]).clamp_(0, top)
+    # in float16 1 / scale may be infinite, and 0 times that is NaN, of which AI Toolkit's cast to bytes makes 0
+    codes.nan_to_num_(0)
     return UIntXWeight(_pack(codes.flatten(1).to(torch.uint8), bits), scale, zero.to(torch.uint8), bits)
 
 

@@ -20,6 +20,8 @@ LONG = FOX | {"prompt": "a red fox in the snow, " * 120, "negative_prompt": "fog
 TURBO = FOX | {"steps": 9, "guidance": 1.0}
 PLAIN = FOX | {"guidance": 1.0, "prompt": ""}
 WEAK = {"network_multiplier": -0.6}
+OTHERS = ("float8", "int8", "uint7", "uint6", "uint5", "uint4", "uint3", "uint2", "qint4", "qint2", "qfloat8_e5m2",
+          "qfloat8_e4m3fnuz")  # fmt: skip
 SIZES = [FOX | {"width": width, "height": height} for width, height in ((72, 104), (79, 109), (144, 80))]
 JOBS = {
     "text": {"items": [FOX, TALL, LONG]},
@@ -42,10 +44,26 @@ JOBS = {
     "transformer qint8, LoRA live": {"lora": "lora_f32", "quantize_transformer": "qint8", "items": [FOX | WEAK]},
     "text encoder qint8": {"quantize_te": "qint8", "items": [FOX]},
     "text encoder qfloat8, LoRA merged": {"lora": "lora_f32", "quantize_te": "qfloat8", "items": [TALL]},
+    **{
+        f"transformer {qtype}, LoRA live": {"lora": "lora_all_f32", "quantize_transformer": qtype, "items": [FOX]}
+        for qtype in OTHERS
+    },
+    "both uint4, LoKr live": {
+        "lora": "lokr_full_f32", "quantize_transformer": "uint4", "quantize_te": "uint4", "items": [FOX],
+    },
+    "transformer uint4, DoRA": {"lora": "dora_f32", "quantize_transformer": "uint4", "items": [FOX]},
+    "text encoder float8, LoRA merged": {"lora": "lora_f32", "quantize_te": "float8", "items": [TALL]},
     "training adapter": {"assistant_lora_path": "adapter_f16", "items": [FOX, TURBO]},
     "training adapter, LoRA merged": {"assistant_lora_path": "adapter_f16", "lora": "lora_f32", "items": [FOX | WEAK]},
     "training adapter, LoRA live": {
         "assistant_lora_path": "adapter_f16", "lora": "lora_f32", "items": [TURBO, TALL | WEAK],
+    },
+    "training adapter, qfloat8, which is float8, LoRA live": {
+        "assistant_lora_path": "adapter_f16", "lora": "lora_f32", "quantize_transformer": "qfloat8",
+        "quantize_te": "qfloat8", "held_as": "float8", "items": [TURBO, TALL | WEAK],
+    },
+    "training adapter, uint4": {
+        "assistant_lora_path": "adapter_f16", "quantize_transformer": "uint4", "items": [TURBO],
     },
 }  # fmt: skip
 
