@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +22,11 @@ from comfyui_aitk.pipelines.layers import torchao, uintx
 from comfyui_aitk.pipelines.layers.holding import dense_weight, holding_of
 from comfyui_aitk.pipelines.layers.measure import held_bytes
 from comfyui_aitk.pipelines.machine.plan import DeviceMemory
-from comfyui_aitk.pipelines.machine.transfer import pieces
+from comfyui_aitk.pipelines.machine.transfer import mapped, pieces
+from comfyui_aitk.pipelines.machine.unit import stores
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
-from comfyui_aitk.pipelines.options import QUANTIZATION_CHOICES, RuntimeOptions
+from comfyui_aitk.pipelines.options import QUANTIZATION_CHOICES, Quantization, RuntimeOptions
 from comfyui_aitk.pipelines.run.request import SampleRequest
 from comfyui_aitk.pipelines.run.sample import SampleResult, sample
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
@@ -39,6 +41,7 @@ QTYPES = [
     if name not in TESTED_ELSEWHERE
 ]
 MODEL = find_model("zimage")
+WEIGHT = torch.randn(32, 256, generator=torch.Generator().manual_seed(0))
 REQUEST = SampleRequest("trainer preview", "a cat", width=64, height=64, steps=1, guidance_scale=4.0, seed=1)
 
 
@@ -69,6 +72,15 @@ def _digest(module: nn.Module) -> str:
         for piece in pieces(value.detach()):
             found.update(piece.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def _held(quantization: Quantization, dtype: torch.dtype) -> Any:
+    """A layer that holds WEIGHT in a type."""
+    model = nn.Sequential(nn.Linear(256, 32, bias=False, dtype=dtype)).requires_grad_(False)
+    form = holding_of(quantization)
+    assert form is not None
+    form.hold(model, "0", WEIGHT.to(dtype), "here")
+    return model[0]
 
 
 @pytest.mark.parametrize("quantization", QTYPES)
@@ -151,20 +163,27 @@ def test_rows_of_no_whole_groups_stay_dense_in_uintx():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_live_lora_of_the_weight_sees_the_values_that_the_layer_has(quantization, dtype):
     """DoRA reads the whole weight, a LoRA of shared rows some of it."""
-    weight = torch.randn(32, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
-    model = nn.Sequential(nn.Linear(256, 32, bias=False, dtype=dtype))
-    form = holding_of(quantization)
-    assert form is not None
-    form.hold(model, "0", weight, "here")
-    found = dense_weight(model[0])
+    layer = _held(quantization, dtype)
+    found = dense_weight(layer)
     assert found.dtype == torch.float32
-    assert torch.equal(dense_weight(model[0], (3, 9)), found[3:9])
-    assert not torch.equal(found, weight.float())
+    assert torch.equal(dense_weight(layer, (3, 9)), found[3:9])
+    assert not torch.equal(found, WEIGHT.to(dtype).float())
     # as coarse as the type: with two bits a value may be half of a third of its group's range away
-    assert (found - weight.float()).abs().max() < 1.5
+    assert (found - WEIGHT).abs().max() < 1.5
     with torch.no_grad():
-        identity = model[0](torch.eye(256, dtype=dtype)).T.float()
+        identity = layer(torch.eye(256, dtype=dtype)).T.float()
     assert torch.allclose(identity, found, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("quantization", QTYPES)
+def test_a_weight_that_is_copied_piece_by_piece_is_the_same(quantization):
+    """As it is pinned for a GPU."""
+    layer = _held(quantization, torch.bfloat16)
+    expected, before = dense_weight(layer), _digest(layer)
+    for store in stores(layer):
+        store.update({name: mapped(value, torch.clone) for name, value in store.items() if value is not None})
+    assert _digest(layer) == before
+    assert torch.equal(dense_weight(layer), expected)
 
 
 @pytest.mark.parametrize("quantization", torchao.QTYPES)
