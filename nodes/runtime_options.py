@@ -27,9 +27,11 @@ class AITKRuntimeOptions:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         quantization = (
             f"{{}} model default: what the model's page says ({_defaults()}); where the computer's memory cannot hold "
-            "that, the type that some models state for it, which the sampler then says. qfloat8 and qint8: "
-            "optimum-quanto, as AI Toolkit's {} does. fp8_e4m3fn: stored in float8, computed in dtype. All save memory "
-            "and change the picture. Any choice but model default is kept."
+            "that, the type that some models state for it, which the sampler then says. fp8_e4m3fn: stored in float8, "
+            "computed in dtype. The others are the types of AI Toolkit's {}, and make what it makes: qfloat8, qint8, "
+            "qint4, qint2, qfloat8_e5m2 and qfloat8_e4m3fnuz by optimum-quanto, uint7 to uint2 by AI Toolkit's own "
+            "rule, float8 and int8 by torchao, which must be installed. All save memory and change the picture. Any "
+            "choice but model default is kept."
         )
         own = runtime_options()
         return {
@@ -38,14 +40,14 @@ class AITKRuntimeOptions:
                     list(QUANTIZATION_CHOICES),
                     {
                         "default": "model default",
-                        "tooltip": quantization.format("How the transformer's weights are held.", "'quantize'"),
+                        "tooltip": quantization.format("How the transformer's weights are held.", "'qtype'"),
                     },
                 ),
                 "text_encoder_quantization": (
                     list(QUANTIZATION_CHOICES),
                     {
                         "default": "model default",
-                        "tooltip": quantization.format("How the text encoder's weights are held.", "'quantize_te'")
+                        "tooltip": quantization.format("How the text encoder's weights are held.", "'qtype_te'")
                         + " AI Toolkit's own interface sets it to qfloat8: choose that to match its previews.",
                     },
                 ),
@@ -128,8 +130,9 @@ class AITKRuntimeOptions:
     CATEGORY = CATEGORY
     DESCRIPTION = "How weights are held and run: quantisation, attention kernels, placement, compilation, step caching."
     SEARCH_ALIASES = search_words(
-        "quantize", "quanto", "qfloat8", "qint8", "fp8", "low vram", "flash attention", "sage attention", "block swap",
-        "offload", "vram", "memory", "step cache", "first block cache", "teacache", "wavespeed",
+        "quantize", "quanto", "qfloat8", "qint8", "fp8", "torchao", "float8", "uint4", "4 bit", "low vram",
+        "flash attention", "sage attention", "block swap", "offload", "vram", "memory", "step cache",
+        "first block cache", "teacache", "wavespeed",
     )  # fmt: skip
 
     def make(

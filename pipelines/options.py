@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     import torch
 
 DType = Literal["bfloat16", "float16", "float32"]
-Quantization = Literal["none", "qfloat8", "qint8", "fp8_e4m3fn"]
-QuantizationChoice = Literal["model default", "none", "qfloat8", "qint8", "fp8_e4m3fn"]
+# all but the first and the fourth are AI Toolkit's names of its types; saved workflows hold them
+Quantization = Literal[
+    "none", "qfloat8", "qint8", "fp8_e4m3fn", "float8", "int8", "uint7", "uint6", "uint5", "uint4", "uint3", "uint2",
+    "qint4", "qint2", "qfloat8_e5m2", "qfloat8_e4m3fnuz",
+]  # fmt: skip
+QuantizationChoice = Literal["model default"] | Quantization
 Attention = Literal["default", "flash", "sage", "flash 3", "xformers"]
 Placement = Literal["automatic", "resident", "streamed", "sequential"]
 Application = Literal["auto", "merged", "live"]
@@ -21,7 +25,7 @@ Role = Literal["encoder", "denoiser", "autoencoder"]
 OptionValue = float | bool | str
 
 DTYPES: tuple[DType, ...] = ("bfloat16", "float16", "float32")
-QUANTIZATION_CHOICES: tuple[QuantizationChoice, ...] = ("model default", "none", "qfloat8", "qint8", "fp8_e4m3fn")
+QUANTIZATION_CHOICES: tuple[QuantizationChoice, ...] = ("model default", *get_args(Quantization))
 ATTENTIONS: tuple[Attention, ...] = ("default", "flash", "sage", "flash 3", "xformers")
 PLACEMENTS: tuple[Placement, ...] = ("automatic", "resident", "streamed", "sequential")
 APPLICATIONS: tuple[Application, ...] = ("auto", "merged", "live")

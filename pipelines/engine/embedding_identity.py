@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .embeddings import EmbeddingKey
 
 SCHEMA = 1  # grows where what is stored, or the meaning of a value below, changes
-_PACKAGES = ("torch", "transformers", "optimum-quanto", "tokenizers", "sentencepiece", "numpy")
+_PACKAGES = ("torch", "transformers", "optimum-quanto", "torchao", "tokenizers", "sentencepiece", "numpy")
 # what chooses kernels from outside of the process
 _VARIABLES = (
     "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "MKL_CBWR",

@@ -17,7 +17,7 @@ from ..files.spans import METER
 from ..layers.attention import check_attention
 from ..layers.compiled import compiled
 from ..layers.fill import out_of_memory
-from ..layers.holding import FLOAT8_FORMS
+from ..layers.holding import FLOAT8_FORMS, check_holding
 from ..layers.sharing import check_shared, share
 from ..layers.step_cache import check_step_caching
 from ..lora.stack import LoraStack, resolve
@@ -371,6 +371,7 @@ class Engine:
                     f"{key.source.name!r} is quantised already, and {key.quantization} would quantise it a second "
                     f"time. Set {QUANTIZATION_INPUTS[model.parts[name].role]} to none, or choose an unquantised file."
                 )
+            check_holding(key.quantization, self.device, key.dtype)
         float8 = {key.held_as for key in keys.values()}.intersection(FLOAT8_FORMS)
         if self.device.startswith("mps") and float8:
             raise InputError(

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from . import float8, quanto
+from ..errors import InputError
+from . import float8, quanto, torchao, uintx
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from ..options import Quantization
+    from ..options import DType, Quantization
 
 # what Apple's MPS, which has no 8-bit floating point, cannot hold
-FLOAT8_FORMS = ("qfloat8", float8.NAME, "scaled float8")
+FLOAT8_FORMS = ("qfloat8", "qfloat8_e5m2", "qfloat8_e4m3fnuz", "float8", float8.NAME, "scaled float8")
 
 
 class Holding(Protocol):
@@ -66,9 +67,29 @@ class Selected:
 
 def holding_of(quantization: Quantization, plain: Sequence[str] = ()) -> Holding | None:
     """The form that a choice means; None where every weight is dense."""
-    if quantization == "none":
-        return None
-    return Selected(float8.Storage() if quantization == float8.NAME else quanto.Quanto(quantization), plain)
+    form = _FORMS.get(quantization)
+    return None if form is None else Selected(form, plain)
+
+
+def check_holding(quantization: Quantization, device: str, dtype: DType) -> None:
+    """Raises InputError where a choice cannot be had on this machine; says what is missing."""
+    if quantization in torchao.QTYPES:
+        torchao.check_torchao(quantization)
+    if quantization == "qint4" and dtype != "float32" and device != "cpu":
+        # it packs them anew for a kernel of each device: on the way to a GPU on the CPU, by a product with as many
+        # numbers as the layer has columns squared, and in float16 with a kernel that is compiled first
+        raise InputError(
+            f"qint4 in {dtype} runs on the CPU alone: on {device} optimum-quanto would pack its weights anew each time "
+            "that they come. Choose uint4 on AITK Runtime Options, or float32 on Load AITK Model."
+        )
+
+
+_FORMS: Mapping[str, Holding] = {
+    float8.NAME: float8.Storage(),
+    **{name: quanto.Quanto(name) for name in quanto.QTYPES},
+    **{name: torchao.TorchAO(name) for name in torchao.QTYPES},
+    **{name: uintx.UIntX(bits) for name, bits in uintx.NAMES.items()},
+}
 
 
 class Weighted(Protocol):
@@ -82,9 +103,9 @@ def dense_weight(layer: Weighted, rows: tuple[int, int] | None = None) -> torch.
     """A layer's weight in float32, however the layer holds it; of ``rows`` alone where given."""
     weight = layer.weight
     if not isinstance(weight, torch.Tensor):
-        # GGUF's and float8's layers
+        # those of this pack's own layers
         return (weight if rows is None else weight.rows(*rows)).dequantize().to(torch.float32)
-    # quanto's; a plain tensor has a method of this name too, for another use
+    # quanto's and torchao's; a plain tensor has a method of this name too, for another use
     values = weight.dequantize() if hasattr(layer, "weight_qtype") else weight
     return (values if rows is None else values[slice(*rows)]).to(torch.float32)
 

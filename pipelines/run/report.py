@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 SCHEMA = 1  # grows where a key changes its meaning or leaves
-_PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto", "safetensors", "numpy")
+_PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto", "torchao", "safetensors", "numpy")
 _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 

@@ -2,7 +2,8 @@
 
     PYTHON own_worker.py JOB.json OUT.safetensors
 
-The job's ``model`` is the pack's name of the model, e.g. ``zimage``. For item i the output holds
+The job's ``model`` is the pack's name of the model, e.g. ``zimage``; ``held_as`` is how the transformer is held where
+AI Toolkit takes another type than ``quantize_transformer``, which the job names. For item i the output holds
 `item{i}.final_latents`, as the loop leaves them, and `item{i}.image_uint8`.
 
 Equality to the bit is judged in one interpreter: other builds of torch round differently.
@@ -60,7 +61,7 @@ def main(job_path: str, out_path: str) -> None:
         Checkpoint.open(folder, folder.name, model.files),
         {"bf16": "bfloat16", "float32": "float32"}[job["dtype"]],
         RuntimeOptions(
-            job["quantize_transformer"] or "none",
+            job.get("held_as") or job["quantize_transformer"] or "none",
             job["quantize_te"] or "none",
             own=Chosen.of({} if attention == "auto" else {"text_encoder_attention": attention}),
         ),

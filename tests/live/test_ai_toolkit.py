@@ -26,6 +26,12 @@ JOBS = {
         "quantize_te": "qfloat8", "quantize_transformer": "qfloat8", "lora": True, "items": [FOX, TALL],
     },
     "transformer qint8, LoRA live": {"quantize_transformer": "qint8", "lora": True, "items": [WEAK]},
+    "both float8, LoRA live": {
+        "quantize_te": "float8", "quantize_transformer": "float8", "lora": True, "items": [FOX, TALL],
+    },
+    "both uint4, LoRA live": {"quantize_te": "uint4", "quantize_transformer": "uint4", "lora": True, "items": [WEAK]},
+    "text encoder int8": {"quantize_te": "int8", "items": [FOX]},
+    "text encoder qint2": {"quantize_te": "qint2", "items": [FOX]},
 }  # fmt: skip
 
 

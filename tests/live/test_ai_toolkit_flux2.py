@@ -36,9 +36,22 @@ JOBS = {
         "lora": "lora_f32", "quantize_transformer": "qint8", "items": [FOX],
     },
     "text encoder qint8": {"quantize_te": "qint8", "items": [FOX]},
+    "both float8, LoRA live": {
+        "lora": "lora_f32", "quantize_transformer": "float8", "quantize_te": "float8", "items": [FOX, ODD],
+    },
+    "both uint3, LoRA live": {
+        "lora": "lora_f32", "quantize_transformer": "uint3", "quantize_te": "uint3", "items": [FOX],
+    },
+    "both qint4, LoRA live": {
+        "lora": "lora_f32", "quantize_transformer": "qint4", "quantize_te": "qint4", "items": [FOX],
+    },
+    "transformer int8, LoKr live": {"lora": "lokr_full_f16", "quantize_transformer": "int8", "items": [FOX]},
     "klein": {"model": "flux2_klein_4b", "items": [FOX, TALL, PLAIN, ODD]},
     "klein, text encoder qfloat8, LoRA merged": {
         "model": "flux2_klein_4b", "quantize_te": "qfloat8", "lora": "lora_f32", "items": [TALL],
+    },
+    "klein, transformer uint4, text encoder float8": {
+        "model": "flux2_klein_4b", "quantize_transformer": "uint4", "quantize_te": "float8", "items": [FOX],
     },
     "klein, LoRA live": {
         "model": "flux2_klein_4b", "lora": "lora_f32", "items": [FOX, TALL | WEAK],

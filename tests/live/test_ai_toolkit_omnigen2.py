@@ -26,7 +26,14 @@ JOBS = {
     "LoRA merged": {"lora": LORA, "items": [FOX | WEAK, ODD | WEAK]},
     "LoRA live": {"lora": LORA, "items": [FOX, ODD | WEAK]},
     "text encoder qint8": {"quantize_te": "qint8", "items": [FOX]},
-}
+    "both float8, LoRA live": {
+        "lora": LORA, "quantize_transformer": "float8", "quantize_te": "float8", "items": [FOX, ODD],
+    },
+    "transformer uint4, text encoder uint6, LoRA live": {
+        "lora": LORA, "quantize_transformer": "uint4", "quantize_te": "uint6", "items": [FOX],
+    },
+    "transformer qint2": {"quantize_transformer": "qint2", "items": [FOX]},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "float32"])

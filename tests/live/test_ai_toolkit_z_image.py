@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from comfyui_aitk.headless.tiny.z_image import make_checkpoint, make_lora
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "zimage"
 
@@ -20,6 +21,8 @@ LONG = FOX | {"prompt": "a red fox in the snow, " * 120, "negative_prompt": "fog
 TURBO = FOX | {"steps": 9, "guidance": 1.0}
 PLAIN = FOX | {"guidance": 1.0, "prompt": ""}
 WEAK = {"network_multiplier": -0.6}
+QTYPES = ("float8", "int8", "uint7", "uint6", "uint5", "uint4", "uint3", "uint2", "qint4", "qint2", "qfloat8_e5m2",
+          "qfloat8_e4m3fnuz")  # fmt: skip
 SIZES = [FOX | {"width": width, "height": height} for width, height in ((72, 104), (79, 109), (144, 80))]
 JOBS = {
     "text": {"items": [FOX, TALL, LONG]},
@@ -42,10 +45,19 @@ JOBS = {
     "transformer qint8, LoRA live": {"lora": "lora_f32", "quantize_transformer": "qint8", "items": [FOX | WEAK]},
     "text encoder qint8": {"quantize_te": "qint8", "items": [FOX]},
     "text encoder qfloat8, LoRA merged": {"lora": "lora_f32", "quantize_te": "qfloat8", "items": [TALL]},
+    "transformer uint4, DoRA": {"lora": "dora_f32", "quantize_transformer": "uint4", "items": [FOX]},
+    "text encoder float8, LoRA merged": {"lora": "lora_f32", "quantize_te": "float8", "items": [TALL]},
     "training adapter": {"assistant_lora_path": "adapter_f16", "items": [FOX, TURBO]},
     "training adapter, LoRA merged": {"assistant_lora_path": "adapter_f16", "lora": "lora_f32", "items": [FOX | WEAK]},
     "training adapter, LoRA live": {
         "assistant_lora_path": "adapter_f16", "lora": "lora_f32", "items": [TURBO, TALL | WEAK],
+    },
+    "training adapter, qfloat8, which is float8, LoRA live": {
+        "assistant_lora_path": "adapter_f16", "lora": "lora_f32", "quantize_transformer": "qfloat8",
+        "quantize_te": "qfloat8", "held_as": "float8", "items": [TURBO, TALL | WEAK],
+    },
+    "training adapter, uint4": {
+        "assistant_lora_path": "adapter_f16", "quantize_transformer": "uint4", "items": [TURBO],
     },
 }  # fmt: skip
 
@@ -60,3 +72,18 @@ def test_identical_to_the_bit(ai_toolkit, name, dtype):
     if "assistant_lora_path" in job:
         job["model"] = "zimage:turbo"
     ai_toolkit("ai_toolkit_z_image_worker.py", job)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> tuple[Path, Path]:
+    """A checkpoint most of whose layers have whole groups of 64 columns, unlike the recorded one, and a LoRA for it."""
+    folder = make_checkpoint(tmp_path_factory.mktemp("wide") / "tiny")
+    return folder, make_lora(folder.parent / "lora.safetensors", folder)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "float32"])
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_every_type_of_weights_is_identical_to_the_bit(ai_toolkit, wide, qtype, dtype):
+    folder, lora = map(str, wide)
+    job = {"model": "zimage", "checkpoint": folder, "lora": lora, "dtype": dtype, "items": [FOX | WEAK]}
+    ai_toolkit("ai_toolkit_z_image_worker.py", job | {"quantize_transformer": qtype, "quantize_te": qtype})

@@ -43,7 +43,7 @@ MAKERS: dict[str, tuple[Callable[..., Path], Callable[..., Path]]] = {
     "flux2": (flux2.make_checkpoint, flux2.make_lora),
     "flux2_klein_4b": (partial(flux2.make_checkpoint, model="flux2_klein_4b"), flux2.make_lora),
 }
-HELD = ("none", "none", "qfloat8", "qint8", "fp8_e4m3fn")
+HELD = ("none", "none", "qfloat8", "qint8", "fp8_e4m3fn", "uint4", "qint2")
 REQUEST = SampleRequest("trainer preview", "a cat", width=64, height=64, steps=1, guidance_scale=4.0, seed=1)
 
 
