@@ -304,13 +304,13 @@ def threads(bench: Bench, patch: pytest.MonkeyPatch) -> None:
     met: list[list[int]] = []
     run = sampling._sample
 
-    def watched(engine: Any, handle: Any, request: Any, observer: Any) -> Any:
+    def watched(engine: Any, handle: Any, request: Any, *rest: Any) -> Any:
         inside.append(request.seed)
         # long enough for another thread to come in, if any can
         time.sleep(0.05)
         met.append(list(inside))
         try:
-            return run(engine, handle, request, observer)
+            return run(engine, handle, request, *rest)
         finally:
             inside.remove(request.seed)
 

@@ -13,6 +13,7 @@ from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint
 from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import AITKError, DeviceMemoryError, FileError
 from comfyui_aitk.pipelines.files.header import FileStamp
+from comfyui_aitk.pipelines.files.mapping import MAPS
 from comfyui_aitk.pipelines.handle import Lease, LoraSpec, PipelineHandle
 from comfyui_aitk.pipelines.layers.fill import build_empty
 from comfyui_aitk.pipelines.machine.machine import PlainMachine
@@ -415,11 +416,13 @@ def test_giving_back_waits_for_the_run_that_goes_on(engine, handle):
     assert torch.equal(done[0].images, expected)
 
 
-def test_a_merge_and_its_undoing_leave_every_tensor_where_it_is(checkpoint, handle):
+def test_a_merge_and_its_undoing_leave_every_tensor_where_it_is(checkpoint, handle, monkeypatch):
     """A new tensor for each merged layer leaves holes in the process' memory that no other one fits into.
 
-    Where there is room for originals they are kept: here there is none.
+    Where there is room for originals they are kept, and those that lie in a file take none: here there is no room, and
+    files are read.
     """
+    monkeypatch.setattr(MAPS, "allowed", False)
     engine = Engine(PlainMachine(total=0))
     base, request = PipelineHandle("lumina2", checkpoint), replace(REQUEST, batch_size=1, steps=1)
     sample(engine, base, request, SilentObserver())
