@@ -10,17 +10,7 @@ from ..pipelines.files import SUFFIXES
 from ..pipelines.handle import Lease, PipelineHandle
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
 from ..pipelines.options import DTYPES, DType, RuntimeOptions
-from ..pipelines.weights.checkpoint import Checkpoint, folder_markers
-from ..pipelines.weights.choose import (
-    DEFAULT,
-    FOLDERS,
-    PART_FILES,
-    WEIGHT_FILES,
-    WEIGHTS,
-    Choice,
-    choose,
-    local_sources,
-)
+from ..pipelines.weights.choice import DEFAULT, FOLDERS, PART_FILES, WEIGHT_FILES, WEIGHTS, Choice
 from ..pipelines.words import cut, shown
 from .host import current_host
 from .observer import NodeObserver
@@ -29,6 +19,7 @@ from .shared import CATEGORY, check_texts, roots, search_words, tooltip, why_ref
 if TYPE_CHECKING:
     from ..pipelines.models.facts import ModelFacts
     from ..pipelines.observer import Observer
+    from ..pipelines.weights.checkpoint import Checkpoint
 
 _DENSE = tuple(suffix for suffix in SUFFIXES if suffix != ".gguf")  # nobody packs an autoencoder
 
@@ -129,6 +120,9 @@ class LoadAITKModel:
         **_: Any,
     ) -> str:
         """A file that was replaced is another model."""
+        # here and below: the readers of files are imported when a graph runs, not with the pack
+        from ..pipelines.weights.choose import local_sources
+
         # None: linked, and not known yet
         choice = _choice(weights or DEFAULT, text_encoder or DEFAULT, vae or DEFAULT)
         found = local_sources(find_model(model or DEFAULT_MODEL).files, choice, roots)
@@ -168,6 +162,8 @@ def _choice(weights: str, text_encoder: str, vae: str, repo_id: str = "") -> Cho
 
 def _chosen(facts: ModelFacts, choice: Choice, observer: Observer) -> Checkpoint:
     """The checkpoint of a choice; where it is none of this model, the error says of which model it is one."""
+    from ..pipelines.weights.choose import choose, local_sources
+
     try:
         if choice.weights != DEFAULT:
             # first: what another model's folder lacks must not be downloaded
@@ -189,6 +185,8 @@ def _chosen(facts: ModelFacts, choice: Choice, observer: Observer) -> Checkpoint
 
 def _models_of(choice: Choice, but: ModelFacts) -> list[ModelFacts]:
     """The other models that the chosen weights are of, as far as their configuration tells; nothing is fetched."""
+    from ..pipelines.weights.choose import local_sources
+
     found = []
     for other in catalogue().values():
         try:
@@ -211,6 +209,8 @@ def _check_family(facts: ModelFacts, name: str, config: Mapping[str, Any]) -> No
 
 
 def _markers() -> list[str]:
+    from ..pipelines.weights.checkpoint import folder_markers
+
     return list(dict.fromkeys(marker for facts in catalogue().values() for marker in folder_markers(facts.files)))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..pipelines.errors import InputError
 from ..pipelines.handle import PipelineHandle
 from ..pipelines.models import catalogue
-from ..pipelines.weights.choose import why_refused as why_name_refused
+from ..pipelines.weights.choice import why_refused as why_name_refused
 from ..pipelines.words import shown
 from .host import current_host
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
-from . import gguf, safetensors, torch_pickle
 from .header import FileStamp, Header
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from .packed import PackedTensor
 
-# ending, in lower case -> the module that reads it
+# ending, in lower case -> the module that reads it; imported with the first file
 SUFFIXES = MappingProxyType({
-    ".safetensors": safetensors, ".sft": safetensors,
-    ".gguf": gguf,
-    ".pth": torch_pickle, ".pt": torch_pickle, ".ckpt": torch_pickle, ".bin": torch_pickle,
+    ".safetensors": "safetensors", ".sft": "safetensors",
+    ".gguf": "gguf",
+    ".pth": "torch_pickle", ".pt": "torch_pickle", ".ckpt": "torch_pickle", ".bin": "torch_pickle",
 })  # fmt: skip
 
 
@@ -34,14 +34,14 @@ def read_header(path: Path) -> Header:
     Raises:
         FileError: the ending is none of ``SUFFIXES``; or whatever is wrong with the file, by its name.
     """
-    _check_suffix(path)
+    _reader(path)
     return _header(FileStamp.of(path))
 
 
 # one file is asked several times before a run, and a GGUF file's header may hold a whole vocabulary
 @lru_cache(maxsize=32)
 def _header(stamp: FileStamp) -> Header:
-    return SUFFIXES[stamp.path.suffix.lower()].read_header(stamp.path)
+    return _reader(stamp.path).read_header(stamp.path)
 
 
 def read_tensors(
@@ -54,10 +54,12 @@ def read_tensors(
         names: which ones; all of them by default.
         maps: whether they may lie in the file's own pages (:mod:`.mapping`); else they have memory of their own.
     """
-    _check_suffix(path)
-    yield from SUFFIXES[path.suffix.lower()].read_tensors(path, names, maps=maps)
+    yield from _reader(path).read_tensors(path, names, maps=maps)
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix.lower() not in SUFFIXES:
+def _reader(path: Path) -> Any:
+    """The module that reads a file; raises FileError where there is none by the file's name."""
+    module = SUFFIXES.get(path.suffix.lower())
+    if module is None:
         raise FileError(f"{path.name!r} is no file of tensors by its name; these are read: {', '.join(SUFFIXES)}.")
+    return import_module(f".{module}", __name__)

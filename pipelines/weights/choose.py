@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import FileError, InputError
 from ..observer import SILENT
 from ..words import shown
 from .checkpoint import Checkpoint, parts_in
+from .choice import DEFAULT, INPUTS, PART_FILES, WEIGHT_FILES, WEIGHTS, Choice, Roots, folders
 from .hub import fetch_part, fetch_tokenizer, open_repo
 from .single_file import SingleFileSource, open_single_file
 from .untrusted_names import check_name, resolve_name
@@ -20,30 +20,6 @@ if TYPE_CHECKING:
     from ..options import Role
     from .part_files import ModelFiles
     from .source import Source
-
-DEFAULT = "default"
-# ComfyUI's folders: of model folders, and of single files; whole checkpoints and denoisers alone are both `weights`
-FOLDERS = ("diffusers",)
-WEIGHT_FILES = ("diffusion_models", "checkpoints")
-WEIGHTS = (*FOLDERS, *WEIGHT_FILES)
-PART_FILES: Mapping[Role, tuple[str, ...]] = {"encoder": ("text_encoders",), "autoencoder": ("vae",)}
-_INPUTS: Mapping[Role, str] = {"encoder": "text_encoder", "autoencoder": "vae"}  # of the loader's node
-Roots = Callable[[str], Sequence[Path]]  # a model kind of ComfyUI -> its folders
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the loader's inputs name.
-
-    Attributes:
-        weights: a model folder, a single file, or ``default``: the model's own repository.
-        repo_id: another repository of the model; only with ``default``.
-        files: role -> a single file with the parts of this role, or ``default``: those of ``weights``.
-    """
-
-    weights: str = DEFAULT
-    repo_id: str = ""
-    files: Mapping[Role, str] = field(default_factory=dict)
 
 
 def choose(model: ModelFiles, choice: Choice, roots: Roots, observer: Observer = SILENT) -> Checkpoint:
@@ -70,7 +46,7 @@ def choose(model: ModelFiles, choice: Choice, roots: Roots, observer: Observer =
     else:
         name = check_name(choice.weights, "weights").as_posix()
         found = _weights(model, choice.weights, given, roots)
-        if resolve_name(choice.weights, _all(WEIGHTS, roots), "weights").is_dir():
+        if resolve_name(choice.weights, folders(WEIGHTS, roots), "weights").is_dir():
             # what a folder lacks comes from where AI Toolkit takes it
             lacking = [part for part in model.parts if part not in (*found, *given)]
             found |= {part: fetch_part(part, model, observer) for part in lacking}
@@ -85,19 +61,10 @@ def local_sources(model: ModelFiles, choice: Choice, roots: Roots) -> dict[str, 
     return found if choice.weights == DEFAULT else _weights(model, choice.weights, found, roots) | found
 
 
-def why_refused(name: str, kinds: Sequence[str], what: str, roots: Roots) -> str:
-    """The message of a name that cannot be resolved below the folders of model kinds; empty for one that can."""
-    try:
-        resolve_name(name, _all(kinds, roots), what)
-    except FileError as error:
-        return str(error)
-    return ""
-
-
 def _weights(model: ModelFiles, weights: str, given: Collection[str], roots: Roots) -> dict[str, Source]:
     """What ``weights`` names: a model folder (without ``given`` parts), or a file of parts."""
     name = check_name(weights, "weights").as_posix()
-    path = resolve_name(weights, _all(WEIGHTS, roots), "weights")
+    path = resolve_name(weights, folders(WEIGHTS, roots), "weights")
     if path.is_dir():
         return parts_in(path, name, model, given)
     places = {kind: [file for root in roots(kind) if (file := root / name).is_file()] for kind in WEIGHT_FILES}
@@ -107,7 +74,7 @@ def _weights(model: ModelFiles, weights: str, given: Collection[str], roots: Roo
         raise FileError(f"{name!r} is in {' and in '.join(places)}: rename one of the two, so that it is clear which.")
     found = open_single_file(path, name, model)
     if model.main not in found:
-        inputs = dict.fromkeys(_INPUTS[source.role] for source in found.values())
+        inputs = dict.fromkeys(INPUTS[source.role] for source in found.values())
         raise FileError(
             f"{name!r} holds the {' and the '.join(found)} of {model.title}, and weights must hold the {model.main}. "
             f"Choose it as {' or '.join(inputs)}."
@@ -126,8 +93,8 @@ def _given(model: ModelFiles, choice: Choice, roots: Roots) -> dict[str, Source]
 
 def _of_role(model: ModelFiles, role: Role, file: str, roots: Roots) -> dict[str, SingleFileSource]:
     """The parts of a role in a single file, which may hold others too."""
-    what, name = _INPUTS[role], check_name(file, _INPUTS[role]).as_posix()
-    found = open_single_file(resolve_name(file, _all(PART_FILES[role], roots), what), name, model)
+    what, name = INPUTS[role], check_name(file, INPUTS[role]).as_posix()
+    found = open_single_file(resolve_name(file, folders(PART_FILES[role], roots), what), name, model)
     own = {part: source for part, source in found.items() if source.role == role}
     if not own:
         raise FileError(f"{name!r} holds the {' and the '.join(found)} of {model.title}, no {what}. Choose another.")
@@ -140,7 +107,3 @@ def _with_tokenizer(source: Source, model: ModelFiles, observer: Observer) -> So
     if needs and isinstance(source, SingleFileSource) and source.tokenizer() is None:
         return replace(source, tokenizer_folder=fetch_tokenizer(source.component, model, observer))
     return source
-
-
-def _all(kinds: Sequence[str], roots: Roots) -> list[Path]:
-    return [root for kind in kinds for root in roots(kind)]

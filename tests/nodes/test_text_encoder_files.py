@@ -14,7 +14,8 @@ from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.files.packed import dense
 from comfyui_aitk.pipelines.models import find_model
-from comfyui_aitk.pipelines.weights.choose import Choice, choose
+from comfyui_aitk.pipelines.weights.choice import Choice
+from comfyui_aitk.pipelines.weights.choose import choose
 from rendering import put_into_cache, render
 from safetensors.torch import load_file
 

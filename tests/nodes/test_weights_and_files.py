@@ -18,7 +18,7 @@ from comfyui_aitk.headless.tiny.files import read_part, write_tensors
 from comfyui_aitk.headless.tiny.lumina2 import make_lora
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.pipelines.models import find_model
-from comfyui_aitk.pipelines.weights.choose import DEFAULT
+from comfyui_aitk.pipelines.weights.choice import DEFAULT
 from rendering import put_into_cache, render
 from safetensors.torch import load_file
 
