@@ -52,7 +52,7 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class _Original:
-    """A tensor as the checkpoint has it, and the memory that it takes: none where it lies in its file."""
+    """A tensor as the checkpoint has it, and the memory that it takes: none where it is left in its file."""
 
     value: torch.Tensor
     size: int
@@ -112,7 +112,11 @@ class Merging:
 
     def forget_originals(self) -> None:
         """Gives up the memory of the originals; they are read again where they are needed."""
-        self._originals = {name: kept for name, kept in self._originals.items() if not kept.size}
+        self._originals = {
+            name: _Original(kept.value, 0) for name, kept in self._originals.items() if is_mapped(kept.value)
+        }
+        for kept in self._originals.values():
+            let_go(kept.value)
 
     def _change(
         self,
@@ -144,8 +148,9 @@ class Merging:
             if value is not target:
                 _copy(target, value)
         self._store(name, target, now)
-        # an original that lies in its file comes again when it is read
-        let_go(base)
+        if name in self._originals and not self._originals[name].size:
+            # it comes again from its file when it is read
+            let_go(base)
         self.tensors_merged += 1
 
     def _merge_whole(
@@ -162,9 +167,10 @@ class Merging:
         _copy(target, merged if base.dtype == target.dtype else merged.to(base.dtype))
 
     def _keep(self, name: str, original: torch.Tensor) -> None:
-        size = 0 if is_mapped(original) else original.numel() * original.element_size()
-        if not size or size <= self.room - sum(kept.size for kept in self._originals.values()):
-            self._originals[name] = _Original(original, size)
+        size = original.numel() * original.element_size()
+        fits = size <= self.room - sum(kept.size for kept in self._originals.values())
+        if fits or is_mapped(original):
+            self._originals[name] = _Original(original, size if fits else 0)
 
     def _target(self, name: str, now: torch.Tensor) -> torch.Tensor:
         """What the changed values are written to: the parameter itself, where nobody else has a share in it."""
