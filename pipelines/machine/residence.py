@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .transfer import Transfer
@@ -92,17 +92,18 @@ class Residence:
         if self.at_home:
             return 0
         before = self.there
-        for unit in self._blocks[self.most_there :]:
-            unit.leave()
-        if self.most_there < len(self._blocks) or self.size - before > room:
-            # blocks that come for their calls: the one that computes, and the next
-            room -= sum(sorted(unit.size for unit in self._blocks)[-2:])
-        self._rest.come()
-        for unit in self._blocks[: self.most_there]:
-            if not (self.whole or unit.there) and self.there - before + unit.size > room:
-                break
-            # also one that is there: branches of LoRAs may have joined it
-            unit.come()
+        with _usable_anywhere():
+            for unit in self._blocks[self.most_there :]:
+                unit.leave()
+            if self.most_there < len(self._blocks) or self.size - before > room:
+                # blocks that come for their calls: the one that computes, and the next
+                room -= sum(sorted(unit.size for unit in self._blocks)[-2:])
+            self._rest.come()
+            for unit in self._blocks[: self.most_there]:
+                if not (self.whole or unit.there) and self.there - before + unit.size > room:
+                    break
+                # also one that is there: branches of LoRAs may have joined it
+                unit.come()
         return self.there - before
 
     def leave(self, size: float) -> int:
@@ -117,7 +118,7 @@ class Residence:
         if self.at_home:
             self._gone()
             return before
-        with self._leaving:
+        with self._leaving, _usable_anywhere():
             for unit in (*reversed(self._blocks), self._rest):
                 if before - self.there >= size:
                     break
@@ -185,6 +186,13 @@ class Residence:
     def _outside(self) -> list[nn.Module]:
         inside = {id(inner) for block in self._roots for inner in block.modules()}
         return [inner for inner in self.module.modules() if id(inner) not in inside]
+
+
+def _usable_anywhere() -> AbstractContextManager[None]:
+    """Around what makes tensors: ComfyUI sends parts away in inference mode, and a run cannot write to its tensors."""
+    import torch
+
+    return torch.inference_mode(False)
 
 
 def _enter(unit: Unit, following: Unit) -> None:
