@@ -1,0 +1,133 @@
+"""A training job as a value: what its folder says, read once. It holds no weights and no pixels.
+
+Names are AI Toolkit's where it has one. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ..files.header import FileStamp
+    from ..options import DType
+
+Format = Literal["jpg", "png", "webp"]
+
+
+@dataclass(frozen=True)
+class JobSample:
+    """One picture of a preview round, as the trainer's own parser resolves it.
+
+    Attributes:
+        index: its place in the round, which its file's name has.
+        prompt: after the trigger word and without inline flags; the text that is encoded.
+        negative_prompt: None where the job says ``neg: false`` or nothing, at which the trainer dies.
+        width, height: pixels, multiples of 8; the model may snap them further.
+        steps: of the schedule.
+        guidance_scale: as the model understands it.
+        seed: None where the trainer draws one, which no file keeps.
+        multiplier: the network's.
+        control_images: paths as the job has them, in the order of ``ctrl_img_1`` to ``ctrl_img_3``.
+        problem: why it cannot be rendered as the trainer did; empty for most.
+    """
+
+    index: int
+    prompt: str
+    negative_prompt: str | None
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    seed: int | None
+    multiplier: float
+    control_images: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class JobModel:
+    """The job's model section, with its defaults filled in.
+
+    Attributes:
+        arch: AI Toolkit's name, e.g. ``zimage:turbo``; ``lumina2`` also where ``is_lumina2`` says so.
+        name_or_path: of the base, as the job has it: a repository, or a path on the trainer's machine.
+        dtype: ``train.dtype``, in which previews are computed.
+        quantization: ``denoiser`` and ``encoder`` -> AI Toolkit's type, ``none`` where it is not quantised.
+        extras: other keys that are set and change what is loaded: ``extras_name_or_path``, ``te_name_or_path``,
+            ``vae_path``, ``assistant_lora_path`` and so on.
+    """
+
+    arch: str
+    name_or_path: str
+    dtype: DType
+    quantization: Mapping[Literal["denoiser", "encoder"], str] = field(default_factory=dict)
+    extras: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JobCheckpoint:
+    """A state of the network that previews were rendered with.
+
+    Attributes:
+        step: of the previews; 0 is the base without a LoRA.
+        final: whether it is the job's last.
+        file: the LoRA that was saved at that step; None at step 0, and where it is gone or was never saved.
+        missing: the name that the file would have, where it is gone.
+    """
+
+    step: int
+    final: bool
+    file: FileStamp | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class JobPreview:
+    """One of the trainer's pictures: the latest of its step and index."""
+
+    step: int
+    index: int
+    file: FileStamp
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A job's folder.
+
+    Attributes:
+        name: the job's.
+        folder: where it is.
+        model: what was trained.
+        samples: of a usual round, in order.
+        first_samples: of an additional round at step 0 with other settings; empty for most jobs.
+        one_multiplier: whether all samples have the same: then AI Toolkit merges the LoRA where it can.
+        format: of the pictures.
+        checkpoints: in the order of their steps.
+        previews: in the order of steps and indices.
+        save_dtype: the LoRA's, e.g. ``float16``: the trainer rendered with its float32 weights.
+        trained_with: AI Toolkit's version by a saved LoRA or the log, e.g. ``0.12.26``; empty where nothing says it.
+        notes: what of the folder was skipped, and why; a sentence each.
+    """
+
+    name: str
+    folder: Path
+    model: JobModel
+    samples: tuple[JobSample, ...]
+    first_samples: tuple[JobSample, ...]
+    one_multiplier: bool
+    format: Format
+    checkpoints: tuple[JobCheckpoint, ...]
+    previews: tuple[JobPreview, ...]
+    save_dtype: str
+    trained_with: str = ""
+    notes: tuple[str, ...] = ()
+
+    def preview(self, step: int, index: int) -> JobPreview | None:
+        """The trainer's picture of a cell, where there is one."""
+        place = bisect_left(self.previews, (step, index), key=lambda one: (one.step, one.index))
+        found = self.previews[place : place + 1]
+        return found[0] if found and (found[0].step, found[0].index) == (step, index) else None
