@@ -5,7 +5,9 @@ const cells = report.cells;
 const many = manyStrengths(cells);
 const filter = { verdicts: new Set(), checkpoint: "", prompt: "" };
 const order = { key: "step", falling: false };
+const ROWS = 500; // of the table at a time: ten thousand take a browser seconds, at every change of a filter
 let shown = cells;
+let first = 0; // place in `shown` of the table's first row
 let current = null;
 let mode = "slider";
 let cut = 50; // where the slider is, in percent of the width
@@ -123,15 +125,22 @@ function badge(made, verdict) {
 }
 
 function choose(cell) {
-  for (const made of current ? [rows.get(current), marks.get(current)] : []) made.removeAttribute("aria-current");
-  marks.get(current ?? cell).tabIndex = -1;
+  if (current) {
+    rowOf(current).removeAttribute("aria-current");
+    marks.get(current).removeAttribute("aria-current");
+    marks.get(current).tabIndex = -1;
+  }
   current = cell;
-  const row = rows.get(cell);
+  const row = rowOf(cell);
   const mark = marks.get(cell);
   row.setAttribute("aria-current", "true");
   mark.setAttribute("aria-current", "true");
   mark.tabIndex = 0;
-  within(row.closest(".scroll"), row);
+  const place = shown.indexOf(cell);
+  if (place >= 0) {
+    if (!row.isConnected) showRows(place - (place % ROWS));
+    within(row.closest(".scroll"), row);
+  }
   within(mark.closest(".scroll"), mark, byId("matrix").querySelector("th").offsetWidth);
 
   byId("cell-title").textContent = cellText(cell, many);
@@ -258,7 +267,21 @@ function makeTable() {
     element("th", { scope: "col", "data-key": key }, element("button", { type: "button", title: `Sort by ${about}`, onclick: () => sortBy(key) }, label)),
   );
   byId("table").querySelector("thead tr").replaceChildren(element("th", { scope: "col" }, "Pictures"), ...head);
-  for (const cell of cells) {
+  byId("table").tBodies[0].addEventListener("keydown", (event) => {
+    const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    const here = shown.findIndex((cell) => rows.get(cell)?.contains(event.target));
+    const next = by && shown[here + by];
+    if (!next) return;
+    event.preventDefault();
+    choose(next);
+    rowOf(next).querySelector("button").focus({ preventScroll: true });
+  });
+  byId("earlier").addEventListener("click", () => showRows(first - ROWS));
+  byId("later").addEventListener("click", () => showRows(first + ROWS));
+}
+
+function rowOf(cell) {
+  if (!rows.has(cell)) {
     const texts = {
       step: element("button", { type: "button", class: "plain", title: cellText(cell, many) }, `${cell.step}${cell.final ? " final" : ""}`),
       index: element("span", { class: "sample", title: cell.prompt }, element("b", {}, String(cell.index)), element("span", { class: "quiet" }, ` ${cell.prompt}`)),
@@ -273,15 +296,18 @@ function makeTable() {
     );
     rows.set(cell, row);
   }
-  byId("table").tBodies[0].addEventListener("keydown", (event) => {
-    const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-    const here = shown.findIndex((cell) => rows.get(cell).contains(event.target));
-    const next = by && shown[here + by];
-    if (!next) return;
-    event.preventDefault();
-    choose(next);
-    rows.get(next).querySelector("button").focus({ preventScroll: true });
-  });
+  return rows.get(cell);
+}
+
+function showRows(from) {
+  first = from;
+  const end = Math.min(first + ROWS, shown.length);
+  byId("table").tBodies[0].replaceChildren(...shown.slice(first, end).map(rowOf));
+  byId("pager").hidden = shown.length <= ROWS;
+  byId("range").textContent = `${first + 1} to ${end} of ${shown.length}`;
+  byId("earlier").disabled = first === 0;
+  byId("later").disabled = end === shown.length;
+  byId("table").closest(".scroll").scrollTop = 0;
 }
 
 function sortBy(key) {
@@ -335,7 +361,7 @@ function makeFilters() {
 
 function showCells() {
   shown = inOrderOf(cells.filter((cell) => fits(cell, filter)), order.key, order.falling);
-  byId("table").tBodies[0].replaceChildren(...shown.map((cell) => rows.get(cell)));
+  showRows(0);
   const visible = new Set(shown);
   for (const [cell, made] of marks) made.classList.toggle("out", !visible.has(cell));
   for (const chip of byId("verdicts").children) chip.setAttribute("aria-pressed", filter.verdicts.has(chip.dataset.verdict));
