@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..pipelines.errors import AITKError
 from ..pipelines.pictures.saving import reason
 from ..pipelines.words import shown
 
+if TYPE_CHECKING:
+    from ..pipelines.errors import AITKError
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,9 @@ _FORMATS = (
     "Expected a workflow saved by ComfyUI's editor (it has a 'nodes' list), or one saved with 'Export (API)' "
     "(every entry has a 'class_type')."
 )
-_WORKFLOW = Kind("workflow", "A workflow is a .json file saved by ComfyUI.", "Save it from ComfyUI again.", WorkflowError)
+_WORKFLOW = Kind(
+    "workflow", "A workflow is a .json file saved by ComfyUI.", "Save it from ComfyUI again.", WorkflowError
+)
 
 
 def _unwrapped(document: Mapping[str, Any]) -> Mapping[str, Any]:
