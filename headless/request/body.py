@@ -2,7 +2,7 @@
 
 The server's rules were read in src/schemas/request.py, src/api/v1/inference.py, src/tasks/executor.py and
 src/pipelines/base.py. It drops fields that it does not know; here they are an error, since a misspelt ``sample_steps``
-would be another picture.
+would be another picture. It also takes numbers in quotes; here they are an error, too.
 """
 
 from __future__ import annotations

@@ -96,7 +96,10 @@ def _run(arguments: argparse.Namespace) -> None:
         _write_workflow(arguments.workflow, document, found, rendering)
     if arguments.output is not None:
         host = PlainHost(arguments.models, folder, arguments.output, arguments.device or rendering.device, found.extra)
-        for path in saved_pictures(run_document(document, host, []), arguments.output):
+        result = run_document(document, host, [])
+        # in the order of the prompts: a run may take the last one first
+        ordered = {node: result.outputs[node] for node in document if node in result.outputs}
+        for path in saved_pictures(replace(result, outputs=ordered), arguments.output):
             print(path)
 
 

@@ -50,7 +50,8 @@ def read_command_line(line: str, draw: Callable[[], int]) -> Rendering:
     """
     given, unknown = _parser().parse_known_args(_arguments(line))
     if unknown:
-        listed = ", ".join(shown(argument) for argument in unknown[:10])
+        names = [argument for argument in unknown if argument.startswith("-")] or unknown
+        listed = ", ".join(shown(name) for name in names[:10])
         raise InputError(f"--sd-scripts: {_SCRIPT} has no argument {listed}. Correct or remove it.")
     _refuse(given)
     seed = draw() if given.seed is None else given.seed
