@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ...pipelines.weights.choice import Choice
 
@@ -77,7 +77,7 @@ class Rendering:
     loras: tuple[LoraUse, ...]
     pictures: tuple[PictureRequest, ...]
     weights: Choice = field(default_factory=Choice)
-    dtype: DType | str = "auto"
+    dtype: Literal["auto"] | DType = "auto"
     recipe_options: Mapping[str, OptionValue] = field(default_factory=dict)
     attention: Attention = "default"
     device: str | None = None
