@@ -101,6 +101,21 @@ def pixels_of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
         raise _unreadable(name, error) from error
 
 
+def read_rgb(file: Path | BinaryIO, name: str) -> Image.Image:
+    """A picture's colours as they are stored: without alpha, and not turned as EXIF asks.
+
+    Raises:
+        FileError: see :func:`opened`; or it is damaged.
+    """
+    try:
+        with read_picture(file, name) as picture:
+            return picture.convert("RGB")
+    except FileError:
+        raise
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
 def _unreadable(name: str, error: Exception) -> FileError:
     # Pillow's words hold the whole path
     why = reason(error) if isinstance(error, OSError) and error.strerror else "it is damaged, or no picture"

@@ -12,7 +12,7 @@ from pathlib import Path
 from ...pipelines.errors import FileError, InputError
 from ...pipelines.pictures.saving import make_folder, replace_file
 from ...pipelines.words import shown
-from ..pictures import read_picture
+from ..pictures import read_rgb
 from .found import named_file
 
 FOLDER = "control_images"
@@ -33,11 +33,8 @@ def stage(value: str, where: str, roots: Sequence[Path], folder: Path) -> str:
     """
     source = BytesIO(_decoded(value, where)) if _is_base64(value) else _file(value, where, roots)
     try:
-        # as the server reads one: colours as they are stored, without alpha, and not turned
-        picture = read_picture(source, where).convert("RGB")
-    except OSError as error:
-        # a picture that was cut off
-        raise InputError(f"{where} is no whole picture. Save it again as PNG or JPEG.") from error
+        # as the server reads one
+        picture = read_rgb(source, where)
     except FileError as error:
         raise InputError(str(error)) from error
     raw = BytesIO()

@@ -85,6 +85,12 @@ def refused(arguments: list[str], capsys) -> str:
     return capsys.readouterr().err
 
 
+def png(pixels: np.ndarray) -> bytes:
+    raw = io.BytesIO()
+    Image.fromarray(pixels).save(raw, "PNG")
+    return raw.getvalue()
+
+
 def levels(images) -> np.ndarray:
     return (images[0] * 255).round().byte().numpy()
 
@@ -233,9 +239,7 @@ def test_a_workflow_and_its_control_images_are_the_request(host, model_folders, 
     turned[0x0112] = 6  # a viewer turns it, and the server does not
     (tmp_path / "asked").mkdir()
     Image.fromarray(noise).save(tmp_path / "asked" / "first.png", exif=turned)
-    raw = io.BytesIO()
-    Image.fromarray(noise[::-1]).save(raw, "PNG")
-    encoded = base64.b64encode(raw.getvalue()).decode()
+    encoded = base64.b64encode(png(noise[::-1])).decode()
     content = body("omnigen2", ctrl_img_1="first.png", ctrl_img_2=f"data:image/png;base64,{encoded}")
     path, workflow = write(tmp_path / "asked", content), tmp_path / "written" / "workflow.json"
     alone = ["--models", str(models), "--workflow", str(workflow)]
@@ -259,6 +263,10 @@ def test_a_workflow_and_its_control_images_are_the_request(host, model_folders, 
     assert (plain != picture).any()
 
 
+# a PNG that ends in the midst of its pixels
+CUT_OFF = base64.b64encode(png(np.zeros((64, 64, 3), np.uint8))[:60]).decode()
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -268,6 +276,7 @@ def test_a_workflow_and_its_control_images_are_the_request(host, model_folders, 
         ("a.png", "prompts[0].ctrl_img 'a.png' is not there. Put it beside the request"),
         ("request.json", "cannot be read: it is damaged, or no picture"),
         ("AAAA", "cannot be read: it is damaged, or no picture"),
+        (CUT_OFF, "cannot be read: it is damaged, or no picture"),
         ("A", "is neither a picture's file name nor base64"),
     ],
 )
