@@ -6,7 +6,7 @@ import json
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..nodes.file_names import numbered, prefix_of
 from ..nodes.host import PlainHost, current_host
@@ -59,14 +59,18 @@ def opened(name: str) -> Image.Image:
     Raises:
         FileError: it is none, or larger than a picture of this kind can be: a small file may unpack to gigabytes.
     """
+    return read_picture(_input_picture(name), name)
+
+
+def read_picture(file: Path | BinaryIO, name: str) -> Image.Image:
+    """The same of any file, or of its bytes; ``name`` is what messages call it."""
     from PIL import Image
 
-    path = _input_picture(name)
     with warnings.catch_warnings():
         # Pillow warns of large pictures; they are refused below
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            picture = Image.open(path, formats=_FORMATS)
+            picture = Image.open(file, formats=_FORMATS)
         except Image.DecompressionBombError as error:
             raise FileError(f"Image {shown(name)} is too large: it has more than {_MOST_PIXELS:,} pixels.") from error
         except Exception as error:
@@ -91,6 +95,21 @@ def pixels_of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
                 return pixels, torch.zeros((1, 64, 64))
             alpha = _unit_floats(picture.convert("RGBA").getchannel("A"))
             return pixels, 1.0 - torch.from_numpy(alpha)[None]
+    except FileError:
+        raise
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def read_rgb(file: Path | BinaryIO, name: str) -> Image.Image:
+    """A picture's colours as they are stored: without alpha, and not turned as EXIF asks.
+
+    Raises:
+        FileError: see :func:`opened`; or it is damaged.
+    """
+    try:
+        with read_picture(file, name) as picture:
+            return picture.convert("RGB")
     except FileError:
         raise
     except Exception as error:

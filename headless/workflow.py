@@ -13,8 +13,8 @@ from typing import Any
 
 from ..nodes.file_names import fill_in
 from ..pipelines.errors import WorkflowError
-from ..pipelines.pictures.saving import reason
 from ..pipelines.words import cut, shown
+from .documents import Kind, kind_of, read_object
 from .editor import flatten
 from .inputs import Spec, choices, declared_inputs, is_combo, known_input
 from .page_nodes import does_nothing
@@ -28,26 +28,7 @@ def read_workflow(path: Path) -> dict[str, Any]:
         WorkflowError: no such file, not JSON (with line and column), or not a workflow.
     """
     what = f"Workflow {shown(path.name)}"
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise WorkflowError(f"{what} is not there. Check the file's name and folder.") from None
-    except (OSError, ValueError) as error:
-        why = reason(error) if isinstance(error, OSError) else "it is no text"
-        raise WorkflowError(f"{what} cannot be read: {why}. A workflow is a .json file saved by ComfyUI.") from error
-    try:
-        document = json.loads(text)
-    except RecursionError as error:
-        raise WorkflowError(f"{what} is nested too deeply to be a workflow.") from error
-    except json.JSONDecodeError as error:
-        raise WorkflowError(
-            f"{what} is not valid JSON: see line {error.lineno}, column {error.colno}. Save it from ComfyUI again."
-        ) from error
-    except ValueError as error:
-        # Python reads no number of thousands of digits
-        raise WorkflowError(f"{what} holds a number that is too long. Save it again.") from error
-    if not isinstance(document, dict):
-        raise WorkflowError(f"{what} holds a JSON {_kind(document)}, not an object. {_FORMATS}")
+    document = read_object(path, _WORKFLOW)
     if not is_editor_format(document) and not _is_api_format(_unwrapped(document)):
         raise WorkflowError(f"{what} is JSON, but not a workflow. {_FORMATS}")
     if _depth(document) > _DEEPEST:
@@ -154,10 +135,9 @@ _FORMATS = (
     "Expected a workflow saved by ComfyUI's editor (it has a 'nodes' list), or one saved with 'Export (API)' "
     "(every entry has a 'class_type')."
 )
-
-
-def _kind(value: object) -> str:
-    return {list: "list", str: "string", int: "number", float: "number", bool: "boolean"}.get(type(value), "null")
+_WORKFLOW = Kind(
+    "workflow", "A workflow is a .json file saved by ComfyUI.", "Save it from ComfyUI again.", WorkflowError
+)
 
 
 def _unwrapped(document: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -175,7 +155,7 @@ def _is_api_format(prompt: Mapping[str, Any]) -> bool:
 def _copied(node_id: str, node: Mapping[str, Any]) -> dict[str, Any]:
     inputs = node.get("inputs", {})
     if not isinstance(inputs, dict):
-        raise WorkflowError(f"Node {node_label(node_id, node)}: 'inputs' is a {_kind(inputs)}, not an object.")
+        raise WorkflowError(f"Node {node_label(node_id, node)}: 'inputs' is a {kind_of(inputs)}, not an object.")
     return {**node, "inputs": {name: _copied_value(value) for name, value in inputs.items()}}
 
 

@@ -1,0 +1,420 @@
+"""Requests of other programs: read as those read them, and rendered to the pixels of the same values on the nodes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comfyui_aitk.headless.cli import run_command
+from comfyui_aitk.headless.request.body import read_body
+from comfyui_aitk.headless.request.command import request_command
+from comfyui_aitk.headless.request.command_line import read_command_line
+from comfyui_aitk.headless.tiny import flux2, lumina2, omnigen2, z_image
+from comfyui_aitk.nodes.host import PlainHost, use_host
+from comfyui_aitk.pipelines.errors import InputError
+from comfyui_aitk.pipelines.models import catalogue
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rendering import render
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.usefixtures("kept_engine")
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "lumina2_sd_scripts"
+CASES = json.loads((GOLDEN / "index.json").read_text())["cases"]
+LORA = "my_lora_job/my_lora.safetensors"
+SERVER_MODELS = {facts.id.replace(":", "_"): facts.id for facts in catalogue().values()}
+# model -> what makes its tiny checkpoint and its LoRA; klein 9B is klein 4B with other sizes
+TINY = {
+    "lumina2": (lumina2.make_checkpoint, lumina2.make_lora),
+    "flux2": (flux2.make_checkpoint, flux2.make_lora),
+    "flux2_klein_4b": (lambda folder: flux2.make_checkpoint(folder, "flux2_klein_4b"), flux2.make_lora),
+    "omnigen2": (omnigen2.make_checkpoint, omnigen2.make_lora),
+    **dict.fromkeys(("zimage", "zimage:turbo", "zimage:deturbo"), (z_image.make_checkpoint, z_image.make_lora)),
+}
+
+
+@pytest.fixture(scope="module")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model -> a models folder with its checkpoint and ``my_lora_job/my_lora.safetensors``. Read only."""
+    made: dict[tuple, Path] = {}
+    for checkpoint, lora in TINY.values():
+        if (checkpoint, lora) not in made:
+            folder = tmp_path_factory.mktemp("models")
+            lora(folder / "loras" / LORA, checkpoint(folder / "diffusers" / "tiny"))
+            made[checkpoint, lora] = folder
+    return {model: made[makers] for model, makers in TINY.items()}
+
+
+def body(model: str = "lumina2", **prompt: object) -> dict:
+    """The minimal request of a model's page, at a small size."""
+    usual = {
+        "prompt": "[trigger] a photo of a person", "width": 64, "height": 64, "seed": 42, "sample_steps": 2,
+        "guidance_scale": 4.0, "neg": "",
+    }  # fmt: skip
+    loras = [{"path": LORA, "network_multiplier": 1.0}]
+    return {"model": model, "trigger_word": "sks", "prompts": [usual | prompt], "loras": loras}
+
+
+def write(folder: Path, content: dict) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "request.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def rendered(content: dict | Path, models: Path, tmp_path: Path, capsys) -> list[np.ndarray]:
+    """The pictures that the command prints, in its order."""
+    path = content if isinstance(content, Path) else write(tmp_path / "asked", content)
+    output = tmp_path / "pictures"
+    arguments = [str(path), "--models", str(models), "--output", str(output), "--device", "cpu"]
+    capsys.readouterr()
+    assert request_command(arguments) == 0, capsys.readouterr().err
+    return [np.asarray(Image.open(line)) for line in capsys.readouterr().out.splitlines()]
+
+
+def refused(arguments: list[str], capsys) -> str:
+    assert request_command(arguments) == 1
+    return capsys.readouterr().err
+
+
+def png(pixels: np.ndarray) -> bytes:
+    raw = io.BytesIO()
+    Image.fromarray(pixels).save(raw, "PNG")
+    return raw.getvalue()
+
+
+def levels(images) -> np.ndarray:
+    return (images[0] * 255).round().byte().numpy()
+
+
+# ---- the server -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server_model", [name for name, model in SERVER_MODELS.items() if model in TINY])
+def test_the_minimal_request_of_a_page_is_the_nodes_picture(host, model_folders, server_model, tmp_path, capsys):
+    model = SERVER_MODELS[server_model]
+    models = model_folders[model]
+    (picture,) = rendered(body(server_model), models, tmp_path, capsys)
+    use_host(PlainHost(models, host.input, host.output, "cpu"))
+    expected = render(
+        {"model": model, "weights": "tiny", "dtype": "auto"},
+        lora={"lora_name": LORA, "strength": 1.0},
+        recipe="reference pipeline",
+        prompt="sks a photo of a person",
+        width=64,
+        height=64,
+        seed=42,
+    )
+    np.testing.assert_array_equal(picture, levels(expected[0]))
+    assert picture.std() > 10, "a picture, not one colour"
+
+
+def test_a_picture_for_each_prompt_in_their_order(host, model_folders, tmp_path, capsys):
+    content = body() | {"loras": [{"path": LORA, "network_multiplier": -0.5}]}
+    content["prompts"] = [{**content["prompts"][0], "prompt": text, "seed": None} for text in ("a fox", "a hare")]
+    pictures = rendered(content, model_folders["lumina2"], tmp_path, capsys)
+    use_host(PlainHost(model_folders["lumina2"], host.input, host.output, "cpu"))
+    for picture, text, seed in zip(pictures, ("a fox", "a hare"), (42, 43), strict=True):
+        expected = render(
+            {"model": "lumina2", "weights": "tiny", "dtype": "auto"},
+            lora={"lora_name": LORA, "strength": -0.5},
+            recipe="reference pipeline",
+            prompt=text,
+            height=64,
+            seed=seed,
+        )
+        np.testing.assert_array_equal(picture, levels(expected[0]))
+
+
+def test_defaults_and_seeds_are_the_server_s():
+    content = body("zimage_turbo")
+    content["prompts"] = [
+        {"prompt": "[trigger] and [name]"},
+        {"prompt": "[trigger]", "trigger_word": "fox", "seed": None},
+        {"prompt": "c", "seed": -1, "sample_steps": 4.0},
+    ]
+    first, second, third = (found := read_body(content, lambda: 7)).pictures
+    assert (first.width, first.height, first.steps, first.guidance_scale) == (1024, 1024, 8, 1.0)
+    assert (first.prompt, second.prompt) == ("sks and [name]", "fox")
+    assert [picture.seed for picture in found.pictures] == [42, 43, 7]
+    assert third.steps == 4
+    assert found.notes == ("prompts[2].seed is -1: 7 was drawn",)
+    del content["trigger_word"], content["loras"][0]["network_multiplier"]
+    found = read_body(content, lambda: 7)
+    assert found.pictures[0].prompt == "[trigger] and [name]"
+    assert found.loras[0].strength == 1.0
+
+
+def test_what_means_nothing_here_is_named():
+    content = body(sampler="euler", fps=16, num_frames=1, ctrl_img="https://example.com/a.png", resolution="Default")
+    found = read_body(content | {"hf_token": "secret", "kv_cache": True}, lambda: 0)
+    named = [note.partition(" ")[0] for note in found.notes]
+    assert named == ["hf_token", "kv_cache", *(f"prompts[0].{n}" for n in ("sampler", "num_frames", "fps", "ctrl_img"))]
+    assert "secret" not in " ".join(found.notes)
+    assert not found.pictures[0].control_images
+    edit = read_body(body("omnigen2", ctrl_img="a.png", ctrl_img_2="b.png", ctrl_img_1="c.png"), lambda: 0)
+    assert list(edit.pictures[0].control_images.values()) == ["c.png", "b.png"]
+    assert "ctrl_img is not used" in edit.notes[0]
+
+
+REFUSED = {
+    "another model": ({"model": "sdxl"}, "model is 'sdxl', which this pack does not have. It has: lumina2, "),
+    "no model": ({"model": None}, "model is missing"),
+    "no prompts": ({"prompts": []}, "prompts is no list of objects, or an empty one"),
+    "no LoRA": ({"loras": []}, "loras is no list of objects, or an empty one"),
+    "two LoRAs": ({"loras": [{"path": "a"}, {"path": "b"}]}, "loras holds 2 LoRAs"),
+    "half a LoRA": ({"loras": [{"path": "a", "transformer": "low"}]}, "loras[0].transformer is for models with two"),
+    "no path": ({"loras": [{"path": ""}]}, "loras[0].path is missing"),
+    "much LoRA": ({"loras": [{"path": "a", "network_multiplier": 3}]}, "network_multiplier is 3: the server takes -2"),
+    "unknown fields": (
+        {"trigger": "x", "prompts": [{"prompt": "a", "steps": 4, "sample_step": 3}]},
+        "unknown fields: trigger (is it trigger_word?), prompts[0].steps, prompts[0].sample_step (is it sample_steps?)",
+    ),
+    "no prompt": ({"prompts": [{"width": 64}]}, "prompts[0].prompt is missing"),
+    "a number": ({"prompts": [{"prompt": 3}]}, "prompts[0].prompt is 3: it must be a text"),
+    "half a step": ({"prompts": [{"prompt": "a", "sample_steps": 2.5}]}, "sample_steps is 2.5: the server takes whole"),
+    "a small side": ({"prompts": [{"prompt": "a", "height": 63}]}, "prompts[0].height is 63: the server takes 64"),
+    "a text": ({"prompts": [{"prompt": "a", "width": "64"}]}, "width is '64': the server takes"),
+    "NaN": ({"prompts": [{"prompt": "a", "guidance_scale": float("nan")}]}, "guidance_scale is nan"),
+    "a seed": ({"prompts": [{"prompt": "a", "seed": 2**64}]}, "seed is 18446744073709551616"),
+    "twice the size": ({"prompts": [{"prompt": "a", "resolution": "High"}]}, "resolution is 'High'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_body_is_refused_by_the_field_s_name(case):
+    change, message = REFUSED[case]
+    with pytest.raises(InputError) as error:
+        read_body(body() | change, lambda: 0)
+    assert message in str(error.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(["prompt", "width", "seed", "sample_steps", "guidance_scale", "neg", "ctrl_img", "fps"]), JSON
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "model": JSON | st.sampled_from([*SERVER_MODELS]),
+            "trigger_word": JSON,
+            "prompts": JSON | st.lists(FIELDS, max_size=2),
+            "loras": JSON | st.just([{"path": "a"}]),
+        },
+    )
+)
+def test_any_body_is_rendered_as_it_says_or_refused(content):
+    try:
+        found = read_body(content, lambda: 0)
+    except InputError as error:
+        assert len(str(error)) < 1500
+        return
+    assert found.model == SERVER_MODELS[content["model"]]
+    for index, (prompt, picture) in enumerate(zip(content["prompts"], found.pictures, strict=True)):
+        seed = prompt.get("seed")
+        assert picture.seed == (42 + index if seed is None else 0 if seed == -1 else seed)
+        assert 64 <= picture.width <= 4096 and 1 <= picture.steps <= 150 and 0 <= picture.guidance_scale <= 20
+        assert picture.negative_prompt == (prompt.get("neg") or "")
+
+
+def test_a_workflow_and_its_control_images_are_the_request(host, model_folders, tmp_path, capsys):
+    models = model_folders["omnigen2"]
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a viewer turns it, and the server does not
+    (tmp_path / "asked").mkdir()
+    Image.fromarray(noise).save(tmp_path / "asked" / "first.png", exif=turned)
+    encoded = base64.b64encode(png(noise[::-1])).decode()
+    content = body("omnigen2", ctrl_img_1="first.png", ctrl_img_2=f"data:image/png;base64,{encoded}")
+    path, workflow = write(tmp_path / "asked", content), tmp_path / "written" / "workflow.json"
+    alone = ["--models", str(models), "--workflow", str(workflow)]
+    assert request_command([str(path), *alone]) == 0
+    assert "copy the pictures in 'control_images'" in capsys.readouterr().err
+    assert not (tmp_path / "pictures").exists(), "without --output nothing is rendered"
+
+    staged = workflow.parent / "control_images"
+    nodes = json.loads(workflow.read_text()).values()
+    loaded = [node["inputs"]["image"] for node in nodes if node["class_type"] == "LoadImage"]
+    for name, expected in zip(loaded, (noise, noise[::-1]), strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(staged / name)), expected)
+
+    (picture,) = rendered(path, models, tmp_path, capsys)
+    again = tmp_path / "again"
+    arguments = [str(workflow), "--models", str(models), "--input", str(staged), "--output", str(again)]
+    assert run_command([*arguments, "--device", "cpu"]) == 0
+    (saved,) = again.glob("output_0*.png")
+    np.testing.assert_array_equal(picture, np.asarray(Image.open(saved)))
+    (plain,) = rendered(body("omnigen2"), models, tmp_path, capsys)
+    assert (plain != picture).any()
+
+
+# a PNG that ends in the midst of its pixels
+CUT_OFF = base64.b64encode(png(np.zeros((64, 64, 3), np.uint8))[:60]).decode()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("https://example.com/a.png", "prompts[0].ctrl_img is an address, and nothing is downloaded. Download it"),
+        ("/home/somebody/a.png", "leads out of the folders of this run. Put 'a.png' below --models or beside"),
+        ("../a.png", "leads out of the folders"),
+        ("a.png", "prompts[0].ctrl_img 'a.png' is not there. Put it beside the request"),
+        ("request.json", "cannot be read: it is damaged, or no picture"),
+        ("AAAA", "cannot be read: it is damaged, or no picture"),
+        (CUT_OFF, "cannot be read: it is damaged, or no picture"),
+        ("A", "is neither a picture's file name nor base64"),
+    ],
+)
+def test_a_control_image_is_refused_by_the_field_s_name(model_folders, value, message, tmp_path, capsys):
+    path = write(tmp_path / "asked", body("omnigen2", ctrl_img=value))
+    said = refused([str(path), "--models", str(model_folders["omnigen2"]), "--output", str(tmp_path / "out")], capsys)
+    assert message in said
+    assert str(tmp_path) not in said
+    assert "somebody" not in said
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lora_beside_the_request_is_found(host, model_folders, tmp_path, capsys):
+    models = model_folders["lumina2"]
+    bare = tmp_path / "bare"
+    shutil.copytree(models / "diffusers", bare / "diffusers")
+    path = write(tmp_path / "asked", body())
+    arguments = [str(path), "--models", str(bare), "--output", str(tmp_path / "out")]
+    assert f"loras[0].path '{LORA}' is not there. Put it into the folder 'loras'" in refused(arguments, capsys)
+    (path.parent / LORA).parent.mkdir()
+    shutil.copy(models / "loras" / LORA, path.parent / LORA)
+    (beside,) = rendered(path, bare, tmp_path, capsys)
+    (below,) = rendered(body(), models, tmp_path, capsys)
+    np.testing.assert_array_equal(beside, below)
+    # a workflow would take this one
+    (bare / "loras").mkdir()
+    shutil.copy(models / "loras" / LORA, bare / "loras")
+    assert "has another 'my_lora.safetensors'. Rename one" in refused(arguments, capsys)
+
+
+@pytest.mark.parametrize("name", ["../my_lora.safetensors", "/my_lora.safetensors", "C:\\my_lora.safetensors"])
+def test_a_lora_elsewhere_is_refused(model_folders, name, tmp_path, capsys):
+    content = body() | {"loras": [{"path": name}]}
+    path = write(tmp_path / "asked", content)
+    said = refused([str(path), "--models", str(model_folders["lumina2"]), "--output", str(tmp_path)], capsys)
+    assert "loras[0].path leads out of the folders of this run. Put 'my_lora.safetensors'" in said
+
+
+def test_models_of_one_class_are_told_apart_by_their_folders(model_folders, tmp_path, capsys):
+    tiny = model_folders["zimage"]
+    (tmp_path / "models" / "diffusers").mkdir(parents=True)
+    (tmp_path / "models" / "loras").symlink_to(tiny / "loras")
+
+    def weights(model: str, *flags: str) -> str:
+        path, workflow = write(tmp_path / "asked", body(model)), tmp_path / "w.json"
+        arguments = [str(path), "--models", str(tmp_path / "models"), "--workflow", str(workflow), *flags]
+        if request_command(arguments):
+            return capsys.readouterr().err
+        return json.loads(workflow.read_text())["1"]["inputs"]["weights"]
+
+    assert weights("zimage_turbo") == "default"
+    for name in ("Z-Image", "mine", "yours"):
+        (tmp_path / "models" / "diffusers" / name).symlink_to(tiny / "diffusers" / "tiny")
+    assert weights("zimage") == "Z-Image"
+    assert "several folders of Z-Image Turbo: 'mine', 'yours'. Choose one with --weights" in weights("zimage_turbo")
+    assert weights("zimage_turbo", "--weights", "yours") == "yours"
+
+
+# ---- sd-scripts -----------------------------------------------------------------------------------------------------
+
+
+def line_of(case: dict, dtype: str = "float") -> str:
+    """The command line of a recorded case."""
+    flags = {
+        "pretrained_model_name_or_path": "/data/lumina2_original.safetensors", "gemma2_path": "gemma_2_2b.safetensors",
+        "ae_path": "models/ae.safetensors", "prompt": case["prompt"], "negative_prompt": case["negative"],
+        "system_prompt": case["system"], "seed": case["seed"], "image_width": case["width"],
+        "image_height": case["height"], "steps": case["steps"], "guidance_scale": case["guidance"],
+        "cfg_trunc_ratio": case["trunc"], "renorm_cfg": case["renorm"], "discrete_flow_shift": case["shift"],
+        "dtype": dtype, "gemma2_dtype": dtype, "ae_dtype": dtype, "output_dir": "outputs",
+    }  # fmt: skip
+    words = ["python", "lumina_minimal_inference.py", "--offload"]
+    words += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    words += ["--merge_lora_weights"] if case["merge"] else []
+    words += ["--add_system_prompt_to_negative_prompt"] if case["system_on_negative"] else []
+    if case["loras"]:
+        words += ["--lora_weights", *(f"out/{name}.safetensors;{strength}" for name, strength in case["loras"])]
+    return shlex.join(words).replace(" --steps", " \\\n  --steps")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_a_command_line_is_the_recorded_picture(case, sd_scripts_models, tmp_path, capsys):
+    output = tmp_path / "pictures"
+    arguments = ["--sd-scripts", line_of(case), "--models", str(sd_scripts_models), "--output", str(output)]
+    assert request_command([*arguments, "--device", "cpu"]) == 0, capsys.readouterr().err
+    picture = np.asarray(Image.open(capsys.readouterr().out.strip())).astype(int)
+    recorded = load_file(GOLDEN / case["tensors"])["image_uint8"].numpy()
+    # as near as tests/pipelines/test_golden_sd_scripts.py asks of the nodes
+    assert np.abs(picture - recorded).max() <= 1
+    assert (picture != recorded).mean() < 0.01
+
+
+FILES = "--pretrained_model_name_or_path a.safetensors --gemma2_path b.safetensors --ae_path c.safetensors "
+
+
+def test_defaults_of_a_command_line_are_the_script_s():
+    found = read_command_line(FILES + "--lora_weights x.safetensors 'y.safetensors;-0.5' --use_flash_attn", lambda: 7)
+    (picture,) = found.pictures
+    assert (picture.width, picture.height, picture.steps, picture.guidance_scale, picture.seed) == (
+        1024, 1024, 36, 3.5, 7,
+    )  # fmt: skip
+    assert (picture.prompt, picture.negative_prompt, picture.system_prompt) == (
+        "A beautiful sunset over the mountains", "", "",
+    )  # fmt: skip
+    assert [(lora.name, lora.strength, lora.application) for lora in found.loras] == [
+        ("x.safetensors", 1.0, "live"),
+        ("y.safetensors", -0.5, "live"),
+    ]
+    assert (found.dtype, found.attention, found.recipe) == ("bfloat16", "flash", "sd-scripts")
+    assert found.notes == ("--seed is not given: 7 was drawn",)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "the following arguments are required: --pretrained_model_name_or_path, --gemma2_path, --ae_path"),
+        (FILES + "--stepz 4 --scale 1", "has no argument '--stepz', '--scale'"),
+        (FILES + "--steps four", "argument --steps: invalid int value: 'four'"),
+        (FILES + "--prompt 'open", "cannot be split: No closing quotation"),
+        (FILES + "--dtype fp8", "--dtype is 'fp8'. Choose one of: bf16"),
+        (FILES + "--dtype fp16", "in --dtype fp16, --gemma2_dtype bf16, --ae_dtype bf16. Give all the same"),
+        (FILES + "--interactive", "--interactive asks for prompts as it goes"),
+        (FILES + "--gemma2_max_token_length 512", "is 512, and this pack has 256 alone"),
+        (FILES + "--seed -1", "--seed is -1: choose 0 to"),
+        (FILES + "--lora_weights 'a.safetensors;much'", "is no 'path;multiplier'"),
+        (FILES, "'b.safetensors' is not there. Put it into the folder 'text_encoders' of --models"),
+    ],
+)
+def test_a_command_line_is_refused_by_the_argument_s_name(line, message, sd_scripts_models, tmp_path, capsys):
+    arguments = ["--sd-scripts", line, "--models", str(sd_scripts_models), "--output", str(tmp_path)]
+    assert message in refused(arguments, capsys)
+
+
+@given(st.text(max_size=60) | st.lists(st.sampled_from([*FILES.split(), "--steps", "4", "--p"])).map(" ".join))
+def test_any_command_line_is_read_or_refused(line):
+    try:
+        assert read_command_line(line, lambda: 0).weights.weights
+    except InputError as error:
+        assert "--sd-scripts: " in str(error)
