@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError, InputError
-from ..jobs.job import Format
 from ..words import shown
 
 if TYPE_CHECKING:
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
     from PIL.Image import Image
+
+    from ..jobs.job import Format
 
     Pixels = NDArray[np.uint8]
 
