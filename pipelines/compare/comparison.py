@@ -22,6 +22,8 @@ of that case. With trained weights it is another picture.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -77,6 +79,14 @@ class Comparison:
     heat_map: Pixels | None
     notes: tuple[str, ...]
     words: str
+
+    @property
+    def caption(self) -> str:
+        """The verdict in a few words, for a line under a picture."""
+        if self.verdict is Verdict.IDENTICAL or self.difference is None:
+            return "other size" if self.difference is None else "identical"
+        found, short = self.difference, {Verdict.KERNEL_NOISE: "noise", Verdict.SAME_PICTURE: "same"}
+        return f"{short.get(self.verdict, 'different')}: max {found.maximum}, mean {found.mean:.3g}, {found.share:.1%}"
 
     def as_json(self) -> dict[str, object]:
         """All but the heat map; an infinite PSNR is None, which JSON can hold."""
@@ -140,6 +150,21 @@ def compare_with_file(ours: Pixels, file: Path, floor: Pixels | None = None) -> 
     stored = as_stored(ours, trainer.format)
     noise = _measured_floor(stored.pixels, None if floor is None else _stored_floor(floor, trainer.format))
     return _compared(stored.pixels, trainer.pixels, noise, stored.content == trainer.content, trainer.notes)
+
+
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """One comparison's words, or how many came to what, and the words of the one that is farthest apart."""
+    if len(comparisons) == 1:
+        return comparisons[0].words
+    counts = Counter(one.verdict for one in comparisons)
+    told = "; ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+    place, farthest = max(enumerate(comparisons, 1), key=lambda one: _apart(one[1]))
+    worst = "" if farthest.verdict is Verdict.IDENTICAL else f" The farthest, picture {place}: {farthest.words}"
+    return f"{len(comparisons)} pictures: {told}.{worst}"
+
+
+def _apart(one: Comparison) -> tuple[int, float]:
+    return list(Verdict).index(one.verdict), math.inf if one.difference is None else one.difference.mean_square
 
 
 def _stored_floor(floor: Pixels, format: Format) -> Pixels:
