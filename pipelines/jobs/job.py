@@ -5,6 +5,7 @@ Names are AI Toolkit's where it has one. Imports no torch.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,4 +128,6 @@ class TrainingJob:
 
     def preview(self, step: int, index: int) -> JobPreview | None:
         """The trainer's picture of a cell, where there is one."""
-        return next((one for one in self.previews if (one.step, one.index) == (step, index)), None)
+        place = bisect_left(self.previews, (step, index), key=lambda one: (one.step, one.index))
+        found = self.previews[place : place + 1]
+        return found[0] if found and (found[0].step, found[0].index) == (step, index) else None

@@ -115,6 +115,7 @@ class ModelFacts:
         words: what the nodes say of it.
         training_adapter: the file, ``owner/name/file`` on the hub, that AI Toolkit's interface trains it with; empty
             where it needs none.
+        encoder_qtype: which key of a training job's config is the type of its quantised text encoders.
     """
 
     id: str
@@ -132,3 +133,4 @@ class ModelFacts:
     runtime_options: tuple[Option, ...] = ()
     words: Words = field(default_factory=Words)
     training_adapter: str = ""
+    encoder_qtype: Literal["qtype", "qtype_te", "qtype_te since 0.13"] = "qtype_te"

@@ -72,6 +72,7 @@ FLUX2 = ModelFacts(
     defaults=Defaults(steps=25, guidance_scale=4.0, seed=42, width=1024, height=1024),
     recipes={recipe.name: recipe for recipe in (REFERENCE, TRAINER)},
     guidance="embedded",
+    encoder_qtype="qtype_te since 0.13",  # AI Toolkit flux2_model.py load_te; models/v2/_mixin.py from 0.13 on
     latent=LatentSpace("Flux2", channels=128, downscale=16),
     lora=_LORA,
     main_blocks=56,
@@ -103,6 +104,7 @@ KLEIN_4B = replace(
     ),
     recipes={recipe.name: recipe for recipe in (KLEIN_REFERENCE, KLEIN_TRAINER)},
     guidance="classifier-free",
+    encoder_qtype="qtype_te",  # AI Toolkit flux2_klein_model.py load_te
     main_blocks=25,
     words=Words(inputs={"AITKSampler.system_prompt": "FLUX.2-klein takes none."}),
 )

@@ -54,6 +54,7 @@ MODEL = ModelFacts(
     defaults=Defaults(steps=25, guidance_scale=4.0, seed=42, width=1024, height=1024),
     recipes={recipe.name: recipe for recipe in (REFERENCE, TRAINER, SD_SCRIPTS)},
     guidance="classifier-free",
+    encoder_qtype="qtype",  # AI Toolkit stable_diffusion_model.py load_model, 0.13 too
     latent=LatentSpace("Flux", channels=16, downscale=8),
     lora=LoraNames(
         spellings=(

@@ -1,0 +1,268 @@
+"""A training job's folder, read: its config, the trainer's previews, and the LoRAs that it saved.
+
+``output/<name>`` of AI Toolkit holds ``config.yaml``, written when the training began; ``.job_config.json``, where the
+web interface started it; ``samples/``; and ``<name>_<step>.safetensors`` beside ``<name>.safetensors``, the last. Links
+that lead out of the folder are not followed: a job's folder may come from anybody.
+
+Sources: AI Toolkit BaseSDTrainProcess.py sample and save, BaseTrainProcess.py save_training_config,
+ui/cron/actions/startJob.ts (27a03a91).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FileError
+from ..files.header import FileStamp
+from ..models.recipe import TRAINER_PREVIEW
+from ..words import shown
+from .config_text import parse_json, parse_yaml, plain
+from .job import JobPreview, TrainingJob
+from .job_samples import job_samples
+from .model_section import DTYPES, facts_of, read_model
+from .sample_section import SampleRound, TrainerRefusal, read_section
+from .saves import find_saves
+
+if TYPE_CHECKING:
+    from .job import Format, JobSample
+
+_CONFIG, _INTERFACE_CONFIG, _ENGINE = "config.yaml", ".job_config.json", "engine.json"
+_LARGEST_CONFIG = 64 << 20  # bytes
+_CHOOSE = "Choose the folder that AI Toolkit made for a training job, output/<name of the job>."
+# the process types that train and take previews; the others generate, caption, serve or convert
+_TRAINERS = frozenset(
+    (
+        *("diffusion_trainer", "sd_trainer", "ui_trainer", "textual_inversion_trainer", "concept_slider"),
+        *("concept_replacer", "image_reference_slider_trainer", "ultimate_slider_trainer"),
+    )
+)
+_ENGINE_TYPE = "InferenceEngine"
+# milliseconds, step, index: two underscores after the time, and the index is not padded
+_PREVIEW = re.compile(r"(\d{1,18})__(\d{9,12})_(\d{1,6})\.(jpe?g|png|webp|bmp)", re.IGNORECASE | re.ASCII)
+_FORMATS: dict[str, Format] = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
+_VARIABLE = re.compile(r"\$\{[^}\n]+\}")  # config.yaml has them filled in already
+_MOST_NAMED = 5
+
+
+def open_job(folder: Path) -> TrainingJob:
+    """Reads a training job's folder. Pictures and weights are only listed.
+
+    Raises:
+        FileError: it is no folder of a training job, or its config cannot be read.
+    """
+    notes: list[str] = []
+    config = _read_config(folder, notes)
+    name, process = _trainer(config, folder, notes)
+    train, save = _section(process, "train"), _section(process, "save")
+    previews = _previews(folder, notes)
+    saves = find_saves(folder, name, _whole(train.get("steps", 1000)), _whole(save.get("save_every", 1000)), notes)
+    trained_with = saves.trained_with or _logged_version(folder)
+    model, of_model = read_model(process, trained_with)
+    notes += of_model
+    facts = facts_of(model)
+    control_images = facts.recipes[TRAINER_PREVIEW].control_images if facts else 3
+    rounds = {key: _round(process, key, notes) for key in ("sample", "first_sample")}
+    samples, first_samples = (job_samples(rounds[key], control_images) for key in ("sample", "first_sample"))
+    steps = sorted({one.step for one in previews} | set(saves.steps))
+    _note_gaps(previews, samples, notes)
+    return TrainingJob(
+        name=name,
+        folder=folder,
+        model=model,
+        samples=samples,
+        first_samples=first_samples,
+        one_multiplier=rounds["sample"].one_multiplier,
+        # of both rounds: AI Toolkit takes the ending from the section `sample`
+        format=_format(rounds["sample"].extension, notes),
+        checkpoints=tuple(saves.checkpoint(step, notes) for step in steps),
+        previews=previews,
+        save_dtype=_save_dtype(save.get("dtype", "float16")),
+        trained_with=trained_with,
+        notes=tuple(notes),
+    )
+
+
+def _read_config(folder: Path, notes: list[str]) -> Mapping[str, Any]:
+    if not folder.is_dir():
+        raise FileError(f"{folder.name!r} is no folder. {_CHOOSE}")
+    for name, parse in ((_CONFIG, parse_yaml), (_INTERFACE_CONFIG, parse_json)):
+        path = folder / name
+        if inside(path, folder):
+            text = _read_text(path)
+            config = parse(text, f"{name} of {folder.name!r}")
+            if _VARIABLE.search(text):
+                notes.append(f"{name} has names of environment variables in it, whose values are not in the folder.")
+            if not isinstance(config, Mapping):
+                raise FileError(f"{name} of {folder.name!r} is no config of a job: it holds no keys. {_CHOOSE}")
+            return config
+    if (folder / _ENGINE).is_file():
+        raise FileError(f"{folder.name!r} is the folder of AI Toolkit's inference engine, not of a training. {_CHOOSE}")
+    raise FileError(f"{folder.name!r} has neither {_CONFIG} nor {_INTERFACE_CONFIG}: it is no job's folder. {_CHOOSE}")
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Whether a file is there and, with its links followed, within the folder."""
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        return False  # links that loop
+
+
+def _read_text(path: Path) -> str:
+    size = FileStamp.of(path).size
+    if size > _LARGEST_CONFIG:
+        raise FileError(f"{path.name} of {path.parent.name!r} has {size:,} bytes: it is no job's config. {_CHOOSE}")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path.name} of {path.parent.name!r} cannot be read as text. {_CHOOSE}") from error
+
+
+def _trainer(config: Mapping[str, Any], folder: Path, notes: list[str]) -> tuple[str, Mapping[str, Any]]:
+    """The job's name, and its first process that trains."""
+    section = config.get("config")
+    name = section.get("name") if isinstance(section, Mapping) else None
+    where = f"The config of {folder.name!r}"
+    if not isinstance(section, Mapping) or not isinstance(name, str) or not name:
+        raise FileError(f"{where} has no config.name: it is no config of a job. {_CHOOSE}")
+    try:
+        processes = plain(section, name).get("process")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FileError(f"{where} has a value that AI Toolkit cannot read: {str(error)[:200]}.") from error
+    listed = processes if isinstance(processes, list) else []
+    found = [one for one in listed if isinstance(one, Mapping)]
+    types = [shown(one.get("type")) for one in found]
+    if any(one.get("type") == _ENGINE_TYPE for one in found):
+        raise FileError(f"{where} is that of AI Toolkit's inference engine, not of a training. {_CHOOSE}")
+    known = [one for one in found if one.get("type") in _TRAINERS]
+    # forks have trainers of their own
+    trainers = known or [one for one in found if {"train", "model", "sample"} <= one.keys()]
+    if not trainers:
+        raise FileError(
+            f"{where} trains nothing: its processes are {', '.join(types[:_MOST_NAMED]) or 'none'}. {_CHOOSE}"
+        )
+    if not known:
+        notes.append(f"The job's process {shown(trainers[0].get('type'))} is unknown; it is read as AI Toolkit's own.")
+    if len(trainers) > 1:
+        notes.append(f"The job has {len(trainers)} processes that train; the first is read.")
+    if "network" not in trainers[0]:
+        notes.append("The job has no network section: it trains whole weights, which are no LoRA.")
+    return name, trainers[0]
+
+
+def _section(process: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = process.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _round(process: Mapping[str, Any], key: str, notes: list[str]) -> SampleRound:
+    """A sample section; an empty one where AI Toolkit cannot read it, with a note."""
+    section = process.get(key)
+    if section is None and key == "first_sample":
+        return SampleRound((), None, None)
+    try:
+        found = read_section(section, process.get("trigger_word"))
+    except TrainerRefusal as refusal:
+        notes.append(f"AI Toolkit cannot read the job's {key} section ({refusal.kind}: {refusal.text[:200]}).")
+        return SampleRound((), "jpg", None)
+    if found.refusal is not None:
+        notes.append(
+            f"AI Toolkit renders no picture of the job's {key} section: it stops at one of its samples "
+            f"({found.refusal.kind}: {found.refusal.text[:200]})."
+        )
+    return found
+
+
+def _format(extension: Any, notes: list[str]) -> Format:
+    found = _FORMATS.get(extension.lower()) if isinstance(extension, str) else None
+    if found is None:
+        notes.append(f"The job's pictures are of the format {shown(extension)}; ours are compared as png.")
+    return found or "png"
+
+
+def _save_dtype(value: Any) -> str:
+    return DTYPES.get(value, value) if isinstance(value, str) else shown(value)
+
+
+def _previews(folder: Path, notes: list[str]) -> tuple[JobPreview, ...]:
+    """The latest picture of each step and index."""
+    newest: dict[tuple[int, int], tuple[int, Path]] = {}
+    skipped: list[str] = []
+    for path in _files(folder / "samples", folder, skipped):
+        match = _PREVIEW.fullmatch(path.name)
+        if match is None:
+            skipped.append(path.name)
+            continue
+        time, step, index = (int(one) for one in match.groups()[:3])
+        if time >= newest.get((step, index), (-1, path))[0]:
+            newest[step, index] = time, path
+    if skipped:
+        named = ", ".join(shown(name, 60) for name in sorted(skipped)[:_MOST_NAMED])
+        more = f" and {len(skipped) - _MOST_NAMED} more" if len(skipped) > _MOST_NAMED else ""
+        notes.append(f"In samples, {named}{more} cannot be read as the trainer's pictures and were skipped.")
+    if not newest:
+        notes.append("The folder has none of the trainer's previews.")
+    return tuple(JobPreview(*place, FileStamp.of(newest[place][1])) for place in sorted(newest))
+
+
+def _files(folder: Path, job: Path, skipped: list[str]) -> Iterator[Path]:
+    """The files of a folder of the job that hold something; hidden ones are left out."""
+    if not folder.is_dir() or not folder.resolve().is_relative_to(job.resolve()):
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith(".") or entry.is_dir():
+                continue
+            if (entry.is_symlink() and not inside(path, job)) or not entry.is_file() or not entry.stat().st_size:
+                skipped.append(entry.name)
+            else:
+                yield path
+
+
+def _note_gaps(previews: tuple[JobPreview, ...], samples: tuple[JobSample, ...], notes: list[str]) -> None:
+    """Says which pictures of a round are gone, and which no sample stands for."""
+    indices: dict[int, set[int]] = {}
+    for one in previews:
+        indices.setdefault(one.step, set()).add(one.index)
+    wanted = {sample.index for sample in samples}
+    for step, found in indices.items():
+        if gone := wanted - found:
+            notes.append(f"Of step {step} {_pictures(gone)} missing.")
+    if wanted and (strange := set().union(*indices.values()) - wanted if indices else set()):
+        notes.append(
+            f"The config has no sample for {_pictures(strange)[:-4]}: it was changed after they were rendered."
+        )
+
+
+def _pictures(indices: set[int]) -> str:
+    named = ", ".join(str(one) for one in sorted(indices)[:_MOST_NAMED])
+    more = f" and {len(indices) - _MOST_NAMED} more" if len(indices) > _MOST_NAMED else ""
+    return f"picture {named} is" if len(indices) == 1 else f"pictures {named}{more} are"
+
+
+# what a log says of the version: a line of its own, or the metadata that it shows
+_VERSION = re.compile(
+    r"ai[-_ ]toolkit\b[^\n]{0,120}?\b(?:version\W{1,6}|v)?(\d{1,3}\.\d{1,3}\.\d{1,4})\b", re.IGNORECASE
+)
+_LOG_PART = 1 << 18  # bytes of a log's beginning
+
+
+def _logged_version(folder: Path) -> str:
+    path = folder / "log.txt"
+    if not inside(path, folder):
+        return ""
+    try:
+        with path.open("rb") as file:
+            match = _VERSION.search(file.read(_LOG_PART).decode("utf-8", "replace"))
+    except OSError:
+        return ""  # the log is one of several places, and may be open elsewhere
+    return match[1] if match else ""

@@ -1,0 +1,108 @@
+"""The pictures of a round as values that can be rendered, each with what keeps it from being rendered as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..words import shown
+from .job import JobSample
+from .sample_section import Failed, Random, SampleRound, Settings
+
+# what torch.manual_seed takes; a negative seed stands for itself plus 2^64
+_SEEDS = range(-(1 << 63), 1 << 64)
+_LARGEST = 3e38  # float32's
+
+
+def job_samples(found: SampleRound, control_images: int) -> tuple[JobSample, ...]:
+    """The pictures of a round.
+
+    Args:
+        control_images: how many the model takes: one is AI Toolkit's ``ctrl_img``, several are ``ctrl_img_1`` to
+            ``ctrl_img_3``, of which ``ctrl_img`` takes the first's place.
+    """
+    return tuple(
+        _failed(index, picture) if isinstance(picture, Failed) else _sample(index, picture, control_images)
+        for index, picture in enumerate(found.pictures)
+    )
+
+
+def _failed(index: int, picture: Failed) -> JobSample:
+    prompt = picture.prompt if isinstance(picture.prompt, str) else ""
+    why = f"{picture.refusal.kind}: {picture.refusal.text[:200]}"
+    problem = f"AI Toolkit stops at this sample's prompt or sizes ({why})."
+    return JobSample(index, prompt, None, 0, 0, 0, 0.0, None, 0.0, problem=problem)
+
+
+class _Problems:
+    """Values as a picture needs them, and a note of each that is none."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def text(self, name: str, value: Any) -> str | None:
+        return value if isinstance(value, str) else self._note(name, value, "no text, at which AI Toolkit stops")
+
+    def whole(self, name: str, value: Any) -> int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        self._note(name, value, "no whole number")
+        return 0
+
+    def number(self, name: str, value: Any) -> float:
+        if isinstance(value, int | float) and abs(value) <= _LARGEST:
+            return float(value)
+        self._note(name, value, "no number that a picture can be rendered with")
+        return 0.0
+
+    def seed(self, value: Any) -> int | None:
+        """The seed by which a generator draws what ``torch.manual_seed(value)`` makes it draw."""
+        if isinstance(value, Random):
+            self.found.append("AI Toolkit drew its seed at random, and no file keeps it")
+            return None
+        try:
+            seed = int(value)
+        except (TypeError, ValueError, OverflowError):
+            return self._note("seed", value, "no number")
+        return seed % (1 << 64) if seed in _SEEDS else self._note("seed", value, "none that torch takes")
+
+    def images(self, values: list[Any]) -> tuple[str, ...]:
+        for value in values:
+            if not value or not isinstance(value, str):
+                self._note("control image", value, "no path")
+        return tuple(value for value in values if isinstance(value, str))
+
+    def still(self, frames: Any) -> None:
+        if frames != 1:
+            self._note("num_frames", frames, "a video's")
+
+    def _note(self, name: str, value: Any, what: str) -> None:
+        self.found.append(f"its {name} is {shown(value)}, {what}")
+
+
+def _sample(index: int, picture: Settings, control_images: int) -> JobSample:
+    problems = _Problems()
+    problems.still(picture.num_frames)
+    sample = JobSample(
+        index=index,
+        prompt=problems.text("prompt", picture.prompt) or "",
+        negative_prompt=problems.text("negative prompt (neg)", picture.negative_prompt),
+        width=problems.whole("width", picture.width),
+        height=problems.whole("height", picture.height),
+        steps=problems.whole("number of steps (sample_steps)", picture.steps),
+        guidance_scale=problems.number("guidance_scale", picture.guidance_scale),
+        seed=problems.seed(picture.seed),
+        multiplier=problems.number("network_multiplier", picture.multiplier),
+        control_images=problems.images(_control_images(picture, control_images)),
+    )
+    text = "; ".join(problems.found)
+    return replace(sample, problem=f"{text[0].upper()}{text[1:]}.") if text else sample
+
+
+def _control_images(picture: Settings, count: int) -> list[Any]:
+    if count == 1:
+        images = [picture.ctrl_img]
+    else:
+        first = picture.ctrl_img_1 if picture.ctrl_img is None else picture.ctrl_img
+        images = [first, picture.ctrl_img_2, picture.ctrl_img_3][:count]
+    return [image for image in images if image is not None]

@@ -1,0 +1,226 @@
+"""A job's model section: what was trained, and what has to be loaded to render as the trainer did.
+
+Sources: AI Toolkit config_modules.py ModelConfig, train_tools.py get_torch_dtype (27a03a91).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from packaging.version import InvalidVersion, Version
+
+from ..models import catalogue
+from ..options import Quantization, RuntimeOptions
+from ..words import shown
+from .job import JobModel
+
+if TYPE_CHECKING:
+    from ..models.facts import ModelFacts
+    from ..options import DType
+
+# AI Toolkit's names of dtypes
+DTYPES: dict[str, DType] = {
+    "float": "float32", "fp32": "float32", "single": "float32", "float32": "float32",
+    "fp16": "float16", "half": "float16", "float16": "float16",
+    "bf16": "bfloat16", "bfloat16": "bfloat16",
+}  # fmt: skip
+# keys of the section that change what is loaded or how it computes
+_EXTRAS = (
+    "extras_name_or_path", "te_name_or_path", "vae_path", "unet_path", "refiner_name_or_path", "lora_path",
+    "assistant_lora_path", "inference_lora_path", "unconditional_lora_path", "accuracy_recovery_adapter",
+    "layer_offloading", "vae_dtype", "te_dtype", "compile", "block_compile",
+)  # fmt: skip
+# of these a user has to supply the files
+_SUPPLIED = (
+    "extras_name_or_path", "te_name_or_path", "vae_path", "unet_path", "inference_lora_path", "lora_path",
+    "accuracy_recovery_adapter",
+)  # fmt: skip
+# the old way to name an architecture, `is_xl: true`; every other one is `is_` and its name
+_OLD_NAMES = {"is_v2": "sd2", "is_v3": "sd3", "is_xl": "sdxl"}
+# settings of a kind of model that begin like an architecture
+_NO_ARCHITECTURE = ("is_v_pred",)
+_RENAMED = {"flex1": "flux"}
+_SAME_TYPES = {"qfloat8_e4m3fn": "qfloat8"}  # two of quanto's names
+_NO_ARCH = "sd1"  # what AI Toolkit takes a section for that says nothing
+# AI Toolkit's loaders changed between these: the first was seen before, the second after
+_OLD_LOADERS, _NEW_LOADERS = Version("0.12.26"), Version("0.13.5")
+
+
+@dataclass(frozen=True)
+class WantedModel:
+    """What a job's previews were rendered with, in this pack's terms.
+
+    Attributes:
+        id: in the catalogue; empty where this pack does not run the model.
+        base: the weights, a repository's id or a path on the trainer's machine.
+        dtype: of the computation.
+        options: with the quantisation of both parts.
+        training_adapter: the adapter that AI Toolkit trained with, a repository's file or a path; empty without one.
+        supplied: key of the job's config -> what it names: other files that the user has to supply.
+        problems: why a picture cannot be rendered as the trainer did, a sentence each.
+    """
+
+    id: str
+    base: str
+    dtype: DType
+    options: RuntimeOptions
+    training_adapter: str = ""
+    supplied: Mapping[str, str] | None = None
+    problems: tuple[str, ...] = ()
+
+
+def read_model(process: Mapping[str, Any], trained_with: str) -> tuple[JobModel, tuple[str, ...]]:
+    """The model section of a process with its defaults, and a sentence for each of its values that is taken otherwise.
+
+    Args:
+        process: plain data.
+        trained_with: AI Toolkit's version, which decides how some models' text encoders were quantised; may be empty.
+    """
+    section, train = _object(process.get("model")), _object(process.get("train"))
+    notes: list[str] = []
+    name = section.get("name_or_path")
+    said = train.get("dtype", "fp32")
+    if not isinstance(said, str) or said not in DTYPES:
+        notes.append(f"The job's train.dtype is {shown(said)}, which this pack does not compute in; it takes bfloat16.")
+    model = JobModel(
+        arch=_arch(section),
+        name_or_path=name if isinstance(name, str) else "",
+        dtype=DTYPES.get(said, "bfloat16") if isinstance(said, str) else "bfloat16",
+        extras=_extras(section),
+    )
+    facts = facts_of(model)
+    if not model.name_or_path:
+        notes.append("The job's model section has no name_or_path: nothing says which weights it was trained on.")
+    if facts is None:
+        notes.append(
+            f"The job's model is {shown(model.arch)}, which this pack does not run. It runs: {', '.join(catalogue())}."
+        )
+    encoder, undecided = _encoder_type(section, facts, trained_with)
+    if undecided:
+        notes.append(undecided)
+    denoiser = _type(section, "quantize", "qtype")
+    if denoiser == "qfloat8" and _takes_adapter(model):
+        denoiser = "float8"  # AI Toolkit z_image.py load_model
+    return replace(model, quantization={"denoiser": denoiser, "encoder": encoder}), tuple(notes)
+
+
+def facts_of(model: JobModel) -> ModelFacts | None:
+    """The catalogue's entry of a job's model, or None.
+
+    AI Toolkit drops what follows the colon of an arch, so a job may say ``zimage`` of the weights of ``zimage:turbo``:
+    an entry whose repository is the job's own comes first.
+    """
+    family = _of_arch(model.arch)
+    for facts in family:
+        if facts.files.repository == model.name_or_path:
+            return facts
+    of_name = {facts.id: facts for facts in family}
+    return of_name.get(model.arch, of_name.get(_bare(model.arch)))
+
+
+def wanted_model(model: JobModel) -> WantedModel:
+    """What is to be loaded; the base has still to be found among the user's files."""
+    facts = facts_of(model)
+    problems = [] if facts else [f"This pack does not run {shown(model.arch)}."]
+    choices: dict[Literal["denoiser", "encoder"], Quantization] = {}
+    for role, said in model.quantization.items():
+        choices[role] = said if said in get_args(Quantization) else "none"  # pyright: ignore[reportArgumentType]
+        if choices[role] != said:
+            problems.append(f"The job's {role} was quantised to {shown(said)}, which this pack does not have.")
+    options = RuntimeOptions(
+        transformer_quantization=choices.get("denoiser", "none"),
+        text_encoder_quantization=choices.get("encoder", "none"),
+    )
+    return WantedModel(
+        id=facts.id if facts else "",
+        base=model.name_or_path,
+        dtype=model.dtype,
+        options=options,
+        training_adapter=model.extras.get("assistant_lora_path", ""),
+        supplied={key: model.extras[key] for key in _SUPPLIED if key in model.extras},
+        problems=tuple(problems),
+    )
+
+
+def version_of(text: str) -> Version | None:
+    """A version of AI Toolkit as a LoRA has it, or None where it is none."""
+    try:
+        return Version(text)
+    except InvalidVersion:
+        return None
+
+
+def _bare(arch: str) -> str:
+    return arch.split(":", 1)[0]
+
+
+def _of_arch(arch: str) -> list[ModelFacts]:
+    """The entries of an arch, whatever its tag."""
+    return [facts for facts in catalogue().values() if _bare(facts.id) == _bare(arch)]
+
+
+def _takes_adapter(model: JobModel) -> bool:
+    """Whether a training adapter was merged under the model: of other models AI Toolkit reads none."""
+    return "assistant_lora_path" in model.extras and any(facts.training_adapter for facts in _of_arch(model.arch))
+
+
+def _arch(section: Mapping[str, Any]) -> str:
+    said = section.get("arch")
+    if isinstance(said, str) and said:
+        bare, colon, tag = said.partition(":")
+        return _RENAMED.get(bare, bare) + colon + tag
+    # AI Toolkit asks in an order of its own, which no job with one of them depends on
+    old = [key for key in section if key.startswith("is_") and section[key] and key not in _NO_ARCHITECTURE]
+    return _OLD_NAMES.get(old[0], old[0].removeprefix("is_")) if old else _NO_ARCH
+
+
+def _type(section: Mapping[str, Any], switch: str, key: str) -> str:
+    """A part's type: ``none`` where its switch is off."""
+    if not section.get(switch, section.get("quantize", False)):
+        return "none"
+    said = section.get(key, "qfloat8")
+    found = said.split("|", 1)[0] if isinstance(said, str) else shown(said)
+    found = _SAME_TYPES.get(found, found)
+    # quanto's weights cannot be moved a layer at a time: AI Toolkit takes torchao's type
+    return "float8" if found == "qfloat8" and _offloads(section) else found
+
+
+def _encoder_type(section: Mapping[str, Any], facts: ModelFacts | None, trained_with: str) -> tuple[str, str]:
+    """The text encoder's type, and a sentence where it depends on a version that nothing tells."""
+    own, shared = _type(section, "quantize_te", "qtype_te"), _type(section, "quantize_te", "qtype")
+    rule = facts.encoder_qtype if facts else "qtype_te"
+    if rule != "qtype_te since 0.13":
+        return (shared if rule == "qtype" else own), ""
+    version = version_of(trained_with)
+    if version is not None and version <= _OLD_LOADERS:
+        return shared, ""
+    if own == shared or (version is not None and version >= _NEW_LOADERS):
+        return own, ""
+    return own, (
+        f"AI Toolkit up to {_OLD_LOADERS} quantised this model's text encoder to {shown(shared)}, from {_NEW_LOADERS} "
+        f"on to {shown(own)}. Nothing tells which rendered these previews; {shown(own)} is taken."
+    )
+
+
+def _extras(section: Mapping[str, Any]) -> dict[str, str]:
+    found = {key: section[key] for key in _EXTRAS if section.get(key)}
+    qtype = section.get("qtype")
+    if isinstance(qtype, str) and "|" in qtype:
+        found["accuracy_recovery_adapter"] = qtype.split("|", 1)[1]
+    if found.get("extras_name_or_path") == section.get("name_or_path"):
+        del found["extras_name_or_path"]
+    if _offloads(section):
+        found["layer_offloading"] = True
+    if _object(section.get("model_kwargs")).get("use_comfy_weights") is False:
+        found["use_comfy_weights"] = False
+    return {key: value if isinstance(value, str) else shown(value) for key, value in found.items()}
+
+
+def _offloads(section: Mapping[str, Any]) -> bool:
+    return bool(section.get("layer_offloading", section.get("auto_memory", False)))
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

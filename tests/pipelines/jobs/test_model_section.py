@@ -1,0 +1,165 @@
+"""What a job's model section asks for, and which recipe the version of AI Toolkit makes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from comfyui_aitk.pipelines.files.header import FileStamp
+from comfyui_aitk.pipelines.jobs.era import recipes_of
+from comfyui_aitk.pipelines.jobs.folder import open_job
+from comfyui_aitk.pipelines.jobs.job import JobPreview
+from comfyui_aitk.pipelines.jobs.model_section import facts_of, read_model, wanted_model
+from comfyui_aitk.pipelines.models import find_model
+
+TURBO = "Tongyi-MAI/Z-Image-Turbo"
+JOB = open_job(Path(__file__).parents[2] / "golden/jobs/lumina2_png")
+
+
+def model_of(section, trained_with="0.12.26", train=None):
+    return read_model({"model": {"name_or_path": "a/b"} | section, "train": train or {"dtype": "bf16"}}, trained_with)[
+        0
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "arch"),
+    [
+        ({"arch": "lumina2"}, "lumina2"), ({"is_lumina2": True}, "lumina2"), ({"is_flux": True}, "flux"),
+        ({"is_xl": True}, "sdxl"), ({"is_lumina2": False}, "sd1"), ({}, "sd1"), ({"arch": "flex1"}, "flux"),
+        ({"arch": "zimage:turbo"}, "zimage:turbo"), ({"arch": None, "is_v_pred": True}, "sd1"),
+        ({"arch": "omnigen2", "is_lumina2": True}, "omnigen2"),
+    ],
+)  # fmt: skip
+def test_arch(section, arch):
+    assert model_of(section).arch == arch
+
+
+@pytest.mark.parametrize(
+    ("arch", "base", "model"),
+    [
+        ("zimage", TURBO, "zimage:turbo"), ("zimage:turbo", TURBO, "zimage:turbo"), ("zimage", "a/b", "zimage"),
+        ("zimage:turbo", "/models/mine.safetensors", "zimage:turbo"), ("zimage:other", "a/b", "zimage"),
+        ("flux2", "black-forest-labs/FLUX.2-dev", "flux2"), ("flux2_klein_9b:x", "a/b", "flux2_klein_9b"),
+        ("sd1", "a/b", None),
+    ],
+)  # fmt: skip
+def test_the_catalogue_s_entry_of_a_job(arch, base, model):
+    facts = facts_of(model_of({"arch": arch, "name_or_path": base}))
+    assert (facts.id if facts else None) == model
+
+
+@pytest.mark.parametrize(
+    ("section", "denoiser", "encoder"),
+    [
+        ({}, "none", "none"),
+        ({"quantize": True}, "qfloat8", "qfloat8"),
+        ({"quantize": True, "quantize_te": False, "qtype": "uint4|a/b/c"}, "uint4", "none"),
+        ({"quantize": True, "layer_offloading": True, "qtype_te": "int8"}, "float8", "int8"),
+        ({"quantize": True, "auto_memory": True}, "float8", "float8"),
+        ({"quantize_te": True, "qtype_te": "qfloat8_e4m3fn"}, "none", "qfloat8"),
+    ],
+)
+def test_quantisation_of_a_model_with_a_type_for_its_encoder(section, denoiser, encoder):
+    assert model_of({"arch": "omnigen2"} | section).quantization == {"denoiser": denoiser, "encoder": encoder}
+
+
+@pytest.mark.parametrize(
+    ("arch", "version", "encoder"),
+    [
+        ("lumina2", "0.12.26", "uint4"), ("lumina2", "0.13.19", "uint4"), ("lumina2", "", "uint4"),
+        ("flux2", "0.12.26", "uint4"), ("flux2", "0.9.14", "uint4"), ("flux2", "0.13.5", "qint8"),
+        ("flux2_klein_4b", "0.12.26", "qint8"), ("omnigen2", "0.12.26", "qint8"),
+    ],
+)  # fmt: skip
+def test_the_encoder_takes_the_key_of_its_model_and_version(arch, version, encoder):
+    section = {"arch": arch, "quantize": True, "qtype": "uint4", "qtype_te": "qint8"}
+    assert model_of(section, version).quantization["encoder"] == encoder
+
+
+@pytest.mark.parametrize("version", ["", "0.13.0", "mine"])
+def test_a_version_that_does_not_tell_the_encoder_s_type_is_said(version):
+    section = {"name_or_path": "a/b", "arch": "flux2", "quantize": True, "qtype": "uint4", "qtype_te": "qint8"}
+    model, notes = read_model({"model": section, "train": {"dtype": "bf16"}}, version)
+    assert model.quantization["encoder"] == "qint8"
+    assert "'uint4'" in notes[0]
+    assert "'qint8'" in notes[0]
+    same, silent = read_model({"model": section | {"qtype_te": "uint4"}, "train": {"dtype": "bf16"}}, version)
+    assert (same.quantization["encoder"], silent) == ("uint4", ())
+
+
+def test_a_training_adapter_makes_quanto_s_float8_torchao_s():
+    adapter = {"assistant_lora_path": "ostris/a/adapter.safetensors", "quantize": True}
+    model = model_of({"arch": "zimage:turbo"} | adapter)
+    assert model.quantization == {"denoiser": "float8", "encoder": "qfloat8"}
+    assert wanted_model(model).training_adapter == "ostris/a/adapter.safetensors"
+    assert model_of({"arch": "omnigen2"} | adapter).quantization["denoiser"] == "qfloat8"
+
+
+def test_what_has_to_be_supplied_and_what_this_pack_lacks_is_named():
+    section = {
+        "arch": "omnigen2", "quantize": True, "qtype": "convrot8|a/ara/b", "vae_path": "a/vae", "te_dtype": "fp16",
+        "extras_name_or_path": "a/b", "model_kwargs": {"use_comfy_weights": False}, "lora_path": "",
+    }  # fmt: skip
+    model = model_of(section)
+    assert model.extras == {
+        "vae_path": "a/vae", "te_dtype": "fp16", "accuracy_recovery_adapter": "a/ara/b", "use_comfy_weights": "False",
+    }  # fmt: skip
+    wanted = wanted_model(model)
+    assert wanted.supplied == {"vae_path": "a/vae", "accuracy_recovery_adapter": "a/ara/b"}
+    assert (wanted.id, wanted.base, wanted.dtype) == ("omnigen2", "a/b", "bfloat16")
+    assert wanted.options.text_encoder_quantization == "qfloat8"
+    assert wanted.options.transformer_quantization == "none"
+    assert "'convrot8'" in wanted.problems[0]
+    assert "'sd1'" in wanted_model(model_of({})).problems[0]
+
+
+def test_dtypes_are_ai_toolkit_s():
+    names = {"fp32": "float32", "float": "float32", "half": "float16", "bf16": "bfloat16", "bfloat16": "bfloat16"}
+    assert {name: model_of({}, train={"dtype": name}).dtype for name in names} == names
+    assert model_of({}, train={"steps": 1}).dtype == "float32"
+    _, notes = read_model({"model": {"name_or_path": "a"}, "train": {"dtype": "e4m3fn"}}, "")
+    assert "'e4m3fn'" in notes[0]
+
+
+# a version of the job -> the days at which Z-Image's recipes of it begin; an era begins at a version that lasts longer
+ERAS = {
+    "0.12.26": ["trainer preview"],
+    "0.13.19": ["trainer preview"],
+    "0.10.25": ["trainer preview"],
+    "0.10.24": ["trainer preview", "trainer preview until 2026-07-14", "trainer preview until 2026-07-12"],
+    "0.10.22": ["trainer preview until 2026-07-12"],
+    "0.10.21": ["trainer preview until 2026-07-12", "trainer preview until 2026-07-07"],
+    "0.9.13": ["trainer preview until 2026-05-27"],
+    "0.7.18": ["trainer preview until 2026-03-21"],
+    "0.3.1": ["trainer preview until 2026-03-21"],
+}
+
+
+def job_at(version, *times):
+    previews = tuple(JobPreview(0, i, FileStamp(Path(f"{t}__000000000_{i}.png"), 1, 1, 1)) for i, t in enumerate(times))
+    return replace(JOB, trained_with=version, previews=previews)
+
+
+@pytest.mark.parametrize("version", ERAS)
+def test_the_recipes_of_a_version(version):
+    facts = find_model("zimage:turbo")
+    assert list(recipes_of(job_at(version), facts)) == ERAS[version]
+    # a time later than all of them rules out nothing
+    assert list(recipes_of(job_at(version, 1795210355584), facts)) == ERAS[version]
+
+
+def test_the_first_picture_s_time_rules_out_what_came_later():
+    facts = find_model("zimage")
+    july_13, july_1 = 1783900800000, 1782864000000
+    assert recipes_of(job_at("0.10.24", 1795210355584, july_13), facts) == tuple(ERAS["0.10.24"][1:])
+    assert recipes_of(job_at("", july_1), facts)[0] == "trainer preview until 2026-07-07"
+    assert len(recipes_of(job_at(""), facts)) == 6
+    # a clock that was wrong rules out everything, and so nothing
+    assert list(recipes_of(job_at("0.12.26", 1), facts)) == ERAS["0.12.26"]
+    assert recipes_of(job_at("0.12.26", 10**17), facts) == ("trainer preview",)
+
+
+def test_a_model_that_the_trainer_always_rendered_alike_has_one_recipe():
+    assert recipes_of(JOB, find_model("lumina2")) == ("trainer preview",)
