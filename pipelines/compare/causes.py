@@ -68,9 +68,8 @@ class Described:
         dtype: of the run.
         denoiser_quantization, encoder_quantization: AI Toolkit's type, ``none`` without.
         recipes: the ways to sample that it may have been, by name; one where it is certain, none where unknown.
-        lora: the file's name; empty without a LoRA.
+        loras: file's name -> strength, None where that is unknown; a training adapter is one of them.
         lora_dtype: of the LoRA's values as they were applied.
-        lora_strength: the network's multiplier.
         merges_before: how often LoRAs had been merged into these weights, and taken out, before.
         size: of the picture, width and height in pixels.
         prompt, negative_prompt, steps, guidance_scale, seed: the request.
@@ -89,9 +88,8 @@ class Described:
     denoiser_quantization: str | None = None
     encoder_quantization: str | None = None
     recipes: tuple[str, ...] = ()
-    lora: str | None = None
+    loras: Mapping[str, float | None] | None = None
     lora_dtype: str | None = None
-    lora_strength: float | None = None
     merges_before: int | None = None
     size: tuple[int, int] | None = None
     prompt: str | None = None
@@ -121,7 +119,6 @@ def recorded_run(
         size: of the trainer's picture, where there is one.
         recipes: which of the model's recipes the trainer's may be; empty where nobody looked.
     """
-    trained = checkpoint.step > 0
     return Described(
         model=job.model.arch,
         weights=job.model.name_or_path,
@@ -130,9 +127,8 @@ def recorded_run(
         denoiser_quantization=job.model.quantization.get("denoiser", "none"),
         encoder_quantization=job.model.quantization.get("encoder", "none"),
         recipes=tuple(recipes),
-        lora=_lora_name(checkpoint),
-        lora_dtype=_FULL if trained else None,
-        lora_strength=sample.multiplier if trained else None,
+        loras=_recorded_loras(job, sample, checkpoint),
+        lora_dtype=_FULL if checkpoint.step else None,
         merges_before=_merges_before(job, checkpoint),
         size=size,
         prompt=sample.prompt,
@@ -151,11 +147,10 @@ def our_run(report: Mapping[str, Any], size: tuple[int, int] | None, lora_dtype:
     Args:
         report: see ``pipelines/run/report.py``; of another schema, what is not found is unknown.
         size: of our picture as it is compared.
-        lora_dtype: of the LoRA's file; with several LoRAs, or none, None.
+        lora_dtype: of the values in the LoRA's file; None where it is unknown.
     """
     model, quantization = report.get("model") or {}, (report.get("model") or {}).get("quantization") or {}
     loras = report.get("loras")
-    strengths = {lora["strength"] for lora in loras or ()}
     recipe, controls = report.get("recipe"), report.get("control_images")
     return Described(
         model=model.get("id"),
@@ -165,9 +160,8 @@ def our_run(report: Mapping[str, Any], size: tuple[int, int] | None, lora_dtype:
         denoiser_quantization=quantization.get("transformer"),
         encoder_quantization=quantization.get("text_encoder"),
         recipes=() if recipe is None else (recipe,),
-        lora=None if loras is None else ", ".join(lora["name"] for lora in loras),
+        loras=None if loras is None else {lora["name"].rpartition("/")[2]: lora["strength"] for lora in loras},
         lora_dtype=lora_dtype,
-        lora_strength=strengths.pop() if len(strengths) == 1 else None,
         merges_before=0,
         size=size,
         prompt=report.get("prompt"),
@@ -202,11 +196,15 @@ def causes(recorded: Described, ours: Described, *, base_is_equal: bool = False)
 Check = Callable[[Described, Described], Iterator[Cause]]
 
 
-def _lora_name(checkpoint: JobCheckpoint) -> str | None:
-    if checkpoint.file is not None:
-        return checkpoint.file.path.name
-    # a step that was never saved has a LoRA without a name
-    return checkpoint.missing or (None if checkpoint.step else "")
+def _recorded_loras(
+    job: TrainingJob, sample: JobSample, checkpoint: JobCheckpoint
+) -> Mapping[str, float | None] | None:
+    name = checkpoint.missing if checkpoint.file is None else checkpoint.file.path.name
+    if checkpoint.step and not name:
+        # a step that was never saved has a LoRA without a name
+        return None
+    adapter = job.model.extras.get("assistant_lora_path", "").rpartition("/")[2]
+    return ({name: sample.multiplier} if name else {}) | ({adapter: None} if adapter else {})
 
 
 def _merges_before(job: TrainingJob, checkpoint: JobCheckpoint) -> int:
@@ -250,6 +248,13 @@ def _said(value: object) -> str:
     if isinstance(value, tuple):
         return " x ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _model(recorded: Described, ours: Described) -> Iterator[Cause]:
+    theirs, own = recorded.model or "", ours.model or ""
+    # AI Toolkit drops what follows the colon; which weights of the family these are, the base says
+    if theirs and own and theirs.partition(":")[0] != own.partition(":")[0]:
+        yield Cause("model", Standing.DIFFERS, theirs, own, f"The model is {own}, and the job's {theirs}. Load that.")
 
 
 def _prompts(recorded: Described, ours: Described) -> Iterator[Cause]:
@@ -314,27 +319,23 @@ def _era(recorded: Described, ours: Described) -> Iterator[Cause]:
         yield Cause("era", Standing.POSSIBLE, theirs, own, words)
 
 
-def _lora_file(recorded: Described, ours: Described) -> Iterator[Cause]:
-    theirs, own = recorded.lora, ours.lora
-    if theirs is None or own is None:
-        yield Cause("lora", Standing.UNKNOWN, _said(theirs), _said(own), "Which LoRA was applied is not said.")
-    elif bool(theirs) != bool(own):
-        words = f"The preview has the LoRA {theirs}, and ours has none." if theirs else f"Ours has the LoRA {own}."
-        advice = "Apply it." if theirs else "The preview is of the base alone. Remove it."
-        yield Cause("lora", Standing.DIFFERS, theirs, own, f"{words} {advice}")
-    elif theirs.rpartition("/")[2] != own.rpartition("/")[2]:
-        words = f"The LoRA is {own}, and the preview's step was saved as {theirs}. Apply that."
+def _loras(recorded: Described, ours: Described) -> Iterator[Cause]:
+    if recorded.loras is None or ours.loras is None:
+        yield Cause("lora", Standing.UNKNOWN, "", "", "Which LoRA was applied is not said.")
+        return
+    theirs, own = (", ".join(sorted(one)) for one in (recorded.loras, ours.loras))
+    if theirs != own:
+        words = f"The LoRA is {own or 'none'}, and the preview has {theirs or 'none'}. Apply the one saved at its step."
         yield Cause("lora", Standing.DIFFERS, theirs, own, words)
-
-
-def _lora_strength(recorded: Described, ours: Described) -> Iterator[Cause]:
-    if recorded.lora and ours.lora:
-        title, advice = "LoRA's strength", "Set the sample's network_multiplier."
-        yield from _equal_or_not("lora_strength", "lora_strength", title, advice)(recorded, ours)
+    for name, strength in recorded.loras.items():
+        other = ours.loras.get(name)
+        if strength is not None and other is not None and strength != other:
+            words = f"The strength of {name} is {other:g}, the trainer's {strength:g}. Set the sample's multiplier."
+            yield Cause("lora_strength", Standing.DIFFERS, _said(strength), _said(other), words)
 
 
 def _lora_precision(recorded: Described, ours: Described) -> Iterator[Cause]:
-    if recorded.lora_dtype is None or not ours.lora:
+    if recorded.lora_dtype is None or not ours.loras:
         return
     if ours.lora_dtype is None:
         words = f"The trainer rendered with LoRA weights in {recorded.lora_dtype}; the type in the file is unknown."
@@ -384,7 +385,7 @@ def _versions(recorded: Described, ours: Described) -> Iterator[Cause]:
 
 
 _OF_THE_REQUEST: tuple[Check, ...] = (
-    _equal_or_not("model", "model", "model", "Load the job's."),
+    _model,
     _prompts,
     _seed,
     _equal_or_not("steps", "steps", "number of steps", "Set the sample's."),
@@ -414,8 +415,7 @@ _OF_THE_BASE: tuple[Check, ...] = (
     _step_caching,
 )
 _OF_A_LORA: tuple[Check, ...] = (
-    _lora_file,
-    _lora_strength,
+    _loras,
     _lora_precision,
     _merge_drift,
 )
