@@ -291,7 +291,9 @@ def _base(recorded: Described, ours: Described) -> Iterator[Cause]:
     theirs, own = recorded.weights or "", ours.weights or ""
     if recorded.fingerprint and ours.fingerprint:
         if recorded.fingerprint != ours.fingerprint:
-            words = f"The weights of the base are not the trainer's: {own}, and {theirs} was trained on. Load that."
+            # two names may be one, and one name two revisions
+            theirs, own = f"{theirs} ({recorded.fingerprint})", f"{own} ({ours.fingerprint})"
+            words = f"The weights of the base are {own}, the trainer's {theirs}. Load the job's base."
             yield Cause("base", Standing.DIFFERS, theirs, own, words)
     elif not theirs or not own:
         yield Cause("base", Standing.UNKNOWN, theirs, own, "Which base was loaded is not said.")
