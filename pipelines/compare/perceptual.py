@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..words import cut
+
 if TYPE_CHECKING:
     from .pixels import Pixels
 
@@ -62,7 +64,11 @@ def lpips(first: Pixels, second: Pixels) -> Score:
             return Score(None, f"{package} is not installed")
     if min(first.shape[:2]) < _LPIPS_SIDE:
         return Score(None, f"a side is below {_LPIPS_SIDE} pixels")
-    weights: Any = import_module("torchvision.models").AlexNet_Weights.IMAGENET1K_V1
+    try:
+        weights: Any = import_module("torchvision.models").AlexNet_Weights.IMAGENET1K_V1
+    except (ImportError, RuntimeError) as error:
+        # a torchvision of another torch raises either
+        return Score(None, f"torchvision cannot be imported: {cut(str(error))}")
     file = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(weights.url))
     if not file.is_file():
         return Score(None, f"AlexNet's weights are not on the disk: put {file.name} into torch's hub/checkpoints")

@@ -90,6 +90,10 @@ def test_one_large_difference_is_no_kernel_noise():
     found = compare(ours, spot, floor)
     assert found.difference.mean_square < found.floor.mean_square
     assert found.verdict is Verdict.SAME_PICTURE
+    # nor is a difference everywhere, where kernels changed one row
+    row = ours.copy()
+    row[0] = floor[0]
+    assert compare(ours, noisy(ours, 8), row).verdict is Verdict.SAME_PICTURE
 
 
 def test_a_floor_that_is_another_picture_is_refused():
