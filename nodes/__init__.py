@@ -1,5 +1,6 @@
 """The nodes, one file per family; ``host/comfyui.py`` is the only door to ComfyUI."""
 
+from .compare import AITKComparePreviews
 from .control import AITKControlImages
 from .load_model import LoadAITKModel
 from .lora import ApplyAITKLoRA
@@ -19,6 +20,7 @@ NODE_CLASS_MAPPINGS = {
     "AITKSaveImage": AITKSaveImage,
     "AITKRecipeOptions": AITKRecipeOptions,
     "AITKTrainingAdapter": AITKTrainingAdapter,
+    "AITKComparePreviews": AITKComparePreviews,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -30,6 +32,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AITKSaveImage": "AITK Save Image",
     "AITKRecipeOptions": "AITK Recipe Options",
     "AITKTrainingAdapter": "AITK Training Adapter",
+    "AITKComparePreviews": "AITK Compare Previews",
 }
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -44,6 +44,7 @@ ROUNDED = {"lumina2_gguf": 2, "flux2_single_files": 20, "z_image_turbo_gguf": 2}
 # the pictures that the examples load: name -> (width, height)
 PICTURES = {
     "example.png": (80, 64), "my_image_1.png": (64, 96), "my_image_2.png": (100, 70), "my_image_3.png": (64, 64),
+    "my_preview.png": (64, 64),
 }  # fmt: skip
 
 
@@ -132,7 +133,8 @@ def test_example_runs(host, own_models, pictures, path, tmp_path):
     assert json.loads(picture.text["aitk_report"]) == report
     # an adapter is listed as a LoRA, too
     assert len(report["loras"]) == types["ApplyAITKLoRA"] + types["AITKTrainingAdapter"]
-    assert len(report["control_images"]) == types["LoadImage"]
+    # what is compared controls nothing
+    assert len(report["control_images"]) == types["LoadImage"] - types["AITKComparePreviews"]
     assert not [note for note in report["notes"] if "negative prompt" in note], "a text that does nothing"
     if "AITKRuntimeOptions" in types:
         assert report["model"]["quantization"]["text_encoder"] == "qfloat8"
@@ -177,6 +179,18 @@ def _run(
     (report,) = made["reports"].values()
     (name,) = made["images"]
     return report, Image.open(output / name)
+
+
+def test_a_comparison_says_what_it_found(host, own_models, pictures, tmp_path, capfd):
+    path = EXAMPLES[0].with_name("lumina2_compare_with_preview.json")
+    _run(path, own_models, tmp_path / "noise", pictures)
+    assert "node 8: Different: at most" in capfd.readouterr().err
+    # our own picture takes the trainer's place
+    (made,) = (tmp_path / "noise").glob("*.png")
+    _run(path, own_models, tmp_path / "again", tmp_path / "noise", (f"LoadImage.image={made.name}",))
+    assert "node 8: Identical pixels." in capfd.readouterr().err
+    (sheet,) = (tmp_path / "again" / "temp").glob("*.png")
+    assert Image.open(sheet).width > 3 * 64
 
 
 def test_every_node_is_in_an_example():

@@ -35,6 +35,7 @@ INPUTS = {
         "cfg_trunc_ratio", "renorm_cfg", "discrete_flow_shift", "system_prompt_on_negative", "image_guidance_scale",
     ],
     "AITKTrainingAdapter": ["pipeline", "adapter_name"],
+    "AITKComparePreviews": ["ours", "trainer", "floor", "format"],
 }  # fmt: skip
 OUTPUTS = {
     "LoadAITKModel": [("pipeline", "AITK_PIPELINE")],
@@ -48,6 +49,7 @@ OUTPUTS = {
     "AITKSaveImage": [],
     "AITKRecipeOptions": [("recipe_options", "AITK_RECIPE_OPTIONS")],
     "AITKTrainingAdapter": [("pipeline", "AITK_PIPELINE")],
+    "AITKComparePreviews": [("heat_map", "IMAGE"), ("contact_sheet", "IMAGE"), ("report", "STRING")],
 }  # fmt: skip
 DEFAULTS = {
     "width": 1024,

@@ -1,0 +1,261 @@
+"""The verdict on two pictures that should be one, which never claims more than what was measured.
+
+The line between the same picture and a different one was drawn on recorded training jobs of three tiny models, whose
+weights are random; what follows are the extremes of all pairs of a kind:
+
+======================================================  ============  ============  ============
+the trainer's picture, or ours, against                 agreement     mean, levels  differing
+======================================================  ============  ============  ============
+ours in float32 with other CPU kernels                  1.000         0 to 0.0002   0 to 0.02 %
+ours in bfloat16 with other CPU kernels                 1.000         0 to 0.71     0 to 51 %
+a text encoder in qfloat8, ours unquantised             1.000         0.42 to 0.45  37 to 39 %
+the saved LoRA of 16 bits instead of the trained one    1.000         0.01 to 0.97  0.8 to 51 %
+a checkpoint of 100 to 350 steps later                  0.990 up      1.1 to 9.3    62 to 93 %
+the base without the LoRA                               0.975 up      2.4 to 15.1   74 to 95 %
+another seed and prompt                                 0.23 to 0.74  46 to 66      93 to 99 %
+======================================================  ============  ============  ============
+
+Another prompt with the same seed hardly changes what random weights draw (agreement 0.97 up): tiny models say nothing
+of that case. With trained weights it is another picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from .heat import heat_map
+from .measure import Difference, difference, size_of
+from .perceptual import Score, lpips, ssim
+from .pixels import as_stored, check_pixels, read_picture
+
+if TYPE_CHECKING:
+    from ..jobs.job import Format
+    from .pixels import Pixels
+
+_SAME = 0.9  # agreement; between 0.975 and 0.74, see the table above
+# How much farther apart than the floor's two pictures others may be, and still differ by no more than kernels do:
+# twelve cells in bfloat16, each by two kernels, had mean squares of 0.88 to 1.31 and largest differences of 5 to 8.
+_MEAN_SQUARES = 1.5
+_MAXIMA = 2.0
+
+
+class Verdict(StrEnum):
+    """What a comparison comes to, the nearest first."""
+
+    IDENTICAL = "identical"
+    KERNEL_NOISE = "equal up to kernel noise"
+    SAME_PICTURE = "same picture, different by some levels"
+    DIFFERENT = "different"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two pictures that should be one.
+
+    Attributes:
+        verdict: by the pixels.
+        identical_bytes: whether ours, encoded as the trainer does, is the trainer's file; None where there is no file.
+        difference: None where the sizes are not the same.
+        floor: ours against ours with other kernels; None where it was not measured.
+        ssim, lpips: measures of libraries that may be missing; they decide nothing.
+        heat_map: uint8 [H, W, 3], see :data:`.heat.LEGEND`; None where the sizes are not the same.
+        notes: what was left out, a sentence each.
+        words: the verdict with its numbers, for a user.
+    """
+
+    verdict: Verdict
+    identical_bytes: bool | None
+    difference: Difference | None
+    floor: Difference | None
+    ssim: Score
+    lpips: Score
+    heat_map: Pixels | None
+    notes: tuple[str, ...]
+    words: str
+
+    @property
+    def caption(self) -> str:
+        """The verdict in a few words, for a line under a picture."""
+        if self.verdict is Verdict.IDENTICAL or self.difference is None:
+            return "other size" if self.difference is None else "identical"
+        found, short = self.difference, {Verdict.KERNEL_NOISE: "noise", Verdict.SAME_PICTURE: "same"}
+        return f"{short.get(self.verdict, 'different')}: max {found.maximum}, mean {found.mean:.3g}, {found.share:.1%}"
+
+    def as_json(self) -> dict[str, object]:
+        """All but the heat map; an infinite PSNR is None, which JSON can hold."""
+        return {
+            "verdict": self.verdict.value,
+            "words": self.words,
+            "identical_bytes": self.identical_bytes,
+            "difference": self.difference and _numbers(self.difference),
+            "floor": self.floor and _numbers(self.floor),
+            "ssim": {"value": self.ssim.value, "reason": self.ssim.reason},
+            "lpips": {"value": self.lpips.value, "reason": self.lpips.reason},
+            "notes": list(self.notes),
+        }
+
+
+def compare(ours: Pixels, trainer: Pixels, floor: Pixels | None = None) -> Comparison:
+    """Compares two pictures pixel by pixel.
+
+    Args:
+        ours, trainer: uint8 [H, W, 3].
+        floor: ours once more, rendered with other kernels. Only with it can a verdict be *equal up to kernel noise*.
+
+    Raises:
+        InputError: one of them is no picture, or the floor is not a rendering of our picture.
+    """
+    check_pixels("Our picture", ours)
+    check_pixels("The trainer's picture", trainer)
+    return _compared(ours, trainer, _measured_floor(ours, floor), None, ())
+
+
+def compare_as(ours: Pixels, trainer: Pixels, format: Format, floor: Pixels | None = None) -> Comparison:
+    """Compares ours, after it went through a file of the trainer's format, with what was decoded from the trainer's.
+
+    Args:
+        ours, trainer: uint8 [H, W, 3].
+        format: the job's ``sample.format``.
+        floor: as for :func:`compare`; it goes through a file too.
+
+    Raises:
+        InputError: as for :func:`compare`, or ours is too large for the format.
+    """
+    check_pixels("Our picture", ours)
+    stored = as_stored(ours, format).pixels
+    return compare(stored, trainer, None if floor is None else _stored_floor(floor, format))
+
+
+def compare_with_file(ours: Pixels, file: Path, floor: Pixels | None = None) -> Comparison:
+    """Compares ours with a preview of the trainer's, encoding ours as the trainer did.
+
+    Args:
+        ours: uint8 [H, W, 3].
+        file: png, jpg or webp; its content tells which.
+        floor: as for :func:`compare`; it is encoded too.
+
+    Raises:
+        InputError: as for :func:`compare`, or ours is too large for the format.
+        FileError: the file cannot be read as a picture.
+    """
+    check_pixels("Our picture", ours)
+    trainer = read_picture(file)
+    stored = as_stored(ours, trainer.format)
+    noise = _measured_floor(stored.pixels, None if floor is None else _stored_floor(floor, trainer.format))
+    return _compared(stored.pixels, trainer.pixels, noise, stored.content == trainer.content, trainer.notes)
+
+
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """One comparison's words, or how many came to what, and the words of the one that is farthest apart."""
+    if len(comparisons) == 1:
+        return comparisons[0].words
+    counts = Counter(one.verdict for one in comparisons)
+    told = "; ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+    place, farthest = max(enumerate(comparisons, 1), key=lambda one: _apart(one[1]))
+    worst = "" if farthest.verdict is Verdict.IDENTICAL else f" The farthest, picture {place}: {farthest.words}"
+    return f"{len(comparisons)} pictures: {told}.{worst}"
+
+
+def _apart(one: Comparison) -> tuple[int, float]:
+    return list(Verdict).index(one.verdict), math.inf if one.difference is None else one.difference.mean_square
+
+
+def _stored_floor(floor: Pixels, format: Format) -> Pixels:
+    check_pixels("The floor", floor)
+    return as_stored(floor, format).pixels
+
+
+def _measured_floor(ours: Pixels, floor: Pixels | None) -> Difference | None:
+    if floor is None:
+        return None
+    check_pixels("The floor", floor)
+    advice = "A floor is the same cell rendered once more with other kernels; give that, or none."
+    if floor.shape != ours.shape:
+        raise InputError(f"The floor is {size_of(floor)} pixels, and our picture {size_of(ours)}. {advice}")
+    noise = difference(ours, floor)
+    if noise.agreement < _SAME:
+        # or anything would be as near as this
+        raise InputError(f"The floor is another picture than ours (agreement {noise.agreement:.2f}). {advice}")
+    return noise
+
+
+def _compared(
+    ours: Pixels, trainer: Pixels, floor: Difference | None, identical_bytes: bool | None, notes: tuple[str, ...]
+) -> Comparison:
+    if ours.shape != trainer.shape:
+        words = f"Different sizes: ours is {size_of(ours)} pixels, the trainer's {size_of(trainer)}."
+        unlike = Score(None, "the sizes differ")
+        return Comparison(Verdict.DIFFERENT, identical_bytes, None, floor, unlike, unlike, None, notes, words)
+    found = difference(ours, trainer)
+    verdict = _verdict(found, floor)
+    return Comparison(
+        verdict,
+        identical_bytes,
+        found,
+        floor,
+        ssim(ours, trainer),
+        lpips(ours, trainer),
+        heat_map(ours, trainer),
+        notes,
+        _words(verdict, found, floor, identical_bytes),
+    )
+
+
+def _verdict(found: Difference, floor: Difference | None) -> Verdict:
+    if not found.differing:
+        return Verdict.IDENTICAL
+    if floor is not None and _within(found, floor):
+        return Verdict.KERNEL_NOISE
+    return Verdict.SAME_PICTURE if found.agreement >= _SAME else Verdict.DIFFERENT
+
+
+def _within(found: Difference, floor: Difference) -> bool:
+    return found.mean_square <= _MEAN_SQUARES * floor.mean_square and found.maximum <= _MAXIMA * floor.maximum
+
+
+def _words(verdict: Verdict, found: Difference, floor: Difference | None, identical_bytes: bool | None) -> str:
+    if verdict is Verdict.IDENTICAL:
+        if identical_bytes is None:
+            return "Identical pixels."
+        if identical_bytes:
+            return "Identical, byte for byte."
+        return "Identical pixels. The files' bytes are not the same: another version of the encoder, or metadata."
+    amount = f"different by {_amount(found)}"
+    if verdict is Verdict.KERNEL_NOISE and floor is not None:
+        return f"Equal up to kernel noise: {amount}; with other kernels ours differs from itself by {_amount(floor)}."
+    if verdict is Verdict.DIFFERENT:
+        return f"Different: {_amount(found)}; the large shapes and colours do not agree ({found.agreement:.2f} of 1)."
+    return f"Same picture, {amount}. {_beyond(floor)}"
+
+
+def _beyond(floor: Difference | None) -> str:
+    if floor is None:
+        return "Whether kernels alone explain it was not measured."
+    if not floor.differing:
+        return "Other kernels change nothing here, so that they do not explain it."
+    return f"Other kernels change less: with them ours differs from itself by {_amount(floor)}."
+
+
+def _amount(found: Difference) -> str:
+    levels = "1 level" if found.maximum == 1 else f"{found.maximum} levels"
+    count = f"{found.share:.1%}" if found.share >= 0.001 else f"{found.differing:,} of {found.values:,}"
+    return f"at most {levels}, {found.mean:.3g} on average, on {count} of the values"
+
+
+def _numbers(found: Difference) -> dict[str, object]:
+    return {
+        "values": found.values,
+        "differing": found.differing,
+        "share": found.share,
+        "maximum": found.maximum,
+        "mean": found.mean,
+        "psnr": found.psnr if math.isfinite(found.psnr) else None,
+        "agreement": found.agreement,
+    }
