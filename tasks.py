@@ -4,6 +4,7 @@
     python3 tasks.py demo     a picture from a tiny model, or from real weights with --weights
     python3 tasks.py run      a workflow from a file, without ComfyUI or on a running one
     python3 tasks.py request  a request to ai-toolkit-inference, or a command line of sd-scripts, rendered
+    python3 tasks.py replay   a training job's sample pictures once more, beside the trainer's own
     python3 tasks.py bench    times and memory beside plain diffusers calls, or AI Toolkit (--peers); --quick: tiny
     python3 tasks.py test     the tests; further arguments go to pytest
     python3 tasks.py lint     ruff and the type checker
@@ -88,12 +89,17 @@ def request(arguments):
     return importlib.import_module(PACKAGE + ".headless.request.command").request_command(arguments)
 
 
+def replay(arguments):
+    load_pack()
+    return importlib.import_module(PACKAGE + ".headless.replay").replay_command(arguments)
+
+
 def bench(arguments):
     load_pack()
     return importlib.import_module(PACKAGE + ".headless.bench.command").bench_command(arguments)
 
 
-COMMANDS = {"demo": demo, "run": run, "request": request, "bench": bench, "test": test, "lint": lint}
+COMMANDS = {"demo": demo, "run": run, "request": request, "replay": replay, "bench": bench, "test": test, "lint": lint}
 
 
 def main(arguments):

@@ -9,6 +9,7 @@ from .runtime_options import AITKRuntimeOptions
 from .sampler import AITKSampler
 from .save_image import AITKSaveImage
 from .training_adapter import AITKTrainingAdapter
+from .training_job import AITKReplayPreviews, AITKTrainingJob
 
 # a literal table: ComfyUI-Manager's scanner looks for it
 NODE_CLASS_MAPPINGS = {
@@ -21,6 +22,8 @@ NODE_CLASS_MAPPINGS = {
     "AITKRecipeOptions": AITKRecipeOptions,
     "AITKTrainingAdapter": AITKTrainingAdapter,
     "AITKComparePreviews": AITKComparePreviews,
+    "AITKTrainingJob": AITKTrainingJob,
+    "AITKReplayPreviews": AITKReplayPreviews,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -33,6 +36,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AITKRecipeOptions": "AITK Recipe Options",
     "AITKTrainingAdapter": "AITK Training Adapter",
     "AITKComparePreviews": "AITK Compare Previews",
+    "AITKTrainingJob": "AITK Training Job",
+    "AITKReplayPreviews": "AITK Replay Previews",
 }
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -29,8 +29,6 @@ class LoadAITKModel:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        host = current_host()
-        folders = [name for marker in _markers() for kind in FOLDERS for name in host.model_folders(kind, marker)]
         return {
             "required": {
                 "model": (
@@ -41,7 +39,7 @@ class LoadAITKModel:
                     },
                 ),
                 "weights": (
-                    list(dict.fromkeys([DEFAULT, *folders, *_files(WEIGHT_FILES, tuple(SUFFIXES))])),
+                    weights_names(),
                     {"default": DEFAULT}
                     | tooltip(
                         "LoadAITKModel.weights",
@@ -149,7 +147,7 @@ class LoadAITKModel:
             raise InputError(f"dtype {shown(dtype)} is unknown. Choose auto, {', '.join(DTYPES)}.")
         host = current_host()
         with NodeObserver(host, unique_id, "opening the files") as observer:
-            checkpoint = _chosen(facts, _choice(weights, text_encoder, vae, repo_id), observer)
+            checkpoint = chosen_checkpoint(facts, _choice(weights, text_encoder, vae, repo_id), observer)
         if observer.spoke:
             host.show_text(unique_id, checkpoint.name)
         run_dtype = "bfloat16" if dtype == "auto" else cast("DType", dtype)
@@ -160,7 +158,7 @@ def _choice(weights: str, text_encoder: str, vae: str, repo_id: str = "") -> Cho
     return Choice(weights, repo_id, {"encoder": text_encoder, "autoencoder": vae})
 
 
-def _chosen(facts: ModelFacts, choice: Choice, observer: Observer) -> Checkpoint:
+def chosen_checkpoint(facts: ModelFacts, choice: Choice, observer: Observer) -> Checkpoint:
     """The checkpoint of a choice; where it is none of this model, the error says of which model it is one."""
     from ..pipelines.weights.choose import choose, local_sources
 
@@ -206,6 +204,13 @@ def _check_family(facts: ModelFacts, name: str, config: Mapping[str, Any]) -> No
         fits = [other.id for other in catalogue().values() if other.files.main_class == found]
         hint = f"Set model to {' or '.join(fits)}." if fits else f"Choose weights that hold {facts.title}."
         raise FileError(f"{shown(name)} holds a {cut(str(found))}, and {facts.title} is a {files.main_class}. {hint}")
+
+
+def weights_names() -> list[str]:
+    """What ``weights`` can be: the default, model folders, and single files."""
+    host = current_host()
+    folders = [name for marker in _markers() for kind in FOLDERS for name in host.model_folders(kind, marker)]
+    return list(dict.fromkeys([DEFAULT, *folders, *_files(WEIGHT_FILES, tuple(SUFFIXES))]))
 
 
 def _markers() -> list[str]:

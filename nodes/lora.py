@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..pipelines.errors import InputError
 from ..pipelines.files.header import FileStamp
-from ..pipelines.handle import LoraSpec, PipelineHandle
 from ..pipelines.models import find_model
 from ..pipelines.options import APPLICATIONS, Application
 from ..pipelines.weights.untrusted_names import resolve_name
 from ..pipelines.words import shown
 from .host import current_host
 from .shared import CATEGORY, check_number, check_pipeline, roots, search_words, why_refused
+
+if TYPE_CHECKING:
+    from ..pipelines.handle import PipelineHandle
 
 _SUFFIXES = (".safetensors", ".sft")
 
@@ -96,16 +98,7 @@ class ApplyAITKLoRA:
         check_number("strength", strength)
         path = _path(lora_name)
         file = open_lora(path, lora_name, find_model(pipeline.model), pipeline.checkpoint)
-        spec = LoraSpec(
-            lora_name,
-            file.stamp,
-            float(strength),
-            cast("Application", application),
-            file.title,
-            file.mergeable,
-            file.parts,
-            file.companion,
-        )
+        spec = file.spec(float(strength), cast("Application", application))
         return (pipeline.with_lora(spec), trigger_word(file), summary(file))
 
 

@@ -18,7 +18,8 @@ from ...pipelines.machine.residence import EVERYTHING
 from ...pipelines.pictures.saving import reason
 from ...pipelines.weights.untrusted_names import check_name, list_files, list_folders_with
 from ...pipelines.words import cut, printable, shown
-from .protocol import ProgressBar, SaveTarget
+from .job_roots import KIND, roots_of_environment
+from .protocol import REPLAY_FOLDER, ProgressBar, SaveTarget
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,23 @@ class ComfyHost:
 
     def model_folders(self, kind: str, marker: str) -> list[str]:
         return list_folders_with(self.model_roots(kind), marker)
+
+    def input_folder(self) -> Path:
+        import folder_paths
+
+        return Path(folder_paths.get_input_directory())
+
+    def job_roots(self) -> list[Path]:
+        import folder_paths
+
+        # a kind of model that ComfyUI has only where the user's extra_model_paths.yaml names it
+        extra = folder_paths.get_folder_paths(KIND) if KIND in folder_paths.folder_names_and_paths else []
+        return [self.input_folder(), *roots_of_environment(), *map(Path, extra)]
+
+    def replay_folder(self) -> Path:
+        import folder_paths
+
+        return Path(folder_paths.get_output_directory()) / REPLAY_FOLDER
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
         import folder_paths

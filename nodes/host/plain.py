@@ -15,7 +15,8 @@ from ...pipelines.machine.plan import DeviceMemory
 from ...pipelines.pictures.saving import reason
 from ...pipelines.weights.untrusted_names import check_name, list_files, list_folders_with
 from ...pipelines.words import cut, printable, shown
-from .protocol import ProgressBar, SaveTarget
+from .job_roots import roots_of_environment
+from .protocol import REPLAY_FOLDER, ProgressBar, SaveTarget
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +98,15 @@ class PlainHost:
     def _with_extra(self, kind: str, names: list[str]) -> list[str]:
         extra = [self._extra[kind].name] if kind in self._extra else []
         return list(dict.fromkeys([*names, *extra]))
+
+    def input_folder(self) -> Path:
+        return self.input
+
+    def job_roots(self) -> list[Path]:
+        return [self.input, *roots_of_environment()]
+
+    def replay_folder(self) -> Path:
+        return self.output / REPLAY_FOLDER
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
         now = time.localtime()

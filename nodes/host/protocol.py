@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ...pipelines.machine.plan import DeviceMemory
     from ...pipelines.machine.residence import Residence
 
+REPLAY_FOLDER = "aitk_replay"  # below the output folder
+
 
 @dataclass(frozen=True)
 class SaveTarget:
@@ -43,6 +45,18 @@ class Host(Protocol):
 
     def model_folders(self, kind: str, marker: str) -> list[str]:
         """Relative, ``/``-separated names of the folders of a model kind that hold a file called ``marker``."""
+        ...
+
+    def input_folder(self) -> Path:
+        """Where the pictures lie that a workflow may load."""
+        ...
+
+    def job_roots(self) -> list[Path]:
+        """Folders below which a workflow may name training jobs: the input folder, and what the user configured."""
+        ...
+
+    def replay_folder(self) -> Path:
+        """Where the finished cells of replays are kept."""
         ...
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:

@@ -10,16 +10,21 @@ if TYPE_CHECKING:
     from ..parts.encoder import Embedding, Text
     from .wanted import PartKey
 
-_MOST = 64  # kept texts; one is about 1 MB with Lumina2
+MOST = 64  # kept texts; one is about 1 MB with Lumina2
 
 # the encoder, what its LoRAs are, the text with its pictures, the device
 EmbeddingKey = tuple["PartKey", tuple["AppliedLora", ...], "Text", str]
 
 
 class Embeddings:
-    """The latest texts; the least used leave first."""
+    """The latest texts; the least used leave first.
+
+    Attributes:
+        most: texts that are kept.
+    """
 
     def __init__(self) -> None:
+        self.most = MOST
         self._kept: OrderedDict[EmbeddingKey, Embedding] = OrderedDict()
 
     def missing(self, keys: list[EmbeddingKey]) -> list[EmbeddingKey]:
@@ -34,7 +39,7 @@ class Embeddings:
         for key in keys:
             self._kept.move_to_end(key)
         found = [self._kept[key] for key in keys]
-        while len(self._kept) > _MOST:
+        while len(self._kept) > self.most:
             self._kept.popitem(last=False)
         return found
 

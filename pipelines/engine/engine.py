@@ -28,7 +28,7 @@ from ..observer import SILENT
 from ..options import QUANTIZATION_INPUTS, torch_dtype
 from ..weights.source import packed_as
 from .counters import Counters
-from .embeddings import EmbeddingKey, Embeddings
+from .embeddings import MOST, EmbeddingKey, Embeddings
 from .encoded_pictures import PictureEncodings
 from .leases import Leases
 from .loaded import LoadedPart, LoadedParts
@@ -193,6 +193,16 @@ class Engine:
         for name in dict.fromkeys(text.encoder for _, _, text, _ in new):
             self._encode(wanted, name, [key for key in new if key[2].encoder == name], observer)
         return self._embeddings.take(keys)
+
+    @contextmanager
+    def keeping_texts(self, count: int) -> Iterator[None]:
+        """Keeps at least so many embeddings meanwhile: those of runs that are still to come."""
+        before = self._embeddings.most
+        self._embeddings.most = max(MOST, count)
+        try:
+            yield
+        finally:
+            self._embeddings.most = before
 
     def _encode(self, wanted: Wanted, name: str, keys: Sequence[EmbeddingKey], observer: Observer) -> None:
         """Encodes texts of one encoder; each is kept at once, should the next one fail."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import LoraError
 from ..files.header import FileStamp, Header
 from ..files.safetensors import read_header, read_tensors
+from ..handle import LoraSpec
 from ..layers.fill import is_finite
 from ..words import shown
 from .formats import recognise
@@ -23,6 +24,7 @@ from .peft_config import PeftConfig, companion_of, read_configs
 
 if TYPE_CHECKING:
     from ..models.facts import ModelFacts
+    from ..options import Application
     from ..weights.checkpoint import Checkpoint
     from .kinds import Adapter, Kind
     from .layers import LoraLayer
@@ -69,6 +71,12 @@ class LoraFile:
     def parts(self) -> tuple[str, ...]:
         """The parts of the model that it changes."""
         return tuple(dict.fromkeys(layer.part for layer in self.layers))
+
+    def spec(self, strength: float, application: Application) -> LoraSpec:
+        """This file as an entry of a handle."""
+        return LoraSpec(
+            self.name, self.stamp, strength, application, self.title, self.mergeable, self.parts, self.companion
+        )
 
 
 def open_lora(path: Path, name: str, model: ModelFacts, checkpoint: Checkpoint) -> LoraFile:

@@ -143,7 +143,7 @@ def _loras(wanted: Wanted) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": spec.name,
-                "sha256": _sha256(spec.file),
+                "sha256": digest(spec.file),
                 "format": spec.format,
                 "parts": list(spec.parts),
                 "strength": spec.strength,
@@ -211,7 +211,8 @@ def _alike(values: dict[str, str]) -> dict[str, str] | str | None:
 
 
 @lru_cache(maxsize=64)
-def _sha256(stamp: FileStamp) -> str:
+def digest(stamp: FileStamp) -> str:
+    """SHA-256 of a file's contents, read once as long as the file stays as it is."""
     return sha256(stamp.path)
 
 

@@ -36,6 +36,8 @@ INPUTS = {
     ],
     "AITKTrainingAdapter": ["pipeline", "adapter_name"],
     "AITKComparePreviews": ["ours", "trainer", "floor", "format"],
+    "AITKTrainingJob": ["job", "weights"],
+    "AITKReplayPreviews": ["job", "pipeline", "checkpoints", "samples", "strengths"],
 }  # fmt: skip
 OUTPUTS = {
     "LoadAITKModel": [("pipeline", "AITK_PIPELINE")],
@@ -50,6 +52,10 @@ OUTPUTS = {
     "AITKRecipeOptions": [("recipe_options", "AITK_RECIPE_OPTIONS")],
     "AITKTrainingAdapter": [("pipeline", "AITK_PIPELINE")],
     "AITKComparePreviews": [("heat_map", "IMAGE"), ("contact_sheet", "IMAGE"), ("report", "STRING")],
+    "AITKTrainingJob": [("job", "AITK_JOB"), ("pipeline", "AITK_PIPELINE"), ("summary", "STRING")],
+    "AITKReplayPreviews": [
+        ("ours", "IMAGE"), ("trainer", "IMAGE"), ("contact_sheet", "IMAGE"), ("report", "STRING"),
+    ],
 }  # fmt: skip
 DEFAULTS = {
     "width": 1024,

@@ -1,0 +1,297 @@
+"""A training job of AI Toolkit: its folder to a value and a pipeline, and its previews once more."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from ..pipelines.errors import FileError, InputError
+from ..pipelines.handle import Lease, PipelineHandle
+from ..pipelines.jobs.job import TrainingJob
+from ..pipelines.models import find_model
+from ..pipelines.weights.choice import DEFAULT, Choice
+from ..pipelines.weights.untrusted_names import list_folders_with, resolve_name
+from ..pipelines.words import printable, shown
+from .host import current_host
+from .load_model import chosen_checkpoint, weights_names
+from .observer import NodeObserver
+from .shared import CATEGORY, check_pipeline, check_texts, roots, search_words
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from ..pipelines.compare.pixels import Pixels
+    from ..pipelines.observer import Observer
+    from ..pipelines.replay.judge import Judged
+
+_MARKERS = ("config.yaml", ".job_config.json")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_SHOWN_CHECKPOINTS = 30
+
+
+class AITKTrainingJob:
+    """A job's folder to a job and a pipeline. Neither pictures nor weights are read here."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        folders = current_host().job_roots()
+        jobs = [name for marker in _MARKERS for name in list_folders_with(folders, marker)]
+        return {
+            "required": {
+                "job": (
+                    list(dict.fromkeys(jobs)),
+                    {
+                        "tooltip": "AI Toolkit's folder of the job (output/<name>), with its config and samples: below "
+                        "ComfyUI's input folder, AITK_JOBS_PATH, or aitk_jobs of extra_model_paths.yaml."
+                    },
+                ),
+                "weights": (
+                    weights_names(),
+                    {
+                        "default": DEFAULT,
+                        "tooltip": "default: the Hugging Face repository that the job names. Others: model folders and "
+                        "files as on Load AITK Model; needed where the job names a path of the trainer's machine.",
+                    },
+                ),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    RETURN_TYPES = ("AITK_JOB", "AITK_PIPELINE", "STRING")
+    RETURN_NAMES = ("job", "pipeline", "summary")
+    OUTPUT_TOOLTIPS = (
+        "The job: its prompts, seeds, sizes, checkpoints and pictures.",
+        "The model as the job loads it: dtype, quantisation of both parts, training adapter. Without the job's LoRA.",
+        "What the folder holds, and what of it was skipped.",
+    )
+    FUNCTION = "open"
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Opens the folder of a training job: what it sampled, with which checkpoints, on which model."
+    SEARCH_ALIASES = search_words("ai toolkit job", "ostris", "training job", "replay", "sample previews")
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, job: str | None = None) -> bool | str:
+        """Refuses a name that is not there or not allowed when the prompt is queued; a linked name waits."""
+        if job is None:
+            return True
+        try:
+            _folder(job)
+        except FileError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, job: str | None = None, **_: Any) -> str:
+        """A job that goes on has other pictures and checkpoints."""
+        # None: linked, and not known yet. Its value names every file with its time and size
+        return "" if job is None else repr(_open(job))
+
+    def open(
+        self, job: str, weights: str = DEFAULT, unique_id: str | None = None
+    ) -> tuple[TrainingJob, PipelineHandle, str]:
+        check_texts({"job": job, "weights": weights})
+        opened = _open(job)
+        with NodeObserver(current_host(), unique_id, "opening the job") as observer:
+            pipeline, notes = job_pipeline(opened, weights, observer)
+        return opened, pipeline, summary(opened, notes)
+
+
+class AITKReplayPreviews:
+    """A job's previews, rendered again beside the trainer's own."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "job": ("AITK_JOB", {"tooltip": "From AITK Training Job."}),
+                "pipeline": (
+                    "AITK_PIPELINE",
+                    {"tooltip": "From AITK Training Job; the job's LoRAs are added by this node."},
+                ),
+                "checkpoints": (
+                    "STRING",
+                    {"default": "last", "tooltip": "all, last, or steps with commas between: 250,500. 0 is the base."},
+                ),
+                "samples": (
+                    "STRING",
+                    {"default": "all", "tooltip": "all, or places in the job's list of samples, from 0: 0,2."},
+                ),
+                "strengths": (
+                    "STRING",
+                    {
+                        "default": "1.0",
+                        "tooltip": "Times the job's own multiplier, with commas between: 0.5,1.0. Only 1.0 has a "
+                        "picture of the trainer's beside it.",
+                    },
+                ),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    RETURN_TYPES = ("IMAGE", "IMAGE", "IMAGE", "STRING")
+    RETURN_NAMES = ("ours", "trainer", "contact_sheet", "report")
+    OUTPUT_TOOLTIPS = (
+        "Our pictures, by checkpoint, sample and strength.",
+        "The trainer's pictures in the same order; black where there is none.",
+        "All of them in a labelled table, with the places where they differ.",
+        "JSON: for each picture the verdict, the numbers, likely causes, and everything that decided it.",
+    )
+    FUNCTION = "replay"
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Renders a job's sample pictures again, with its own prompts, seeds, sizes and checkpoints, and says how near "
+        "they are to the trainer's. What is finished stays on the disk: a cancelled replay goes on where it stopped."
+    )
+    SEARCH_ALIASES = search_words("replay", "compare checkpoints", "sample previews", "contact sheet", "ostris")
+
+    def replay(
+        self,
+        job: TrainingJob,
+        pipeline: PipelineHandle,
+        checkpoints: str = "last",
+        samples: str = "all",
+        strengths: str = "1.0",
+        unique_id: str | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
+        if not isinstance(job, TrainingJob):
+            raise InputError("job is no AITK_JOB. Connect AITK Training Job.")
+        check_pipeline(pipeline)
+        check_texts({"checkpoints": checkpoints, "samples": samples, "strengths": strengths})
+        host = current_host()
+        latent_format = find_model(pipeline.model).latent.format
+        with NodeObserver(host, unique_id, "importing PyTorch and diffusers", latent_format) as observer:
+            # torch and diffusers are imported by the first run, not by the pack
+            from ..pipelines.compare.sheet import contact_sheet
+            from ..pipelines.replay.replay import replay
+            from ..pipelines.replay.report import replay_report
+            from ..pipelines.replay.selection import select
+            from ..pipelines.replay.store import CellStore
+            from ..pipelines.replay.views import SheetTable, as_batch, to_batch
+            from .sampler import engine
+
+            selection, seen = select(job, checkpoints, samples, strengths), _Seen()
+            store = CellStore(host.replay_folder())
+            judged = replay(engine(), job, pipeline, selection, host.input_folder(), store, observer)
+            table = SheetTable.of(selection)
+            sheet = contact_sheet(table.row_labels, table.column_labels, table.cells(seen.noting(judged)))
+        if not seen.rendered:
+            raise InputError(f"No picture of job {shown(job.name)} could be rendered. {seen.error}")
+        host.show_text(unique_id, seen.said())
+        report = json.dumps(replay_report(job, pipeline, seen.reports), ensure_ascii=False, indent=1)
+        return to_batch(seen.ours), to_batch(seen.trainers, like=seen.ours), as_batch(sheet), report
+
+
+class _Seen:
+    """What the node hands on of each cell as it is drawn on the contact sheet."""
+
+    def __init__(self) -> None:
+        self.ours: list[Pixels | None] = []
+        self.trainers: list[Pixels | None] = []
+        self.reports: list[dict[str, Any]] = []
+        self.error = ""
+
+    def noting(self, judged: Iterable[Judged]) -> Iterator[Judged]:
+        from ..pipelines.replay.report import cell_report
+
+        for one in judged:
+            self.reports.append(cell_report(one))
+            self.error = self.error or one.outcome.error
+            if one.outcome.picture is not None:
+                self.ours.append(one.ours())
+                self.trainers.append(one.trainers())
+            yield one
+
+    @property
+    def rendered(self) -> bool:
+        return bool(self.ours)
+
+    def said(self) -> str:
+        """How many cells came to what, and the first error."""
+        counts = Counter(report["verdict"] for report in self.reports)
+        text = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        return f"{text}. {self.error}" if self.error else text
+
+
+def job_pipeline(job: TrainingJob, weights: str, observer: Observer) -> tuple[PipelineHandle, list[str]]:
+    """The model as a job loads it, and what of its config has to be supplied otherwise; a sentence each.
+
+    Args:
+        job: whose model.
+        weights: as on Load AITK Model; ``default`` is the repository that the job names.
+        observer: told of a download.
+
+    Raises:
+        InputError: the pack does not run the model, or the job's base is a path of the trainer's machine.
+        FileError, HubError: the weights are not there, or are another model's.
+    """
+    from ..pipelines.jobs.model_section import wanted_model
+
+    wanted = wanted_model(job.model)
+    if not wanted.id:
+        # its words name the models that there are
+        find_model(job.model.arch)
+    if wanted.problems:
+        raise InputError(" ".join(wanted.problems))
+    facts = find_model(wanted.id)
+    repository = ""
+    if weights == DEFAULT and wanted.base != facts.files.repository:
+        if not _REPOSITORY.fullmatch(wanted.base):
+            raise InputError(
+                f"Job {shown(job.name)} was trained on {shown(wanted.base)}, which is on the trainer's machine. Set "
+                "weights to the same model here."
+            )
+        repository = wanted.base
+    checkpoint = chosen_checkpoint(facts, Choice(weights, repository), observer)
+    pipeline = PipelineHandle(facts.id, checkpoint, wanted.dtype, wanted.options, lease=Lease())
+    supplied = wanted.supplied or {}
+    notes = [f"The job sets {key} to {shown(value)}, which this node does not load." for key, value in supplied.items()]
+    if wanted.training_adapter:
+        return _adapted(pipeline, wanted.training_adapter, notes)
+    return pipeline, notes
+
+
+def _adapted(pipeline: PipelineHandle, adapter: str, notes: list[str]) -> tuple[PipelineHandle, list[str]]:
+    """The pipeline on its training adapter, where the user has the file."""
+    from ..pipelines.lora.training_adapter import with_training_adapter
+
+    name = PurePosixPath(adapter.replace("\\", "/")).name
+    try:
+        path = resolve_name(name, roots("loras"), "training adapter")
+    except FileError:
+        said = (
+            f"The job trained with the adapter {shown(name)}, which is not in 'loras': the last bits differ without it."
+        )
+        return pipeline, [*notes, said]
+    return with_training_adapter(pipeline, path, name, find_model(pipeline.model)), notes
+
+
+def summary(job: TrainingJob, notes: Iterable[str]) -> str:
+    """What a job's folder holds, a line each."""
+    steps = ", ".join(f"{one.step}{' (gone)' if one.missing else ''}" for one in job.checkpoints[:_SHOWN_CHECKPOINTS])
+    more = len(job.checkpoints) - _SHOWN_CHECKPOINTS
+    lines = [
+        f"{job.name}: {job.model.arch} on {job.model.name_or_path}, {job.model.dtype}",
+        f"{len(job.samples)} samples, {len(job.previews)} pictures of the trainer's",
+        f"checkpoints: {steps}{f' and {more} more' if more > 0 else ''}",
+        f"trained with AI Toolkit {job.trained_with or 'of an unknown version'}",
+        *(f"{one.index}: {one.problem}" for one in job.samples if one.problem),
+        *job.notes,
+        *notes,
+    ]
+    return printable("\n".join(lines))
+
+
+def _open(name: str) -> TrainingJob:
+    from ..pipelines.jobs.folder import open_job
+
+    return open_job(_folder(name))
+
+
+def _folder(name: str) -> Path:
+    return resolve_name(name, current_host().job_roots(), "job")

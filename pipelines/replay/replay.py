@@ -1,0 +1,43 @@
+"""A replay from its beginning to its verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..jobs.era import recipes_of
+from ..models import find_model
+from .grid import make_grid
+from .judge import Judged, judge
+from .render import render_grid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..engine.engine import Engine
+    from ..handle import PipelineHandle
+    from ..jobs.job import TrainingJob
+    from ..observer import Observer
+    from .selection import Selection
+    from .store import CellStore
+
+
+def replay(
+    engine: Engine,
+    job: TrainingJob,
+    base: PipelineHandle,
+    selection: Selection,
+    input_folder: Path,
+    store: CellStore,
+    observer: Observer,
+) -> Iterator[Judged]:
+    """Renders a selection of a job's cells, then compares them one at a time.
+
+    Where the version of AI Toolkit leaves the recipe open, the newest is rendered, and the causes name the others.
+
+    Raises:
+        Exception: whatever the observer raises to interrupt; finished cells are kept in the store.
+    """
+    recipes = recipes_of(job, find_model(base.model))
+    grid = make_grid(job, base, selection, input_folder, recipes[0])
+    return judge(job, render_grid(engine, grid, store, observer), recipes)

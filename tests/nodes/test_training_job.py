@@ -1,0 +1,103 @@
+"""A recorded job's folder through the nodes, and what a workflow may not name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from comfyui_aitk.nodes.host import PlainHost, use_host
+from comfyui_aitk.nodes.training_job import AITKReplayPreviews, AITKTrainingJob
+from comfyui_aitk.pipelines.errors import FileError, InputError
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+LORA = "fox_style_v1_000000250.safetensors"
+
+pytestmark = pytest.mark.usefixtures("kept_engine")
+
+
+@pytest.fixture
+def jobs(host, tmp_path: Path) -> Path:
+    """ComfyUI's input folder with the recorded jobs ``png`` and ``flux2``; the host has the first one's base."""
+    shutil.copytree(GOLDEN / "jobs" / "lumina2_png", host.input / "png")
+    shutil.copytree(GOLDEN / "jobs" / "flux2_control", host.input / "flux2")
+    use_host(PlainHost(tmp_path, host.input, host.output, "cpu", {"diffusers": GOLDEN / "lumina2" / "base"}))
+    return host.input
+
+
+def _replayed(name: str, **chosen: str) -> tuple:
+    job, pipeline, _ = AITKTrainingJob().open(name, "base")
+    return AITKReplayPreviews().replay(job, pipeline, **chosen)
+
+
+def test_a_job_is_replayed_as_it_was_rendered(jobs):
+    ours, trainer, sheet, text = _replayed("png", checkpoints="0,250")
+    assert ours.shape == trainer.shape == (6, 64, 96, 3)
+    # 1 level on 1 %: other kernels, see CONTRIBUTING.md
+    assert (ours - trainer).abs().max() * 255 < 1.5
+    assert sheet.shape[0] == 1
+    report = json.loads(text)
+    assert [(cell["step"], cell["index"]) for cell in report["cells"]] == [(s, i) for s in (0, 250) for i in (0, 1, 2)]
+    assert {cell["verdict"] for cell in report["cells"]} <= {"identical", "same picture"}
+    assert report["trained_with"] == "0.12.26"
+
+
+def test_what_is_missing_is_said_beside_what_is_there(jobs):
+    (jobs / "png" / LORA).unlink()
+    for picture in (jobs / "png" / "samples").glob("*__000000500_0.png"):
+        picture.unlink()
+    ours, trainer, _, text = _replayed("png", checkpoints="250,500", samples="0,1", strengths="1,0.5")
+    cells = json.loads(text)["cells"]
+    assert [cell["verdict"] for cell in cells[:4]] == ["not rendered"] * 4
+    assert "is gone" in cells[0]["error"]
+    # the first has no picture any more, and the trainer rendered none at half the strength
+    assert [cell["verdict"] for cell in cells[4:] if cell["strength"] == 0.5] == ["no preview"] * 2
+    assert len(ours) == len(trainer) == 4
+    with pytest.raises(InputError, match=r"No picture of job .* could be rendered. .*is gone"):
+        _replayed("png", checkpoints="250")
+
+
+def test_the_pipeline_is_the_jobs(jobs):
+    shutil.copytree(GOLDEN / "jobs" / "lumina2_te_qfloat8", jobs / "te")
+    _, pipeline, summary = AITKTrainingJob().open("te", "base")
+    assert pipeline.dtype == "float32"
+    assert pipeline.options.text_encoder_quantization == "qfloat8"
+    assert pipeline.options.transformer_quantization == "none"
+    assert "checkpoints: 0, 250 (gone)" in summary
+    with pytest.raises(InputError, match=r"on the trainer's machine\. Set weights"):
+        AITKTrainingJob().open("te", "default")
+
+
+def test_an_unknown_model_is_named(jobs):
+    config = jobs / "png" / "config.yaml"
+    config.write_text(config.read_text().replace("arch: lumina2", "arch: wan21"))
+    with pytest.raises(InputError, match="There is no model 'wan21'"):
+        AITKTrainingJob().open("png", "base")
+
+
+def test_jobs_are_found_below_the_folders_that_the_user_configured(jobs, tmp_path, monkeypatch):
+    configured, elsewhere = tmp_path / "configured", tmp_path / "elsewhere"
+    for folder in (configured, elsewhere):
+        shutil.copytree(GOLDEN / "jobs" / "lumina2_jpg", folder / "coast")
+    monkeypatch.setenv("AITK_JOBS_PATH", str(configured))
+    assert AITKTrainingJob.INPUT_TYPES()["required"]["job"][0] == ["coast", "flux2", "png"]
+    assert AITKTrainingJob.VALIDATE_INPUTS("coast") is True
+    for name in ("../elsewhere/coast", str(elsewhere / "coast")):
+        assert "is refused" in AITKTrainingJob.VALIDATE_INPUTS(name)
+        with pytest.raises(FileError, match="is refused"):
+            AITKTrainingJob().open(name)
+
+
+def test_a_job_that_goes_on_is_noticed(jobs):
+    before = AITKTrainingJob.IS_CHANGED("png")
+    assert AITKTrainingJob.IS_CHANGED("png") == before
+    samples = jobs / "png" / "samples"
+    shutil.copy(next(samples.glob("*_0.png")), samples / "1795219999999__000000700_0.png")
+    assert AITKTrainingJob.IS_CHANGED("png") != before
+
+
+def test_something_else_than_a_job_is_refused(jobs):
+    _, pipeline, _ = AITKTrainingJob().open("png", "base")
+    with pytest.raises(InputError, match="Connect AITK Training Job"):
+        AITKReplayPreviews().replay("png", pipeline)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,69 @@
+"""Recorded training jobs, by what AI Toolkit itself noted of each picture: tests of replays do not read job folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from comfyui_aitk.pipelines.files.header import FileStamp
+from comfyui_aitk.pipelines.handle import Lease, PipelineHandle
+from comfyui_aitk.pipelines.jobs.job import JobCheckpoint, JobModel, JobPreview, JobSample, TrainingJob
+from comfyui_aitk.pipelines.models import find_model
+from comfyui_aitk.pipelines.options import RuntimeOptions
+from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def recorded_job(name: str, folder: Path | None = None) -> TrainingJob:
+    """A recorded job's value.
+
+    Args:
+        name: of the recording.
+        folder: a copy of its folder; by default the recording's own.
+    """
+    notes = json.loads((GOLDEN / "jobs" / f"{name}.json").read_text())
+    folder = folder or GOLDEN / "jobs" / name
+    rounds = notes["rounds"]
+    items = rounds[0]["items"]
+    previews = [
+        JobPreview(one["step"], item["index"], FileStamp.of(path))
+        for one in rounds
+        for item in one["items"]
+        if (path := folder / "samples" / item["file"]).is_file()
+    ]
+    return TrainingJob(
+        name=name,
+        folder=folder,
+        model=JobModel(notes["model"], notes["name_or_path"], "float32"),
+        samples=tuple(_sample(item) for item in items),
+        first_samples=(),
+        one_multiplier=len({item["multiplier"] for item in items}) == 1,
+        format="jpg" if items[0]["file"].endswith("jpg") else "png",
+        checkpoints=tuple(_checkpoint(one, folder) for one in rounds),
+        previews=tuple(previews),
+        save_dtype="float32",
+    )
+
+
+def _sample(item: dict) -> JobSample:
+    first = item["ctrl_img"] or item["ctrl_img_1"]
+    images = tuple(path for path in (first, item["ctrl_img_2"], item["ctrl_img_3"]) if path)
+    return JobSample(
+        item["index"], item["prompt"], item["negative_prompt"], item["width"], item["height"], item["steps"],
+        float(item["guidance"]), item["seed"], float(item["multiplier"]), images,
+    )  # fmt: skip
+
+
+def _checkpoint(one: dict, folder: Path) -> JobCheckpoint:
+    path = folder / one["lora"] if one["lora"] else None
+    there = path is not None and path.is_file()
+    missing = one["lora"] if one["lora"] and not there else ""
+    return JobCheckpoint(one["step"], one["final"], FileStamp.of(path) if path and there else None, missing)
+
+
+def recorded_base(model: str) -> PipelineHandle:
+    """The checkpoint that a model's recorded jobs were trained on, in float32 and unquantised."""
+    checkpoint = Checkpoint.open(GOLDEN / model / "base", "base", find_model(model).files)
+    options = RuntimeOptions(transformer_quantization="none", text_encoder_quantization="none")
+    return PipelineHandle(model, checkpoint, "float32", options, lease=Lease())
