@@ -59,6 +59,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoints", default="all", help="all, last, or steps: 250,500 (default: all)")
     parser.add_argument("--samples", default="all", help="all, or places in the job's list: 0,2 (default: all)")
     parser.add_argument("--strengths", default="1.0", help="times the job's own multiplier: 0.5,1.0 (default: 1.0)")
+    parser.add_argument(
+        "--no-floor", action="store_true", help="do not render again, with other kernels, what is not the trainer's"
+    )
     parser.add_argument("--workflow", type=Path, metavar="FILE", help="write the workflow that renders the first cell")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu, ... (default: the best there is)")
     return parser.parse_args(argv)
@@ -125,7 +128,10 @@ def _run(arguments: argparse.Namespace) -> int:
         pipeline, notes = job_pipeline(job, arguments.weights, observer)
         print(summary(job, notes), file=sys.stderr)
         written, store = _Written(output), CellStore(host.replay_folder())
-        judged = replay(engine(), job, pipeline, selection, host.input_folder(), store, observer)
+        judged = replay(
+            engine(), job, pipeline, selection, host.input_folder(), store, observer,
+            measure_floor=not arguments.no_floor,
+        )  # fmt: skip
         _draw_sheet(output / "contact_sheet.png", written.each(judged), selection)
     report = replay_report(job, pipeline, written.cells)
     replace_file(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
@@ -173,7 +179,8 @@ def _write_workflow(path: Path, arguments: argparse.Namespace, job: TrainingJob,
     if os.path.isdir(path):
         raise FileError(f"{option('--workflow', path)} is a folder. Name a file.")
     document = json.loads(_EXAMPLE.read_text("utf-8"))
-    cell = [str(selection.checkpoints[0].step), str(selection.samples[0].index), f"{selection.strengths[0]:g}"]
+    step, index = selection.checkpoints[0].step, selection.samples[0].index
+    cell = [str(step), str(index), f"{selection.strengths[0]:g}", not arguments.no_floor]
     for node in document["nodes"]:
         if node["type"] == "AITKTrainingJob":
             node["widgets_values"] = [job.folder.name, arguments.weights]

@@ -130,6 +130,14 @@ class AITKReplayPreviews:
                         "picture of the trainer's beside it.",
                     },
                 ),
+                "measure_floor": (
+                    "BOOLEAN",
+                    {
+                        "default": True,
+                        "tooltip": "Renders what is near the trainer's picture, and not it, once more with other "
+                        "kernels: only then can the verdict be 'equal up to kernel noise'.",
+                    },
+                ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
@@ -157,6 +165,7 @@ class AITKReplayPreviews:
         checkpoints: str = "last",
         samples: str = "all",
         strengths: str = "1.0",
+        measure_floor: bool = True,
         unique_id: str | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
         if not isinstance(job, TrainingJob):
@@ -177,7 +186,10 @@ class AITKReplayPreviews:
 
             selection, seen = select(job, checkpoints, samples, strengths), _Seen()
             store = CellStore(host.replay_folder())
-            judged = replay(engine(), job, pipeline, selection, host.input_folder(), store, observer)
+            judged = replay(
+                engine(), job, pipeline, selection, host.input_folder(), store, observer,
+                measure_floor=bool(measure_floor),
+            )  # fmt: skip
             table = SheetTable.of(selection)
             sheet = contact_sheet(table.row_labels, table.column_labels, table.cells(seen.noting(judged)))
         if not seen.rendered:

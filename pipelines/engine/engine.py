@@ -204,6 +204,15 @@ class Engine:
         finally:
             self._embeddings.most = before
 
+    @contextmanager
+    def using_texts(self, texts: Embeddings) -> Iterator[None]:
+        """Has texts encoded into another memory meanwhile: for embeddings that are no others' business."""
+        before, self._embeddings = self._embeddings, texts
+        try:
+            yield
+        finally:
+            self._embeddings = before
+
     def _encode(self, wanted: Wanted, name: str, keys: Sequence[EmbeddingKey], observer: Observer) -> None:
         """Encodes texts of one encoder; each is kept at once, should the next one fail."""
         encoder: Encoder = wanted.model.parts[name]  # pyright: ignore[reportAssignmentType]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..compare.causes import causes, our_run, recorded_run
 from ..compare.comparison import Verdict, compare_with_file
 from ..compare.pixels import read_picture
-from ..errors import FileError
+from ..errors import AITKError, FileError
 
 if TYPE_CHECKING:
     from ..compare.causes import Cause
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..compare.pixels import Pixels
     from ..jobs.job import JobCheckpoint, JobPreview, JobSample, TrainingJob
     from .cell import Outcome
+    from .floor import Floors
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +51,16 @@ class Judged:
         return None if self.preview is None or self.problem else read_picture(self.preview.file.path).pixels
 
 
-def judge(job: TrainingJob, outcomes: Iterable[Outcome], recipes: Sequence[str]) -> Iterator[Judged]:
+def judge(
+    job: TrainingJob, outcomes: Iterable[Outcome], recipes: Sequence[str], floors: Floors | None = None
+) -> Iterator[Judged]:
     """Compares each outcome with the job's preview, one at a time: their heat maps are large.
 
     Args:
         job: whose previews.
         outcomes: of :func:`.render.render_grid`, the base's before the others.
         recipes: those that the trainer may have used, by name.
+        floors: renders a cell once more where its picture is not the trainer's; None has no verdict of kernel noise.
     """
     checkpoints = {one.step: one for one in job.checkpoints}
     samples = {one.index: one for one in job.samples}
@@ -74,6 +79,10 @@ def judge(job: TrainingJob, outcomes: Iterable[Outcome], recipes: Sequence[str])
         except FileError as error:
             yield Judged(outcome, checkpoint, sample, preview, problem=str(error))
             continue
+        if floors is not None and comparison.verdict is Verdict.SAME_PICTURE:
+            # without a floor the comparison says that it was not measured
+            with suppress(AITKError):
+                comparison = compare_with_file(pixels, preview.file.path, floors.of(place))
         identical = comparison.verdict is Verdict.IDENTICAL
         if identical and place.step == 0:
             equal_bases.add(place.index)

@@ -79,9 +79,12 @@ def kernels(device: str) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(device),
             "cuda": torch.version.cuda or torch.version.hip,
             "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
+            "sums": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+            "attention": [torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()],
         }
     return found | {
         "device": device,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "onednn": torch.backends.mkldnn.enabled,
     }

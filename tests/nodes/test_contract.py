@@ -37,7 +37,7 @@ INPUTS = {
     "AITKTrainingAdapter": ["pipeline", "adapter_name"],
     "AITKComparePreviews": ["ours", "trainer", "floor", "format"],
     "AITKTrainingJob": ["job", "weights"],
-    "AITKReplayPreviews": ["job", "pipeline", "checkpoints", "samples", "strengths"],
+    "AITKReplayPreviews": ["job", "pipeline", "checkpoints", "samples", "strengths", "measure_floor"],
 }  # fmt: skip
 OUTPUTS = {
     "LoadAITKModel": [("pipeline", "AITK_PIPELINE")],
