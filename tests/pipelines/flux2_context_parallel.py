@@ -9,6 +9,7 @@ it is told of one CPU device.
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,8 +45,11 @@ def main() -> None:
     model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
     difference = float((model(**inputs) - expected).abs().max())
     if torch.distributed.get_rank() == 0:
-        print(f"tokens {lengths[0]} of 20, difference {difference}")
+        print(f"tokens {lengths[0]} of 20, difference {difference}", flush=True)
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    # gloo's threads may outlive the group, and then abort the process as Python ends
+    os._exit(0)
 
 
 if __name__ == "__main__":

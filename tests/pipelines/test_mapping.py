@@ -49,9 +49,10 @@ def pictures(engine: Engine, handle: PipelineHandle) -> torch.Tensor:
     return sample(engine, handle, REQUEST, SilentObserver()).images
 
 
-def pieces() -> int:
+def pieces(file: str = "") -> int:
+    """How many are mapped now, of a file or of all: what other tests left behind may leave at any time."""
     gc.collect()
-    return len(mapping._PIECES_IN_USE)
+    return sum(not file or piece.file._name == file for piece in mapping._PIECES_IN_USE)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
@@ -67,9 +68,9 @@ def test_mapped_tensors_are_those_that_are_read(tmp_path, monkeypatch, shapes, l
     values = {
         f"{number}": torch.arange(size).to(torch.uint8).to(DTYPES[name]) for number, (name, size) in enumerate(shapes)
     }
-    path = tmp_path / "x.safetensors"
+    path = tmp_path / "any order.safetensors"
     save_file(values, path)
-    names, before = list(values), pieces()
+    names = list(values)
     order.shuffle(names)
     held = {}
     for name, value in read_tensors(path, names, maps=True):
@@ -79,7 +80,7 @@ def test_mapped_tensors_are_those_that_are_read(tmp_path, monkeypatch, shapes, l
     assert all(torch.equal(held[name].view(torch.uint8), values[name].view(torch.uint8)) for name in held)
     del held
     value = None
-    assert pieces() == before, "nothing is mapped that nobody holds"
+    assert pieces(path.name) == 0, "nothing is mapped that nobody holds"
 
 
 def test_a_tensor_that_begins_at_an_odd_byte_is_read(tmp_path):
@@ -128,13 +129,13 @@ def test_merges_leave_the_files_as_they_are_and_a_release_lets_go_of_them(folder
     assert [hashlib.sha256(file.read_bytes()).digest() for file in files] == before
     del weights, changed
     engine.release()
-    assert pieces() == others
+    assert pieces() <= others
 
 
 def test_what_is_cast_as_it_is_read_is_not_mapped(checkpoint):
     engine, before = Engine(PlainMachine()), pieces()
     pictures(engine, PipelineHandle("lumina2", checkpoint, "float32"))
-    assert pieces() == before
+    assert pieces() <= before
     assert not mapped_files(loaded(engine, "transformer").parameters())
 
 
