@@ -403,7 +403,9 @@ class Engine:
             model.check(handle.checkpoint)
             if (processes := self._machine.processes()) > 1:
                 for name in model.facts.files.of_role("denoiser"):
-                    check_shared(model.parts[name].empty(handle.checkpoint.source(name)), processes, model.facts.title)
+                    check_shared(
+                        model.parts[name].outline(handle.checkpoint.source(name)), processes, model.facts.title
+                    )
             self._checked = (handle.model, handle.checkpoint)
 
     def _empty_cache(self) -> None:

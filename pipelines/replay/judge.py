@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..compare.causes import causes, our_run, recorded_run
@@ -80,9 +79,11 @@ def judge(
             yield Judged(outcome, checkpoint, sample, preview, problem=str(error))
             continue
         if floors is not None and comparison.verdict is Verdict.SAME_PICTURE:
-            # without a floor the comparison says that it was not measured
-            with suppress(AITKError):
+            try:
                 comparison = compare_with_file(pixels, preview.file.path, floors.of(place))
+            except AITKError as error:
+                said = f"What other kernels change could not be measured: {error}"
+                comparison = replace(comparison, notes=(*comparison.notes, said))
         identical = comparison.verdict is Verdict.IDENTICAL
         if identical and place.step == 0:
             equal_bases.add(place.index)
