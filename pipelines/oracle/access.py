@@ -134,14 +134,18 @@ def _from_file(path: Path, address: Address) -> Token:
         with path.open("rb") as file:
             content = file.read(_LARGEST_FILE + 1)
     except OSError as error:
-        raise FileError(f"{shown(path.name)} cannot be read: {reason(error)}. It is made by a running engine.") from error
+        raise FileError(
+            f"{shown(path.name)} cannot be read: {reason(error)}. It is made by a running engine."
+        ) from error
     try:
         value = json.loads(content) if len(content) <= _LARGEST_FILE else None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, Mapping):
         # nothing of it is shown, nor kept in a traceback: it may be half a file with a token in it
-        raise FileError(f"{shown(path.name)} is none that AI Toolkit's engine writes. Name its {ENGINE_FILE}.") from None
+        raise FileError(
+            f"{shown(path.name)} is none that AI Toolkit's engine writes. Name its {ENGINE_FILE}."
+        ) from None
     port = value.get("port")
     if port != address.port:
         raise FileError(

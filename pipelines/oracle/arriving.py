@@ -22,9 +22,47 @@ class _Ended:
     error: BaseException | None = None
 
 
-def arriving(
-    work: Callable[[Callable[[Any], None]], None], seconds: float, check: Callable[[], None]
-) -> Iterator[Any]:
+class _Mailbox:
+    """Between the thread that works and the one that waits."""
+
+    def __init__(self) -> None:
+        self._items: queue.Queue[Any] = queue.Queue(_MOST_WAITING)
+        self._left = threading.Event()
+
+    def put(self, item: Any) -> None:
+        """Waits while the box is full; an item that nobody waits for any more is dropped."""
+        while not self._left.is_set():
+            try:
+                return self._items.put(item, timeout=_LOOK_EVERY)
+            except queue.Full:
+                continue
+
+    def work(self, work: Callable[[Callable[[Any], None]], None]) -> None:
+        """Puts what ``work`` hands over, and how it ended."""
+        try:
+            work(self.put)
+        except BaseException as error:  # raised again in the thread that waits
+            self.put(_Ended(error))
+        else:
+            self.put(_Ended())
+
+    def take(self, seconds: float, check: Callable[[], None]) -> Any:
+        """The next item; raises Silence where none comes for so long, or whatever ``check`` raises."""
+        until = time.monotonic() + seconds
+        while True:
+            check()
+            try:
+                return self._items.get(timeout=_LOOK_EVERY)
+            except queue.Empty:
+                if time.monotonic() > until:
+                    raise Silence from None
+
+    def leave(self) -> None:
+        """Nobody waits any more."""
+        self._left.set()
+
+
+def arriving(work: Callable[[Callable[[Any], None]], None], seconds: float, check: Callable[[], None]) -> Iterator[Any]:
     """What ``work`` hands over, one by one.
 
     A socket that timed out in the middle of an answer cannot be read on: so another thread reads it, without a limit,
@@ -39,40 +77,12 @@ def arriving(
         Silence: nothing came for so long.
         Exception: whatever ``work`` or ``check`` raises.
     """
-    items: queue.Queue[Any] = queue.Queue(_MOST_WAITING)
-    left = threading.Event()
-
-    def put(item: Any) -> None:
-        while not left.is_set():
-            try:
-                return items.put(item, timeout=_LOOK_EVERY)
-            except queue.Full:
-                continue
-
-    def run() -> None:
-        try:
-            work(put)
-        except BaseException as error:  # raised again below, in the thread that waits
-            put(_Ended(error))
-        else:
-            put(_Ended())
-
-    threading.Thread(target=run, daemon=True).start()
+    box = _Mailbox()
+    threading.Thread(target=box.work, args=(work,), daemon=True).start()
     try:
-        last = time.monotonic()
-        while True:
-            check()
-            try:
-                item = items.get(timeout=_LOOK_EVERY)
-            except queue.Empty:
-                if time.monotonic() - last > seconds:
-                    raise Silence from None
-                continue
-            last = time.monotonic()
-            if isinstance(item, _Ended):
-                if item.error is not None:
-                    raise item.error
-                return
+        while not isinstance(item := box.take(seconds, check), _Ended):
             yield item
+        if item.error is not None:
+            raise item.error
     finally:
-        left.set()
+        box.leave()

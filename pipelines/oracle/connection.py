@@ -110,7 +110,9 @@ class Connection:
             for frame in frames(response.read):
                 put(Frame(self._token.hidden_in(frame.type), self._token.hidden_in(dict(frame.header))))
 
-        for item in self._exchange("POST", path, content, "application/json", True, work, seconds, self._observer.check):
+        for item in self._exchange(
+            "POST", path, content, "application/json", True, work, seconds, self._observer.check
+        ):
             if isinstance(item, Answer):
                 self._accept(item, path)
             else:
@@ -153,7 +155,7 @@ class Connection:
         seconds: float,
         check: Callable[[], None],
     ) -> Iterator[Any]:
-        """What ``work`` makes of the answer's body, as it comes. The connection is closed after it, whatever happens."""
+        """What ``work`` makes of the answer's body, as it comes. The connection is closed after it, always."""
         opener = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
         connection = opener(self._address.host, self._address.port, timeout=_CONNECT_SECONDS)
         headers = {TOKEN_HEADER: self._token.header()} if with_token else {}

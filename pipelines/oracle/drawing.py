@@ -41,9 +41,7 @@ class Drawing:
     picture: bytes = b""
 
 
-def draw(
-    engine: Connection, body: Mapping[str, Any], observer: Observer, where: str, seconds: float
-) -> Drawing:
+def draw(engine: Connection, body: Mapping[str, Any], observer: Observer, where: str, seconds: float) -> Drawing:
     """Has the engine draw a picture and fetches it.
 
     Args:

@@ -29,7 +29,14 @@ from typing import Any
 from ..errors import OracleError
 
 STATES = "the states from 449488f6 to 2fa0bd87"
-HEALTH, MODELS, GENERATE, CANCEL, ASSETS, OUTPUTS = "/health", "/models", "/generate", "/cancel/", "/assets", "/outputs/"
+HEALTH, MODELS, GENERATE, CANCEL, ASSETS, OUTPUTS = (
+    "/health",
+    "/models",
+    "/generate",
+    "/cancel/",
+    "/assets",
+    "/outputs/",
+)
 TOKEN_HEADER = "X-Engine-Token"
 REQUEST_ID_HEADER = "X-Request-Id"
 # no tensors of steps: nobody looks at them, and they are large
@@ -123,5 +130,7 @@ def parse_object(body: bytes, what: str) -> dict[str, Any]:
 
 def _whole(piece: bytes, length: int) -> bytes:
     if len(piece) < length:
-        raise Misunderstanding("The engine's stream ends within a frame: the engine was stopped, or the connection was.")
+        raise Misunderstanding(
+            "The engine's stream ends within a frame: the engine was stopped, or the connection was."
+        )
     return piece

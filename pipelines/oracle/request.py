@@ -1,4 +1,4 @@
-"""What is asked of the engine for one cell: the job's own model section, sample and LoRA, as a training would have them.
+"""What is asked of the engine for one cell: the job's own model section, sample and LoRA, as a training has them.
 
 A job's value that is left out would be filled in by the engine's registry, which quantises otherwise than a training
 does: so all four keys of the quantisation are always sent.
@@ -95,7 +95,9 @@ def ask_for(
         AITKError: the engine cannot draw it as the trainer did; says why.
     """
     if sample.problem or sample.seed is None or sample.negative_prompt is None:
-        raise InputError(f"Sample {sample.index} does not say all that a picture needs, e.g. its seed: see our own error.")
+        raise InputError(
+            f"Sample {sample.index} does not say all that a picture needs, e.g. its seed: see our own error."
+        )
     if "lora_path" in job.model.section:
         raise OracleError("The job's model has a lora_path of its own, which the engine takes for a request's LoRA.")
     if checkpoint.file is None and checkpoint.step:
@@ -147,7 +149,7 @@ def model_of(model: JobModel, trained_with: str) -> dict[str, Any]:
 
 
 def check_lora(path: Path) -> None:
-    """Raises OracleError where the engine would leave out a part of a LoRA's file, FileError where it cannot be read."""
+    """Raises OracleError where the engine leaves out a part of a LoRA's file, FileError where it cannot be read."""
     for key in read_header(path).tensors:
         if TAKEN_KEY.search(key):
             continue
@@ -157,9 +159,7 @@ def check_lora(path: Path) -> None:
                 f"The LoRA {shown(path.name)} is a {kind}, of which the engine leaves a part out: its picture would be "
                 "another one."
             )
-        raise OracleError(
-            f"The LoRA {shown(path.name)} has {shown(key)}, which the engine is not known to take: it would be left out."
-        )
+        raise OracleError(f"The LoRA {shown(path.name)} has {shown(key)}, which the engine is not known to take.")
 
 
 def content_of(path: Path) -> bytes:
@@ -170,5 +170,7 @@ def content_of(path: Path) -> bytes:
     except OSError as error:
         raise FileError(f"Control image {shown(path.name)} cannot be read: {reason(error)}.") from error
     if len(content) > _LARGEST_CONTROL_IMAGE:
-        raise FileError(f"Control image {shown(path.name)} is too large for a picture: {len(content):,} bytes and more.")
+        raise FileError(
+            f"Control image {shown(path.name)} is too large for a picture: {len(content):,} bytes and more."
+        )
     return content
