@@ -162,8 +162,12 @@ class Connection:
         if content is not None:
             headers["Content-Type"] = kind
 
+        # the connection forgets its socket once an answer's head is there
+        sockets: list[socket.socket] = []
+
         def run(put: Callable[[Any], None]) -> None:
             connection.connect()
+            sockets.append(connection.sock)
             # who waits watches the clock
             connection.sock.settimeout(None)
             connection.request(method, path, content, headers)
@@ -189,8 +193,7 @@ class Connection:
             ) from None
         finally:
             # wakes the thread that reads
-            sock = connection.sock
-            if sock is not None:
+            for sock in sockets:
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
             connection.close()

@@ -83,12 +83,13 @@ def cell(number: int, **other: object) -> dict:
         "negative": None,
         "seed": 2**63 + number,
         "size": [24, 16],
-        "files": {"trainer": f"cells/{number} #1%.png", "ours": f"cells/{number}.jpg", "heat_map": None},
+        "files": {"trainer": f"cells/{number} #1%.png", "ours": f"cells/{number}.jpg", "engine": None, "heat_map": None},
         "metrics": {"max": 3, "mean": 0.25, "share": 0.1, "psnr": 47.5, "ssim": 0.99, "lpips": None},
         "verdict": "same picture",
         "verdict_words": "The same picture, different by 0.25 levels.",
         "causes": ["The LoRA was saved in float16."],
         "error": None,
+        "oracle": None,
         **other,
     }
 
@@ -170,7 +171,7 @@ def test_large_pictures_stay_beside_the_page(report, tmp_path, monkeypatch):
 
 
 def test_all_of_a_large_grid_is_there(report, tmp_path):
-    none = {"trainer": None, "ours": None, "heat_map": None}
+    none = {"trainer": None, "ours": None, "engine": None, "heat_map": None}
     report["cells"] = [cell(number, files=none, verdict="not rendered", error="gone") for number in range(2000)]
     write_page(report, tmp_path, tmp_path / "replay.html")
     found = read(tmp_path / "replay.html").data()["cells"]
@@ -224,7 +225,7 @@ def test_a_picture_that_cannot_be_shown_is_refused_by_name(name, words, report, 
 
 
 def test_the_script_makes_no_html_of_texts():
-    script = "".join((PARTS / name).read_text("utf-8") for name in ("cells.js", "page.js"))
+    script = "".join((PARTS / name).read_text("utf-8") for name in ("cells.js", "page.js", "engine.js", "begin.js"))
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|fetch\(", script
     )
