@@ -16,7 +16,6 @@ import http.server
 import json
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -228,12 +227,3 @@ def running(draw: Callable[[dict[str, Any]], bytes]) -> Iterator[EngineServer]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    """Waits for what another thread is about to do."""
-    for _ in range(500):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never happened")
