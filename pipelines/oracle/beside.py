@@ -61,9 +61,11 @@ def three_ways(judged: Iterable[Judged], witnesses: Mapping[Place, Witness]) -> 
             continue
         comparisons, problem = _compared(one, witness.picture)
         verdicts = {pair: comparison.verdict for pair, comparison in comparisons.items()}
-        finding, words = finding_of(verdicts, limits=words_of(witness.limits))
-        said = [words, claim(witness.limits), *([problem] if problem else [])]
-        yield Beside(one, witness, comparisons, finding, " ".join(said))
+        limits = words_of(witness.limits)
+        finding, words = finding_of(verdicts, limits=limits)
+        # what may be expected of the engine is said once
+        expected = "" if limits and limits in words else claim(witness.limits)
+        yield Beside(one, witness, comparisons, finding, " ".join(filter(None, (words, expected, problem))))
 
 
 def _compared(judged: Judged, picture: Path) -> tuple[dict[Pair, Comparison], str]:

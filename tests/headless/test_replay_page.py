@@ -83,7 +83,12 @@ def cell(number: int, **other: object) -> dict:
         "negative": None,
         "seed": 2**63 + number,
         "size": [24, 16],
-        "files": {"trainer": f"cells/{number} #1%.png", "ours": f"cells/{number}.jpg", "engine": None, "heat_map": None},
+        "files": {
+            "trainer": f"cells/{number} #1%.png",
+            "ours": f"cells/{number}.jpg",
+            "engine": None,
+            "heat_map": None,
+        },
         "metrics": {"max": 3, "mean": 0.25, "share": 0.1, "psnr": 47.5, "ssim": 0.99, "lpips": None},
         "verdict": "same picture",
         "verdict_words": "The same picture, different by 0.25 levels.",
