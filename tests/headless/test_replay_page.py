@@ -99,6 +99,13 @@ def cell(number: int, **other: object) -> dict:
     }
 
 
+def asked(cell: dict) -> dict:
+    """The same where AI Toolkit's engine was asked too."""
+    pair = {"pair": "ours and the engine", "verdict": cell["verdict"], "metrics": cell["metrics"]}
+    oracle = {"finding": HOSTILE, "words": HOSTILE, "pairs": [pair]}
+    return {**cell, "files": {**cell["files"], "engine": cell["files"]["ours"]}, "oracle": oracle}
+
+
 @pytest.fixture
 def report(tmp_path: Path) -> dict:
     """Four cells with their pictures in ``tmp_path``."""
@@ -113,7 +120,7 @@ def report(tmp_path: Path) -> dict:
         "date": "2026-11-28",
         "environment": {"torch": "2.13.0", HOSTILE: HOSTILE},
         "notes": [HOSTILE],
-        "cells": [cell(number) for number in range(4)],
+        "cells": [*(cell(number) for number in range(3)), asked(cell(3))],
     }
 
 
@@ -196,6 +203,10 @@ FAULTS = {
         r"'fine' at cells\[2\].verdict.*one of",
     ),
     "three sides": (lambda report: report["cells"][0].update(size=[1, 2, 3]), r"list at cells\[0\].size"),
+    "a pair without its numbers": (
+        lambda report: report["cells"][3]["oracle"]["pairs"][0].pop("metrics"),
+        r"no 'metrics' in cells\[3\].oracle.pairs\[0\]",
+    ),
     "no list": (lambda report: report.update(cells={}), r"dict at cells, where a list belongs"),
     "two in one place": (
         lambda report: report["cells"][3].update(step=0, index=1),
