@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ..files.header import FileStamp
@@ -59,6 +59,7 @@ class JobModel:
         quantization: ``denoiser`` and ``encoder`` -> AI Toolkit's type, ``none`` where it is not quantised.
         extras: other keys that are set and change what is loaded: ``extras_name_or_path``, ``te_name_or_path``,
             ``vae_path``, ``assistant_lora_path`` and so on.
+        section: all of it as the job has it, plain data: what another program of the trainer's own reads.
     """
 
     arch: str
@@ -66,6 +67,7 @@ class JobModel:
     dtype: DType
     quantization: Mapping[Literal["denoiser", "encoder"], str] = field(default_factory=dict)
     extras: Mapping[str, str] = field(default_factory=dict)
+    section: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def read_model(process: Mapping[str, Any], trained_with: str) -> tuple[JobModel,
         name_or_path=name if isinstance(name, str) else "",
         dtype=DTYPES.get(said, "bfloat16") if isinstance(said, str) else "bfloat16",
         extras=_extras(section),
+        section=section,
     )
     facts = facts_of(model)
     if not model.name_or_path:
@@ -152,6 +153,12 @@ def version_of(text: str) -> Version | None:
         return None
 
 
+def by_old_loaders(trained_with: str) -> bool:
+    """Whether a version of AI Toolkit is known to load weights as it did before 0.13."""
+    version = version_of(trained_with)
+    return version is not None and version <= _OLD_LOADERS
+
+
 def _bare(arch: str) -> str:
     return arch.split(":", 1)[0]
 
@@ -194,7 +201,7 @@ def _encoder_type(section: Mapping[str, Any], facts: ModelFacts | None, trained_
     if rule != "qtype_te since 0.13":
         return (shared if rule == "qtype" else own), ""
     version = version_of(trained_with)
-    if version is not None and version <= _OLD_LOADERS:
+    if by_old_loaders(trained_with):
         return shared, ""
     if own == shared or (version is not None and version >= _NEW_LOADERS):
         return own, ""

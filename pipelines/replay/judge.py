@@ -31,6 +31,7 @@ class Judged:
         comparison: None where one of the two is missing or cannot be read.
         causes: of a difference, likely ones first; none for identical pictures.
         problem: why the trainer's picture cannot be read; empty where it can.
+        floor: our picture with other kernels, where it was rendered; uint8 [H, W, 3].
     """
 
     outcome: Outcome
@@ -40,6 +41,7 @@ class Judged:
     comparison: Comparison | None = None
     causes: tuple[Cause, ...] = ()
     problem: str = ""
+    floor: Pixels | None = None
 
     def ours(self) -> Pixels | None:
         """Our picture, uint8 [H, W, 3], read from its file."""
@@ -78,9 +80,12 @@ def judge(
         except FileError as error:
             yield Judged(outcome, checkpoint, sample, preview, problem=str(error))
             continue
+        floor = None
         if floors is not None and comparison.verdict is Verdict.SAME_PICTURE:
             try:
-                comparison = compare_with_file(pixels, preview.file.path, floors.of(place))
+                rendered = floors.of(place)
+                comparison = compare_with_file(pixels, preview.file.path, rendered)
+                floor = rendered
             except AITKError as error:
                 said = f"What other kernels change could not be measured: {error}"
                 comparison = replace(comparison, notes=(*comparison.notes, said))
@@ -91,4 +96,4 @@ def judge(
         recorded = recorded_run(job, sample, checkpoint, (size[1], size[0]), recipes)
         ours = our_run(outcome.report, (pixels.shape[1], pixels.shape[0]), job.save_dtype if place.step else None)
         found = () if identical else causes(recorded, ours, base_is_equal=place.index in equal_bases)
-        yield Judged(outcome, checkpoint, sample, preview, comparison, found)
+        yield Judged(outcome, checkpoint, sample, preview, comparison, found, floor=floor)
