@@ -60,8 +60,7 @@ def open_job(folder: Path) -> TrainingJob:
     train, save = _section(process, "train"), _section(process, "save")
     previews = _previews(folder, notes)
     saves = find_saves(folder, name, _whole(train.get("steps", 1000)), _whole(save.get("save_every", 1000)), notes)
-    trained_with = saves.trained_with or _logged_version(folder)
-    model, of_model = read_model(process, trained_with)
+    model, of_model = read_model(process, saves.trained_with)
     notes += of_model
     facts = facts_of(model)
     control_images = facts.recipes[TRAINER_PREVIEW].control_images if facts else 3
@@ -81,7 +80,8 @@ def open_job(folder: Path) -> TrainingJob:
         checkpoints=tuple(saves.checkpoint(step, notes) for step in steps),
         previews=previews,
         save_dtype=_save_dtype(save.get("dtype", "float16")),
-        trained_with=trained_with,
+        trained_with=saves.trained_with,
+        samples_on_resume=bool(train.get("force_first_sample")),
         notes=tuple(notes),
     )
 
@@ -247,22 +247,3 @@ def _pictures(indices: set[int]) -> str:
     named = ", ".join(str(one) for one in sorted(indices)[:_MOST_NAMED])
     more = f" and {len(indices) - _MOST_NAMED} more" if len(indices) > _MOST_NAMED else ""
     return f"picture {named} is" if len(indices) == 1 else f"pictures {named}{more} are"
-
-
-# what a log says of the version: a line of its own, or the metadata that it shows
-_VERSION = re.compile(
-    r"ai[-_ ]toolkit\b[^\n]{0,120}?\b(?:version\W{1,6}|v)?(\d{1,3}\.\d{1,3}\.\d{1,4})\b", re.IGNORECASE
-)
-_LOG_PART = 1 << 18  # bytes of a log's beginning
-
-
-def _logged_version(folder: Path) -> str:
-    path = folder / "log.txt"
-    if not inside(path, folder):
-        return ""
-    try:
-        with path.open("rb") as file:
-            match = _VERSION.search(file.read(_LOG_PART).decode("utf-8", "replace"))
-    except OSError:
-        return ""  # the log is one of several places, and may be open elsewhere
-    return match[1] if match else ""

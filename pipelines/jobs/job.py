@@ -77,12 +77,14 @@ class JobCheckpoint:
         final: whether it is the job's last.
         file: the LoRA that was saved at that step; None at step 0, and where it is gone or was never saved.
         missing: the name that the file would have, where it is gone.
+        trained_with: AI Toolkit's version by that file, e.g. ``0.12.26``; empty where it says none.
     """
 
     step: int
     final: bool
     file: FileStamp | None = None
     missing: str = ""
+    trained_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ class TrainingJob:
         checkpoints: in the order of their steps.
         previews: in the order of steps and indices.
         save_dtype: the LoRA's, e.g. ``float16``: the trainer rendered with its float32 weights.
-        trained_with: AI Toolkit's version by a saved LoRA or the log, e.g. ``0.12.26``; empty where nothing says it.
+        trained_with: AI Toolkit's version by the latest LoRA that says one; empty where none does.
+        samples_on_resume: whether a training that is taken up again first renders the step at which it begins
+            (``train.force_first_sample``): that step's pictures may be of a later version than its LoRA.
         notes: what of the folder was skipped, and why; a sentence each.
     """
 
@@ -124,6 +128,7 @@ class TrainingJob:
     previews: tuple[JobPreview, ...]
     save_dtype: str
     trained_with: str = ""
+    samples_on_resume: bool = False
     notes: tuple[str, ...] = ()
 
     def preview(self, step: int, index: int) -> JobPreview | None:

@@ -31,7 +31,7 @@ class Saves:
         last_step: at which the training ends; 0 where the config does not say.
         final_step: of the last file, ``<name>.safetensors``; None where there is none.
         save_every: in steps; 0 is never.
-        trained_with: AI Toolkit's version by the latest file.
+        versions: step -> AI Toolkit's version by the file; those that say none are left out.
     """
 
     name: str
@@ -40,7 +40,12 @@ class Saves:
     last_step: int
     final_step: int | None
     save_every: int
-    trained_with: str
+    versions: Mapping[int, str]
+
+    @property
+    def trained_with(self) -> str:
+        """AI Toolkit's version by the latest file that says one."""
+        return self.versions[max(self.versions)] if self.versions else ""
 
     @property
     def steps(self) -> list[int]:
@@ -51,7 +56,7 @@ class Saves:
         final = step == (self.last_step if self.final_step is None else self.final_step)
         file = self.files.get(step)
         if file is not None or step == 0:
-            return JobCheckpoint(step, final, file)
+            return JobCheckpoint(step, final, file, trained_with=self.versions.get(step, ""))
         if step in self.damaged:
             return JobCheckpoint(step, final, missing=self.damaged[step])
         if final or (self.save_every and step % self.save_every == 0):
@@ -92,12 +97,16 @@ def find_saves(folder: Path, name: str, last_step: int, save_every: int, notes: 
             final_step = place
         files[place] = FileStamp.of(folder / file)
         damaged.pop(place, None)
-        versions[place] = _version(metadata)
-    told = {one for one in versions.values() if one}
+        versions.pop(place, None)
+        if version := _version(metadata):
+            versions[place] = version
+    told = sorted(set(versions.values()))
     if len(told) > 1:
-        notes.append(f"Several versions of AI Toolkit saved this job's LoRAs: {', '.join(sorted(told)[:5])}.")
-    latest = next((versions[step] for step in sorted(versions, reverse=True) if versions[step]), "")
-    return Saves(stem, files, damaged, last_step, final_step, save_every, latest)
+        notes.append(
+            f"Several versions of AI Toolkit saved this job's LoRAs: {', '.join(told[:5])}. The previews of each are "
+            "rendered as that version did."
+        )
+    return Saves(stem, files, damaged, last_step, final_step, save_every, versions)
 
 
 def _names(folder: Path, name: str) -> tuple[str, dict[int | None, str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import AITKError, FileError, InputError
+from ..jobs.era import recipes_of
 from ..lora.file import open_lora
 from ..models import find_model
-from ..models.recipe import TRAINER_PREVIEW
 from ..run.request import MAX_SEED, SampleRequest
 from ..words import shown
 from .cell import Cell, Outcome, Place
@@ -29,15 +30,15 @@ class Grid:
     Attributes:
         cells: those that can be tried, in the order in which they are rendered: by checkpoint, then by strength.
         refused: places that cannot, with the reason.
+        recipes: step -> names of those that the trainer may have rendered it by; the first is taken.
     """
 
     cells: tuple[Cell, ...]
     refused: tuple[Outcome, ...]
+    recipes: Mapping[int, tuple[str, ...]]
 
 
-def make_grid(
-    job: TrainingJob, base: PipelineHandle, selection: Selection, input_folder: Path, recipe: str = TRAINER_PREVIEW
-) -> Grid:
+def make_grid(job: TrainingJob, base: PipelineHandle, selection: Selection, input_folder: Path) -> Grid:
     """Decides every cell of a selection; what stands against one is that cell's error alone.
 
     Args:
@@ -45,8 +46,9 @@ def make_grid(
         base: the model as the job loads it, without the job's LoRA.
         selection: what of the job.
         input_folder: ComfyUI's, where control images may lie.
-        recipe: of the model, e.g. that of the trainer at another time.
     """
+    facts = find_model(base.model)
+    recipes = {one.step: recipes_of(job, one, facts) for one in selection.checkpoints}
     controls = {one.index: _control(one, ControlFolders(job.folder, input_folder)) for one in selection.samples}
     cells: list[Cell] = []
     refused: list[Outcome] = []
@@ -55,10 +57,10 @@ def make_grid(
             place = Place(checkpoint.step, sample.index, strength)
             try:
                 handle = _with_checkpoint(job, base, checkpoint, sample.multiplier * strength)
-                cells.append(_cell(place, handle, sample, controls[sample.index], recipe))
+                cells.append(_cell(place, handle, sample, controls[sample.index], recipes[place.step][0]))
             except AITKError as error:
                 refused.append(Outcome(place, error=str(error)))
-    return Grid(tuple(cells), tuple(refused))
+    return Grid(tuple(cells), tuple(refused), recipes)
 
 
 def _control(sample: JobSample, folders: ControlFolders) -> ControlImages | AITKError | None:

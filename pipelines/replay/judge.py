@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ class Judged:
     Attributes:
         outcome: of a place.
         checkpoint, sample: the place's.
+        recipes: names of those that the trainer may have rendered it by; ours is the first.
         preview: the trainer's picture; None where there is none, and at another strength than the job's own.
         comparison: None where one of the two is missing or cannot be read.
         causes: of a difference, likely ones first; none for identical pictures.
@@ -36,6 +37,7 @@ class Judged:
     outcome: Outcome
     checkpoint: JobCheckpoint
     sample: JobSample
+    recipes: tuple[str, ...]
     preview: JobPreview | None
     comparison: Comparison | None = None
     causes: tuple[Cause, ...] = ()
@@ -51,14 +53,17 @@ class Judged:
 
 
 def judge(
-    job: TrainingJob, outcomes: Iterable[Outcome], recipes: Sequence[str], floors: Floors | None = None
+    job: TrainingJob,
+    outcomes: Iterable[Outcome],
+    recipes: Mapping[int, tuple[str, ...]],
+    floors: Floors | None = None,
 ) -> Iterator[Judged]:
     """Compares each outcome with the job's preview, one at a time: their heat maps are large.
 
     Args:
         job: whose previews.
         outcomes: of :func:`.render.render_grid`, the base's before the others.
-        recipes: those that the trainer may have used, by name.
+        recipes: step -> names of those that the trainer may have rendered it by.
         floors: renders a cell once more where its picture is not the trainer's; None has no verdict of kernel noise.
     """
     checkpoints = {one.step: one for one in job.checkpoints}
@@ -66,17 +71,17 @@ def judge(
     equal_bases: set[int] = set()
     for outcome in outcomes:
         place = outcome.place
-        checkpoint, sample = checkpoints[place.step], samples[place.index]
+        checkpoint, sample, possible = checkpoints[place.step], samples[place.index], recipes[place.step]
         own = place.strength == 1 or place.step == 0
         preview = job.preview(place.step, place.index) if own else None
         if outcome.picture is None or preview is None:
-            yield Judged(outcome, checkpoint, sample, preview)
+            yield Judged(outcome, checkpoint, sample, possible, preview)
             continue
         pixels = read_picture(outcome.picture).pixels
         try:
             comparison = compare_with_file(pixels, preview.file.path)
         except FileError as error:
-            yield Judged(outcome, checkpoint, sample, preview, problem=str(error))
+            yield Judged(outcome, checkpoint, sample, possible, preview, problem=str(error))
             continue
         if floors is not None and comparison.verdict is Verdict.SAME_PICTURE:
             try:
@@ -88,7 +93,7 @@ def judge(
         if identical and place.step == 0:
             equal_bases.add(place.index)
         size = read_picture(preview.file.path).pixels.shape
-        recorded = recorded_run(job, sample, checkpoint, (size[1], size[0]), recipes)
+        recorded = recorded_run(job, sample, checkpoint, (size[1], size[0]), possible)
         ours = our_run(outcome.report, (pixels.shape[1], pixels.shape[0]), job.save_dtype if place.step else None)
         found = () if identical else causes(recorded, ours, base_is_equal=place.index in equal_bases)
-        yield Judged(outcome, checkpoint, sample, preview, comparison, found)
+        yield Judged(outcome, checkpoint, sample, possible, preview, comparison, found)

@@ -43,6 +43,7 @@ def cell_report(judged: Judged, files: Mapping[str, str | None] = NO_FILES) -> d
         "negative": sample.negative_prompt,
         "seed": sample.seed,
         "size": list(size),
+        "recipes": list(judged.recipes),
         "files": dict(files),
         "metrics": {
             "max": difference and difference.maximum,

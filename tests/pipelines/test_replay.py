@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comfyui_aitk.pipelines.compare.causes import Standing
 from comfyui_aitk.pipelines.compare.comparison import Verdict
 from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import DeviceMemoryError, InputError
-from comfyui_aitk.pipelines.jobs.job import TrainingJob
+from comfyui_aitk.pipelines.files.header import FileStamp
+from comfyui_aitk.pipelines.jobs.job import JobCheckpoint, TrainingJob
 from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.observer import SILENT, SilentObserver
 from comfyui_aitk.pipelines.replay.cell import Outcome, Place
@@ -21,6 +23,7 @@ from comfyui_aitk.pipelines.replay.grid import make_grid
 from comfyui_aitk.pipelines.replay.judge import Judged
 from comfyui_aitk.pipelines.replay.render import render_grid
 from comfyui_aitk.pipelines.replay.replay import replay
+from comfyui_aitk.pipelines.replay.report import cell_report
 from comfyui_aitk.pipelines.replay.selection import select
 from comfyui_aitk.pipelines.replay.store import CellStore
 from PIL import Image
@@ -170,6 +173,28 @@ def test_a_lora_that_was_saved_again_is_another_picture(kept, job, tmp_path):
     (after,) = _replay(kept, recorded_job("lumina2_png", job.folder), tmp_path, checkpoints="250", samples="0")
     assert not after.found
     assert after.picture.read_bytes() != before.picture.read_bytes()
+
+
+def test_each_checkpoint_is_rendered_as_the_version_did_that_saved_it(kept, tmp_path):
+    """Guidance 1.5 of Z-Image was 0.5 from July 15 on, and 1.5 before: another picture of the same LoRA."""
+    lora = FileStamp.of(GOLDEN / "zimage" / "lora" / "lora_f32.safetensors")
+    saved = [(250, "0.10.0"), (500, ""), (750, "0.12.26")]
+    job = recorded_job("lumina2_png")
+    sample = replace(job.samples[0], guidance_scale=1.5, steps=2)
+    checkpoints = tuple(JobCheckpoint(step, False, lora, trained_with=version) for step, version in saved)
+    preview = job.preview(250, 0)
+    job = replace(job, samples=(sample,), checkpoints=checkpoints, previews=(replace(preview, step=500),))
+    found = list(replay(kept, job, recorded_base("zimage"), select(job), tmp_path, CellStore(tmp_path), SILENT))
+    assert [one.outcome.error for one in found] == [""] * 3
+    newest, oldest = "trainer preview", "trainer preview until 2026-07-07"
+    assert [one.outcome.report["recipe"] for one in found] == [oldest, newest, newest]
+    named = [cell_report(one)["recipes"] for one in found]
+    assert (named[0], named[1][0], named[1][-1], named[2]) == ([oldest], newest, oldest, [newest])
+    (era,) = [cause for cause in found[1].causes if cause.name == "era"]
+    assert (era.standing, newest in era.words, oldest in era.words) == (Standing.POSSIBLE, True, True)
+    first, second, third = (one.ours() for one in found)
+    assert np.array_equal(second, third)
+    assert not np.array_equal(first, second)
 
 
 def test_strengths_are_times_the_jobs_own(kept, tmp_path):
