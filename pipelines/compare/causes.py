@@ -128,7 +128,7 @@ def recorded_run(
         encoder_quantization=job.model.quantization.get("encoder", "none"),
         recipes=tuple(recipes),
         loras=_recorded_loras(job, sample, checkpoint),
-        lora_dtype=_FULL if checkpoint.step else None,
+        lora_dtype=None if checkpoint.base or checkpoint.initial else _FULL,
         merges_before=_merges_before(job, checkpoint),
         size=size,
         prompt=sample.prompt,
@@ -200,7 +200,7 @@ def _recorded_loras(
     job: TrainingJob, sample: JobSample, checkpoint: JobCheckpoint
 ) -> Mapping[str, float | None] | None:
     name = checkpoint.missing if checkpoint.file is None else checkpoint.file.path.name
-    if checkpoint.step and not name:
+    if not checkpoint.base and not name:
         # a step that was never saved has a LoRA without a name
         return None
     adapter = job.model.extras.get("assistant_lora_path", "").rpartition("/")[2]
@@ -214,8 +214,7 @@ def _merges_before(job: TrainingJob, checkpoint: JobCheckpoint) -> int:
         and job.model.quantization.get("denoiser", "none") == "none"
         and not job.model.extras.get("layer_offloading")
     )
-    # at step 0 the LoRA adds nothing
-    return sum(1 for one in job.checkpoints if 0 < one.step < checkpoint.step) if merging else 0
+    return sum(1 for one in job.checkpoints if not one.base and one.step < checkpoint.step) if merging else 0
 
 
 def _names(weights: object) -> str | None:

@@ -73,15 +73,20 @@ class JobCheckpoint:
     """A state of the network that previews were rendered with.
 
     Attributes:
-        step: of the previews; 0 is the base without a LoRA.
+        step: of the previews.
         final: whether it is the job's last.
-        file: the LoRA that was saved at that step; None at step 0, and where it is gone or was never saved.
+        base: whether nothing was trained yet, and the network adds nothing: at step 0.
+        initial: the LoRA's path by the job, where training began with one (``network.pretrained_lora_path``).
+        file: the LoRA that was saved at that step, or the initial one; None for the base, and where it is gone or was
+            never saved.
         missing: the name that the file would have, where it is gone.
         trained_with: AI Toolkit's version by that file, e.g. ``0.12.26``; empty where it says none.
     """
 
     step: int
     final: bool
+    base: bool = False
+    initial: str = ""
     file: FileStamp | None = None
     missing: str = ""
     trained_with: str = ""
@@ -105,7 +110,8 @@ class TrainingJob:
         folder: where it is.
         model: what was trained.
         samples: of a usual round, in order.
-        first_samples: of an additional round at step 0 with other settings; empty for most jobs.
+        first_samples: of step 0, whose pictures may be of the section ``first_sample``; those of a usual round in most
+            jobs.
         one_multiplier: whether all samples have the same: then AI Toolkit merges the LoRA where it can.
         format: of the pictures.
         checkpoints: in the order of their steps.
@@ -130,6 +136,10 @@ class TrainingJob:
     trained_with: str = ""
     samples_on_resume: bool = False
     notes: tuple[str, ...] = ()
+
+    def samples_at(self, step: int) -> tuple[JobSample, ...]:
+        """What the pictures of a step were rendered with."""
+        return self.samples if step else self.first_samples
 
     def preview(self, step: int, index: int) -> JobPreview | None:
         """The trainer's picture of a cell, where there is one."""

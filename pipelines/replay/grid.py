@@ -49,33 +49,40 @@ def make_grid(job: TrainingJob, base: PipelineHandle, selection: Selection, inpu
     """
     facts = find_model(base.model)
     recipes = {one.step: recipes_of(job, one, facts) for one in selection.checkpoints}
-    controls = {one.index: _control(one, ControlFolders(job.folder, input_folder)) for one in selection.samples}
+    folders, controls = ControlFolders(job.folder, input_folder), _Controls()
     cells: list[Cell] = []
     refused: list[Outcome] = []
     for checkpoint in selection.checkpoints:
-        for sample, strength in ((s, t) for t in selection.strengths for s in selection.samples):
+        for sample, strength in ((s, t) for t in selection.strengths for s in selection.at(checkpoint)):
             place = Place(checkpoint.step, sample.index, strength)
             try:
                 handle = _with_checkpoint(job, base, checkpoint, sample.multiplier * strength)
-                cells.append(_cell(place, handle, sample, controls[sample.index], recipes[place.step][0]))
+                control = controls.of(sample.control_images, folders)
+                cells.append(_cell(place, handle, sample, control, recipes[place.step][0]))
             except AITKError as error:
                 refused.append(Outcome(place, error=str(error)))
     return Grid(tuple(cells), tuple(refused), recipes)
 
 
-def _control(sample: JobSample, folders: ControlFolders) -> ControlImages | AITKError | None:
-    """A sample's pictures, read once for all checkpoints; or why they cannot be."""
-    try:
-        return open_control_images(sample.control_images, folders)
-    except AITKError as error:
-        return error
+class _Controls:
+    """Samples' control images, read once for all checkpoints; or why they cannot be."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], ControlImages | AITKError | None] = {}
+
+    def of(self, paths: tuple[str, ...], folders: ControlFolders) -> ControlImages | None:
+        if paths not in self._found:
+            try:
+                self._found[paths] = open_control_images(paths, folders)
+            except AITKError as error:
+                self._found[paths] = error
+        found = self._found[paths]
+        if isinstance(found, AITKError):
+            raise found
+        return found
 
 
-def _cell(
-    place: Place, handle: PipelineHandle, sample: JobSample, control: ControlImages | AITKError | None, recipe: str
-) -> Cell:
-    if isinstance(control, AITKError):
-        raise control
+def _cell(place: Place, handle: PipelineHandle, sample: JobSample, control: ControlImages | None, recipe: str) -> Cell:
     if sample.problem:
         raise InputError(f"Sample {sample.index} cannot be rendered as the trainer did. {sample.problem}")
     if sample.seed is None:
@@ -106,9 +113,15 @@ def _with_checkpoint(
     job: TrainingJob, base: PipelineHandle, checkpoint: JobCheckpoint, strength: float
 ) -> PipelineHandle:
     """The base with a checkpoint's LoRA, merged or live as AI Toolkit would have it in the job's own rounds."""
+    if checkpoint.base:
+        # a fresh LoRA adds nothing to a layer's output, and AI Toolkit merges nothing of it
+        return base
     if checkpoint.file is None:
-        if checkpoint.step == 0:
-            return base
+        if checkpoint.initial:
+            raise FileError(
+                f"Training began with the LoRA {shown(checkpoint.initial, 200)} (network.pretrained_lora_path), which "
+                "is not in 'loras'. Put it there under that file's name, or choose another checkpoint."
+            )
         name = shown(checkpoint.missing) if checkpoint.missing else f"of step {checkpoint.step}"
         raise FileError(
             f"The LoRA {name} is gone: the job keeps only its latest saves (max_step_saves_to_keep), or it was "

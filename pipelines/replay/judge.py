@@ -67,12 +67,12 @@ def judge(
         floors: renders a cell once more where its picture is not the trainer's; None has no verdict of kernel noise.
     """
     checkpoints = {one.step: one for one in job.checkpoints}
-    samples = {one.index: one for one in job.samples}
     equal_bases: set[int] = set()
     for outcome in outcomes:
         place = outcome.place
-        checkpoint, sample, possible = checkpoints[place.step], samples[place.index], recipes[place.step]
-        own = place.strength == 1 or place.step == 0
+        checkpoint, possible = checkpoints[place.step], recipes[place.step]
+        sample = next(one for one in job.samples_at(place.step) if one.index == place.index)
+        own = place.strength == 1 or checkpoint.base
         preview = job.preview(place.step, place.index) if own else None
         if outcome.picture is None or preview is None:
             yield Judged(outcome, checkpoint, sample, possible, preview)
@@ -90,10 +90,11 @@ def judge(
                 said = f"What other kernels change could not be measured: {error}"
                 comparison = replace(comparison, notes=(*comparison.notes, said))
         identical = comparison.verdict is Verdict.IDENTICAL
-        if identical and place.step == 0:
+        if identical and checkpoint.base:
             equal_bases.add(place.index)
         size = read_picture(preview.file.path).pixels.shape
         recorded = recorded_run(job, sample, checkpoint, (size[1], size[0]), possible)
-        ours = our_run(outcome.report, (pixels.shape[1], pixels.shape[0]), job.save_dtype if place.step else None)
+        saved = None if checkpoint.base or checkpoint.initial else job.save_dtype
+        ours = our_run(outcome.report, (pixels.shape[1], pixels.shape[0]), saved)
         found = () if identical else causes(recorded, ours, base_is_equal=place.index in equal_bases)
         yield Judged(outcome, checkpoint, sample, possible, preview, comparison, found)

@@ -38,7 +38,7 @@ def cell_report(judged: Judged, files: Mapping[str, str | None] = NO_FILES) -> d
         "step": place.step,
         "final": judged.checkpoint.final,
         "index": place.index,
-        "strength": sample.multiplier * place.strength if place.step else None,
+        "strength": sample.multiplier * place.strength if not judged.checkpoint.base else None,
         "prompt": sample.prompt,
         "negative": sample.negative_prompt,
         "seed": sample.seed,

@@ -157,7 +157,8 @@ def test_one_cells_failure_is_its_own(kept, job, tmp_path):
     whole.write_bytes(whole.read_bytes()[:-100])
     (job.folder / "fox_style_v1_000000500.safetensors").unlink()
     broken = replace(job.samples[1], seed=None)
-    job = replace(recorded_job("lumina2_png", job.folder), samples=(job.samples[0], broken, job.samples[2]))
+    samples = (job.samples[0], broken, job.samples[2])
+    job = replace(recorded_job("lumina2_png", job.folder), samples=samples, first_samples=samples)
     outcomes = {one.place: one for one in _replay(kept, job, tmp_path / "cells", samples="0,1")}
     assert "fox_style_v1_000000250" in outcomes[Place(250, 0)].error
     assert "fox_style_v1_000000500.safetensors' is gone" in outcomes[Place(500, 0)].error
@@ -217,7 +218,7 @@ def test_a_job_names_no_picture_elsewhere(kept, tmp_path, path):
     shutil.copy(folder / "control_images" / "ctrl_a.png", secret)
     (folder / "link.png").symlink_to(secret)
     job = recorded_job("flux2_control", folder)
-    job = replace(job, samples=(replace(job.samples[0], control_images=(path,)),))
+    job = replace(job, first_samples=(replace(job.samples[0], control_images=(path,)),))
     (one,) = _replay(kept, job, tmp_path / "cells", "flux2", checkpoints="0")
     assert "is neither in the job's folder nor in ComfyUI's input folder" in one.error
 
