@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from ..jobs.model_section import unmatched, wanted_model
+
 if TYPE_CHECKING:
     from ..jobs.job import JobCheckpoint, JobSample, TrainingJob
 
@@ -122,7 +124,7 @@ def recorded_run(
     return Described(
         model=job.model.arch,
         weights=job.model.name_or_path,
-        extras=job.model.extras,
+        extras=unmatched(job.model),
         dtype=job.model.dtype,
         denoiser_quantization=job.model.quantization.get("denoiser", "none"),
         encoder_quantization=job.model.quantization.get("encoder", "none"),
@@ -203,7 +205,7 @@ def _recorded_loras(
     if not checkpoint.base and not name:
         # a step that was never saved has a LoRA without a name
         return None
-    adapter = job.model.extras.get("assistant_lora_path", "").rpartition("/")[2]
+    adapter = wanted_model(job.model).training_adapter.rpartition("/")[2]
     return ({name: sample.multiplier} if name else {}) | ({adapter: None} if adapter else {})
 
 

@@ -6,7 +6,7 @@ Sources: AI Toolkit config_modules.py ModelConfig, train_tools.py get_torch_dtyp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from packaging.version import InvalidVersion, Version
@@ -32,10 +32,10 @@ _EXTRAS = (
     "assistant_lora_path", "inference_lora_path", "unconditional_lora_path", "accuracy_recovery_adapter",
     "layer_offloading", "vae_dtype", "te_dtype", "compile", "block_compile",
 )  # fmt: skip
-# of these a user has to supply the files
-_SUPPLIED = (
-    "extras_name_or_path", "te_name_or_path", "vae_path", "unet_path", "inference_lora_path", "lora_path",
-    "accuracy_recovery_adapter",
+# of these, those that name files
+_FILES = (
+    "extras_name_or_path", "te_name_or_path", "vae_path", "unet_path", "refiner_name_or_path", "lora_path",
+    "assistant_lora_path", "inference_lora_path", "unconditional_lora_path", "accuracy_recovery_adapter",
 )  # fmt: skip
 # the old way to name an architecture, `is_xl: true`; every other one is `is_` and its name
 _OLD_NAMES = {"is_v2": "sd2", "is_v3": "sd3", "is_xl": "sdxl"}
@@ -58,7 +58,8 @@ class WantedModel:
         dtype: of the computation.
         options: with the quantisation of both parts.
         training_adapter: the adapter that AI Toolkit trained with, a repository's file or a path; empty without one.
-        supplied: key of the job's config -> what it names: other files that the user has to supply.
+        elsewhere: key of the model section -> what it names, for parts that AI Toolkit takes from there.
+        notes: what other files the section names, and what comes of them; a sentence each.
         problems: why a picture cannot be rendered as the trainer did, a sentence each.
     """
 
@@ -67,7 +68,8 @@ class WantedModel:
     dtype: DType
     options: RuntimeOptions
     training_adapter: str = ""
-    supplied: Mapping[str, str] | None = None
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -138,10 +140,33 @@ def wanted_model(model: JobModel) -> WantedModel:
         base=model.name_or_path,
         dtype=model.dtype,
         options=options,
-        training_adapter=model.extras.get("assistant_lora_path", ""),
-        supplied={key: model.extras[key] for key in _SUPPLIED if key in model.extras},
+        training_adapter=model.extras["assistant_lora_path"] if _takes_adapter(model) else "",
+        elsewhere={key: model.extras[key] for key in (facts.job_files.parts if facts else ()) if key in model.extras},
+        notes=_notes(model, facts) if facts else (),
         problems=tuple(problems),
     )
+
+
+def unmatched(model: JobModel) -> dict[str, str]:
+    """Keys of the section that decide the picture and that ours may lack: neither loaded here nor ignored there."""
+    facts = facts_of(model)
+    known = (set(_FILES) - set(facts.job_files.missing)) if facts else set()
+    return {key: value for key, value in model.extras.items() if key not in known}
+
+
+def _notes(model: JobModel, facts: ModelFacts) -> tuple[str, ...]:
+    found, files = [], facts.job_files
+    for key in _FILES:
+        if key not in model.extras or key in files.parts or (key == "assistant_lora_path" and _takes_adapter(model)):
+            continue
+        said = f"The job sets model.{key} to {shown(model.extras[key], 200)}"
+        if key in files.missing:
+            found.append(f"{said}, which this pack does not have: the quantised weights differ.")
+        elif key in files.stops or (key == "inference_lora_path" and not _takes_adapter(model)):
+            found.append(f"{said}, at which AI Toolkit stops with {facts.title}: its pictures were rendered without.")
+        else:
+            found.append(f"{said}, which AI Toolkit does not read for {facts.title}: nothing is loaded of it.")
+    return tuple(found)
 
 
 def version_of(text: str) -> Version | None:

@@ -92,6 +92,38 @@ class Words:
 
 
 @dataclass(frozen=True)
+class NamedParts:
+    """Parts that a key of a training job's model section names.
+
+    Attributes:
+        parts: which.
+        alone: whether they lie in the root of the repository or folder; else in diffusers' subfolders.
+        base_first: whether they are taken from the base where that is a folder that has them.
+    """
+
+    parts: tuple[str, ...]
+    alone: bool = False
+    base_first: bool = False
+
+
+@dataclass(frozen=True)
+class JobFiles:
+    """What AI Toolkit's class of a model reads of a training job's model section beside the base.
+
+    Attributes:
+        parts: key -> the parts that it names.
+        file_extras: the repository of the other parts where the base is a single file; empty where there is none.
+        stops: keys at which AI Toolkit stops before the first picture.
+        missing: keys that AI Toolkit reads and this pack does not.
+    """
+
+    parts: Mapping[str, NamedParts] = field(default_factory=dict)
+    file_extras: str = ""
+    stops: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """A catalogue entry.
 
@@ -116,6 +148,7 @@ class ModelFacts:
         training_adapter: the file, ``owner/name/file`` on the hub, that AI Toolkit's interface trains it with; empty
             where it needs none.
         encoder_qtype: which key of a training job's config is the type of its quantised text encoders.
+        job_files: which keys of a training job's config name other files.
     """
 
     id: str
@@ -134,3 +167,4 @@ class ModelFacts:
     words: Words = field(default_factory=Words)
     training_adapter: str = ""
     encoder_qtype: Literal["qtype", "qtype_te", "qtype_te since 0.13"] = "qtype_te"
+    job_files: JobFiles = field(default_factory=JobFiles)

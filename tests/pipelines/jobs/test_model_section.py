@@ -98,7 +98,9 @@ def test_what_has_to_be_supplied_and_what_this_pack_lacks_is_named():
         "vae_path": "a/vae", "te_dtype": "fp16", "accuracy_recovery_adapter": "a/ara/b", "use_comfy_weights": "False",
     }  # fmt: skip
     wanted = wanted_model(model)
-    assert wanted.supplied == {"vae_path": "a/vae", "accuracy_recovery_adapter": "a/ara/b"}
+    assert wanted.elsewhere == {}
+    assert "model.vae_path to 'a/vae', which AI Toolkit does not read" in wanted.notes[0]
+    assert "'a/ara/b', which this pack does not have" in wanted.notes[1]
     assert (wanted.id, wanted.base, wanted.dtype) == ("omnigen2", "a/b", "bfloat16")
     assert wanted.options.text_encoder_quantization == "qfloat8"
     assert wanted.options.transformer_quantization == "none"
