@@ -23,7 +23,7 @@ from ..words import shown
 from .beginning import Section, read_beginning, rounds_at_start, samples_of_step_0
 from .config_text import parse_json, parse_yaml, plain
 from .job import JobPreview, TrainingJob
-from .job_samples import job_samples
+from .job_samples import job_samples, of_sampler
 from .model_section import DTYPES, facts_of, read_model
 from .sample_section import SampleRound, TrainerRefusal, read_section
 from .saves import find_saves
@@ -70,7 +70,12 @@ def open_job(folder: Path) -> TrainingJob:
     control_images = facts.recipes[TRAINER_PREVIEW].control_images if facts else 3
     sections: tuple[Section, ...] = ("sample", "first_sample")
     rounds = {key: _round(process, key, notes) for key in sections}
-    samples: dict[Section, tuple[JobSample, ...]] = {key: job_samples(rounds[key], control_images) for key in sections}
+    samples: dict[Section, tuple[JobSample, ...]] = {
+        key: of_sampler(
+            job_samples(rounds[key], control_images), rounds[key].sampler, train.get("noise_scheduler", "ddpm"), facts
+        )
+        for key in sections
+    }
     own_first = process.get("first_sample") is not None
     first_samples = samples_of_step_0(rounds_at_start(train, own_first, begin.step), samples)
     steps = sorted({one.step for one in previews} | set(saves.steps))

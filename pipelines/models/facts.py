@@ -148,6 +148,8 @@ class ModelFacts:
         training_adapter: the file, ``owner/name/file`` on the hub, that AI Toolkit's interface trains it with; empty
             where it needs none.
         encoder_qtype: which key of a training job's config is the type of its quantised text encoders.
+        preview_sampler: the value of a training job's ``sample.sampler`` with which AI Toolkit renders as its recipes do;
+            empty where it reads none.
         job_files: which keys of a training job's config name other files.
     """
 
@@ -167,4 +169,5 @@ class ModelFacts:
     words: Words = field(default_factory=Words)
     training_adapter: str = ""
     encoder_qtype: Literal["qtype", "qtype_te", "qtype_te since 0.13"] = "qtype_te"
+    preview_sampler: str = ""
     job_files: JobFiles = field(default_factory=JobFiles)

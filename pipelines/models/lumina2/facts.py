@@ -59,6 +59,7 @@ MODEL = ModelFacts(
         {"te_name_or_path": NamedParts(("text_encoder",), alone=True)},
         stops=("lora_path", "assistant_lora_path", "inference_lora_path"),
     ),
+    preview_sampler="flowmatch",  # AI Toolkit stable_diffusion_model.py generate_images; others pass it by
     encoder_qtype="qtype",  # AI Toolkit stable_diffusion_model.py load_model, 0.13 too
     latent=LatentSpace("Flux", channels=16, downscale=8),
     lora=LoraNames(
