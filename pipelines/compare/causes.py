@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from ..jobs.era import encoder_types_of
 from ..jobs.model_section import unmatched, wanted_model
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def recorded_run(
         extras=unmatched(job.model),
         dtype=job.model.dtype,
         denoiser_quantization=job.model.quantization.get("denoiser", "none"),
-        encoder_quantization=job.model.quantization.get("encoder", "none"),
+        encoder_quantization=encoder_types_of(job, checkpoint)[0],
         recipes=tuple(recipes),
         loras=_recorded_loras(job, sample, checkpoint),
         lora_dtype=None if checkpoint.base or checkpoint.initial else _FULL,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from packaging.version import Version
 
 from ..models.recipe import TRAINER_PREVIEW
-from .model_section import version_of
+from .model_section import NEW_LOADERS, OLD_LOADERS, facts_of, version_of
 
 if TYPE_CHECKING:
     from ..models.facts import ModelFacts
@@ -52,6 +52,25 @@ def versions_of(job: TrainingJob, checkpoint: JobCheckpoint) -> tuple[Version, V
         found = [known[step] for step in sorted(known) if step < checkpoint.step][-1:] + after
     # somebody may have gone back to an older checkout
     return (min(found), max(found)) if found else None
+
+
+def encoder_types_of(job: TrainingJob, checkpoint: JobCheckpoint) -> tuple[str, ...]:
+    """Types to which the text encoder may have been quantised for a checkpoint's previews; the first is taken."""
+    if not job.model.encoder_types:
+        return (job.model.quantization.get("encoder", "none"),)
+    old, new = job.model.encoder_types
+    versions = versions_of(job, checkpoint)
+    if versions is not None and versions[1] <= OLD_LOADERS:
+        return (old,)
+    return (new,) if versions is not None and versions[0] >= NEW_LOADERS else (new, old)
+
+
+def comfy_weights_of(job: TrainingJob, checkpoint: JobCheckpoint) -> tuple[str, ...]:
+    """ComfyUI's files that AI Toolkit may have taken for the job's base, by what lay in its models folder."""
+    facts, versions = facts_of(job.model), versions_of(job, checkpoint)
+    if facts is None or job.model.name_or_path != facts.files.repository or "use_comfy_weights" in job.model.extras:
+        return ()
+    return () if versions is not None and versions[1] <= OLD_LOADERS else facts.job_files.comfy_weights
 
 
 def _within(eras: list[tuple[str, Era]], versions: tuple[Version, Version] | None) -> list[tuple[str, Era]]:

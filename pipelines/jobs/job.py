@@ -57,6 +57,7 @@ class JobModel:
         name_or_path: of the base, as the job has it: a repository, or a path on the trainer's machine.
         dtype: ``train.dtype``, in which previews are computed.
         quantization: ``denoiser`` and ``encoder`` -> AI Toolkit's type, ``none`` where it is not quantised.
+        encoder_types: the encoder's type up to AI Toolkit 0.12.26, and since 0.13.5; empty where they are the same.
         extras: other keys that are set and change what is loaded: ``extras_name_or_path``, ``te_name_or_path``,
             ``vae_path``, ``assistant_lora_path`` and so on.
     """
@@ -66,6 +67,7 @@ class JobModel:
     dtype: DType
     quantization: Mapping[Literal["denoiser", "encoder"], str] = field(default_factory=dict)
     extras: Mapping[str, str] = field(default_factory=dict)
+    encoder_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

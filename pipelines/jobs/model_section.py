@@ -45,7 +45,7 @@ _RENAMED = {"flex1": "flux"}
 _SAME_TYPES = {"qfloat8_e4m3fn": "qfloat8"}  # two of quanto's names
 _NO_ARCH = "sd1"  # what AI Toolkit takes a section for that says nothing
 # AI Toolkit's loaders changed between these: the first was seen before, the second after
-_OLD_LOADERS, _NEW_LOADERS = Version("0.12.26"), Version("0.13.5")
+OLD_LOADERS, NEW_LOADERS = Version("0.12.26"), Version("0.13.5")
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,15 @@ def read_model(process: Mapping[str, Any], trained_with: str) -> tuple[JobModel,
         notes.append(
             f"The job's model is {shown(model.arch)}, which this pack does not run. It runs: {', '.join(catalogue())}."
         )
-    encoder, undecided = _encoder_type(section, facts, trained_with)
+    types = _encoder_types(section, facts)
+    encoder, undecided = _encoder_type(types, trained_with)
     if undecided:
         notes.append(undecided)
     denoiser = _type(section, "quantize", "qtype")
     if denoiser == "qfloat8" and _takes_adapter(model):
         denoiser = "float8"  # AI Toolkit z_image.py load_model
-    return replace(model, quantization={"denoiser": denoiser, "encoder": encoder}), tuple(notes)
+    quantization: dict[Literal["denoiser", "encoder"], str] = {"denoiser": denoiser, "encoder": encoder}
+    return replace(model, quantization=quantization, encoder_types=types if len(types) > 1 else ()), tuple(notes)
 
 
 def facts_of(model: JobModel) -> ModelFacts | None:
@@ -150,7 +152,8 @@ def wanted_model(model: JobModel) -> WantedModel:
 def unmatched(model: JobModel) -> dict[str, str]:
     """Keys of the section that decide the picture and that ours may lack: neither loaded here nor ignored there."""
     facts = facts_of(model)
-    known = (set(_FILES) - set(facts.job_files.missing)) if facts else set()
+    # use_comfy_weights is only kept where it says that the repository's own weights are taken, as here
+    known = (set(_FILES) - set(facts.job_files.missing)) | {"use_comfy_weights"} if facts else set()
     return {key: value for key, value in model.extras.items() if key not in known}
 
 
@@ -212,20 +215,26 @@ def _type(section: Mapping[str, Any], switch: str, key: str) -> str:
     return "float8" if found == "qfloat8" and _offloads(section) else found
 
 
-def _encoder_type(section: Mapping[str, Any], facts: ModelFacts | None, trained_with: str) -> tuple[str, str]:
-    """The text encoder's type, and a sentence where it depends on a version that nothing tells."""
+def _encoder_types(section: Mapping[str, Any], facts: ModelFacts | None) -> tuple[str, ...]:
+    """The text encoder's type; of a model whose key changed, that of the old loaders and that of the new ones."""
     own, shared = _type(section, "quantize_te", "qtype_te"), _type(section, "quantize_te", "qtype")
     rule = facts.encoder_qtype if facts else "qtype_te"
-    if rule != "qtype_te since 0.13":
-        return (shared if rule == "qtype" else own), ""
+    if rule == "qtype_te since 0.13":
+        return (own,) if own == shared else (shared, own)
+    return (shared,) if rule == "qtype" else (own,)
+
+
+def _encoder_type(types: tuple[str, ...], trained_with: str) -> tuple[str, str]:
+    """The text encoder's type at a version, and a sentence where nothing tells it."""
     version = version_of(trained_with)
-    if version is not None and version <= _OLD_LOADERS:
-        return shared, ""
-    if own == shared or (version is not None and version >= _NEW_LOADERS):
-        return own, ""
-    return own, (
-        f"AI Toolkit up to {_OLD_LOADERS} quantised this model's text encoder to {shown(shared)}, from {_NEW_LOADERS} "
-        f"on to {shown(own)}. Nothing tells which rendered these previews; {shown(own)} is taken."
+    old, new = types[0], types[-1]
+    if version is not None and version <= OLD_LOADERS:
+        return old, ""
+    if old == new or (version is not None and version >= NEW_LOADERS):
+        return new, ""
+    return new, (
+        f"AI Toolkit up to {OLD_LOADERS} quantised this model's text encoder to {shown(old)}, from {NEW_LOADERS} "
+        f"on to {shown(new)}. Nothing tells which rendered these previews; {shown(new)} is taken."
     )
 
 

@@ -115,12 +115,15 @@ class JobFiles:
         file_extras: the repository of the other parts where the base is a single file; empty where there is none.
         stops: keys at which AI Toolkit stops before the first picture.
         missing: keys that AI Toolkit reads and this pack does not.
+        comfy_weights: ComfyUI's files that AI Toolkit takes for the model's own repository since 0.13, where one of
+            them lies in its models folder.
     """
 
     parts: Mapping[str, NamedParts] = field(default_factory=dict)
     file_extras: str = ""
     stops: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    comfy_weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,8 +151,8 @@ class ModelFacts:
         training_adapter: the file, ``owner/name/file`` on the hub, that AI Toolkit's interface trains it with; empty
             where it needs none.
         encoder_qtype: which key of a training job's config is the type of its quantised text encoders.
-        preview_sampler: the value of a training job's ``sample.sampler`` with which AI Toolkit renders as its recipes do;
-            empty where it reads none.
+        preview_sampler: the value of a training job's ``sample.sampler`` with which AI Toolkit renders as its recipes
+            do; empty where it reads none.
         job_files: which keys of a training job's config name other files.
     """
 

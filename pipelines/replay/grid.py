@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, get_args
 
 from ..errors import AITKError, FileError, InputError
-from ..jobs.era import recipes_of
+from ..jobs.era import encoder_types_of, recipes_of
 from ..lora.file import open_lora
 from ..models import find_model
+from ..options import Quantization
 from ..run.request import MAX_SEED, SampleRequest
 from ..words import shown
 from .cell import Cell, Outcome, Place
@@ -53,10 +54,12 @@ def make_grid(job: TrainingJob, base: PipelineHandle, selection: Selection, inpu
     cells: list[Cell] = []
     refused: list[Outcome] = []
     for checkpoint in selection.checkpoints:
+        encoder = encoder_types_of(job, checkpoint)[0]
         for sample, strength in ((s, t) for t in selection.strengths for s in selection.at(checkpoint)):
             place = Place(checkpoint.step, sample.index, strength)
             try:
-                handle = _with_checkpoint(job, base, checkpoint, sample.multiplier * strength)
+                own = _with_encoder(base, encoder) if job.model.encoder_types else base
+                handle = _with_checkpoint(job, own, checkpoint, sample.multiplier * strength)
                 control = controls.of(sample.control_images, folders)
                 cells.append(_cell(place, handle, sample, control, recipes[place.step][0]))
             except AITKError as error:
@@ -107,6 +110,14 @@ def _cell(place: Place, handle: PipelineHandle, sample: JobSample, control: Cont
         control=control,
     )
     return Cell(place, handle, request)
+
+
+def _with_encoder(base: PipelineHandle, said: str) -> PipelineHandle:
+    """The base with its text encoder as the checkpoint's version of AI Toolkit quantised it."""
+    for known in get_args(Quantization):
+        if known == said:
+            return replace(base, options=replace(base.options, text_encoder_quantization=known))
+    raise InputError(f"The text encoder was quantised to {shown(said)} then, which this pack does not have.")
 
 
 def _with_checkpoint(

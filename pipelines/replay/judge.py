@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from ..compare.causes import causes, our_run, recorded_run
 from ..compare.comparison import Verdict, compare_with_file
 from ..compare.pixels import read_picture
+from ..compare.undecided import undecided
 from ..errors import AITKError, FileError
 
 if TYPE_CHECKING:
-    from ..compare.causes import Cause
+    from ..compare.causes import Cause, Described
     from ..compare.comparison import Comparison
     from ..compare.pixels import Pixels
     from ..jobs.job import JobCheckpoint, JobPreview, JobSample, TrainingJob
@@ -96,5 +97,14 @@ def judge(
         recorded = recorded_run(job, sample, checkpoint, (size[1], size[0]), possible)
         saved = None if checkpoint.base or checkpoint.initial else job.save_dtype
         ours = our_run(outcome.report, (pixels.shape[1], pixels.shape[0]), saved)
-        found = () if identical else causes(recorded, ours, base_is_equal=place.index in equal_bases)
+        found = () if identical else _causes(job, checkpoint, recorded, ours, place.index in equal_bases)
         yield Judged(outcome, checkpoint, sample, possible, preview, comparison, found)
+
+
+def _causes(
+    job: TrainingJob, checkpoint: JobCheckpoint, recorded: Described, ours: Described, base_is_equal: bool
+) -> tuple[Cause, ...]:
+    found = causes(recorded, ours, base_is_equal=base_is_equal)
+    left_open = () if base_is_equal else undecided(job, checkpoint, ours)
+    # what only may be comes after what differs
+    return tuple(sorted((*found, *left_open), key=lambda cause: cause.standing))

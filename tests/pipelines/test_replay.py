@@ -198,6 +198,29 @@ def test_each_checkpoint_is_rendered_as_the_version_did_that_saved_it(kept, tmp_
     assert not np.array_equal(first, second)
 
 
+def test_an_encoder_is_quantised_as_in_each_checkpoint_s_version(kept, tmp_path):
+    """FLUX.2's was ``qtype`` up to 0.12.26 and is ``qtype_te`` since 0.13.5; of a save between them both are named."""
+    job = recorded_job("flux2_control")
+    lora = job.checkpoints[1].file
+    saved = [(250, "0.12.26"), (500, ""), (750, "0.13.19")]
+    checkpoints = tuple(JobCheckpoint(step, False, file=lora, trained_with=version) for step, version in saved)
+    preview = job.preview(250, 2)
+    assert preview is not None
+    job = replace(
+        job,
+        model=replace(job.model, encoder_types=("qint8", "qfloat8")),
+        checkpoints=checkpoints,
+        previews=(replace(preview, step=500),),
+    )
+    chosen = select(job, samples="2")
+    found = list(replay(kept, job, recorded_base("flux2"), chosen, tmp_path, CellStore(tmp_path), SILENT))
+    assert [one.outcome.error for one in found] == [""] * 3
+    types = [one.outcome.report["model"]["quantization"]["text_encoder"] for one in found]
+    assert types == ["qint8", "qfloat8", "qfloat8"]
+    (cause,) = [cause for cause in found[1].causes if cause.name == "text_encoder_type"]
+    assert (cause.standing, cause.recorded, cause.ours) == (Standing.POSSIBLE, "qint8 or qfloat8", "qfloat8")
+
+
 def test_strengths_are_times_the_jobs_own(kept, tmp_path):
     job = recorded_job("flux2_control")
     outcomes = _replay(kept, job, tmp_path, "flux2", checkpoints="0,250", samples="1", strengths="0,1,2.0")

@@ -92,6 +92,8 @@ TURBO = replace(
     title="Z-Image Turbo",
     files=_files("Z-Image Turbo", _TURBO_REPOSITORY, None, None),
     defaults=replace(Z_IMAGE.defaults, steps=8, guidance_scale=1.0),
+    # AI Toolkit toolkit/models/v2/diffusion_models/z_image.py (64a20f51)
+    job_files=replace(Z_IMAGE.job_files, comfy_weights=("z_image_turbo_int8_convrot", "z_image_turbo_bf16")),
     training_adapter="ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors",
 )
 

@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from comfyui_aitk.pipelines.compare.causes import Described
+from comfyui_aitk.pipelines.compare.undecided import undecided
 from comfyui_aitk.pipelines.files.header import FileStamp
-from comfyui_aitk.pipelines.jobs.era import recipes_of
+from comfyui_aitk.pipelines.jobs.era import comfy_weights_of, encoder_types_of, recipes_of
 from comfyui_aitk.pipelines.jobs.folder import open_job
 from comfyui_aitk.pipelines.jobs.job import JobCheckpoint, JobPreview
+from comfyui_aitk.pipelines.jobs.model_section import read_model
 from comfyui_aitk.pipelines.models import find_model
 from safetensors.torch import load_file, save_file
 
@@ -99,6 +102,41 @@ def test_a_training_that_samples_where_it_is_taken_up_may_have_done_so_after_the
 
 def test_a_model_that_the_trainer_always_rendered_alike_has_one_recipe():
     assert recipes_of(JOB, JOB.checkpoints[1], find_model("lumina2")) == ("trainer preview",)
+
+
+def test_the_encoder_of_flux2_is_that_of_each_checkpoint_s_version():
+    versions = {250: "0.12.26", 500: "", 750: "0.13.19"}
+    checkpoints = tuple(JobCheckpoint(step, False, trained_with=version) for step, version in versions.items())
+    section = {"arch": "flux2", "name_or_path": "a/b", "quantize": True, "qtype": "uint4", "qtype_te": "qint8"}
+
+    def types(**change):
+        model, _ = read_model({"model": section | change, "train": {"dtype": "bf16"}}, "0.13.19")
+        job = replace(JOB, model=model, checkpoints=checkpoints)
+        return [encoder_types_of(job, one) for one in checkpoints]
+
+    assert types() == [("uint4",), ("qint8", "uint4"), ("qint8",)]
+    assert types(qtype_te="uint4") == [("uint4",)] * 3
+    assert types(arch="omnigen2") == [("qint8",)] * 3
+    assert types(quantize_te=False) == [("none",)] * 3
+
+
+@pytest.mark.parametrize(
+    ("version", "section", "named"),
+    [
+        ("0.12.26", {}, False), ("0.13.19", {}, True), ("", {}, True), ("0.13.0", {}, True),
+        ("0.13.19", {"model_kwargs": {"use_comfy_weights": False}}, False),
+        ("0.13.19", {"name_or_path": "me/other"}, False), ("0.13.19", {"arch": "lumina2"}, False),
+    ],
+)  # fmt: skip
+def test_comfyui_s_files_may_have_been_the_base(version, section, named):
+    section = {"arch": "zimage:turbo", "name_or_path": "Tongyi-MAI/Z-Image-Turbo"} | section
+    model, _ = read_model({"model": section, "train": {"dtype": "bf16"}}, version)
+    checkpoint = JobCheckpoint(250, False, trained_with=version)
+    job = replace(JOB, model=model, checkpoints=(checkpoint,))
+    names = ("z_image_turbo_int8_convrot", "z_image_turbo_bf16")
+    assert comfy_weights_of(job, checkpoint) == (names if named else ())
+    words = " ".join(one.words for one in undecided(job, checkpoint, Described(weights="here")))
+    assert all((name in words) == named for name in (*names, "here"))
 
 
 @pytest.fixture
