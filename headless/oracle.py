@@ -56,7 +56,7 @@ class Oracle:
         from ..pipelines.replay.control import ControlFolders
 
         facts = facts_of(job.model)
-        recipes = recipes_of(job, facts) if facts else ()
+        recipes = {one.step: recipes_of(job, one, facts) for one in selection.checkpoints} if facts else {}
         folders = ControlFolders(job.folder, current_host().input_folder())
         engine = Connection(self.address, self.token, observer)
         witnesses = consult(job, selection, recipes, folders, engine, store, observer, self.seconds)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..nodes.host import PlainHost, use_host
+from ..nodes.job_model import job_pipeline, with_initial_lora
 from ..nodes.observer import NodeObserver
 from ..nodes.sampler import engine
-from ..nodes.training_job import job_pipeline, summary
+from ..nodes.training_job import summary
 from ..pipelines.errors import FileError
 from ..pipelines.jobs.folder import open_job
 from ..pipelines.pictures.saving import make_folder, replace_file
@@ -131,6 +132,7 @@ def _run(arguments: argparse.Namespace) -> int:
     job = open_job(arguments.job.resolve())
     host = PlainHost(arguments.models, arguments.job.resolve(), output, arguments.device)
     use_host(host)
+    job = with_initial_lora(job)
     for folder in (output, *(output / kind for kind in _FOLDERS)):
         make_folder(folder, option("--output", arguments.output))
     with NodeObserver(host, None, "opening the job") as observer:
@@ -205,7 +207,7 @@ def _write_workflow(path: Path, arguments: argparse.Namespace, job: TrainingJob,
     if os.path.isdir(path):
         raise FileError(f"{option('--workflow', path)} is a folder. Name a file.")
     document = json.loads(_EXAMPLE.read_text("utf-8"))
-    step, index = selection.checkpoints[0].step, selection.samples[0].index
+    step, index = selection.checkpoints[0].step, next(iter(selection.columns))
     cell = [str(step), str(index), f"{selection.strengths[0]:g}", not arguments.no_floor]
     for node in document["nodes"]:
         if node["type"] == "AITKTrainingJob":

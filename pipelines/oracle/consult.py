@@ -58,7 +58,7 @@ class Witness:
 def consult(
     job: TrainingJob,
     selection: Selection,
-    recipes: Sequence[str],
+    recipes: Mapping[int, Sequence[str]],
     folders: ControlFolders,
     engine: Connection,
     store: CellStore,
@@ -69,7 +69,7 @@ def consult(
 
     Args:
         job, selection: whose cells.
-        recipes: those that the trainer may have used; empty where nobody knows the model.
+        recipes: step -> those that the trainer may have used; empty where nobody knows the model.
         folders: where control images may lie.
         engine: which.
         store: of finished pictures; each is kept there as soon as it is drawn.
@@ -102,7 +102,7 @@ class _Questions:
     def __init__(
         self,
         job: TrainingJob,
-        recipes: Sequence[str],
+        recipes: Mapping[int, Sequence[str]],
         engine: Connection,
         store: CellStore,
         observer: Observer,
@@ -155,7 +155,7 @@ class _Questions:
             sent=record["model"],
             lora=asked.lora is not None,
             dtype=self._job.model.dtype,
-            recipes=self._recipes,
+            recipes=self._recipes.get(place.step, ()),
             loaded=record["resolved"],
             mode=record["lora_mode"],
         )

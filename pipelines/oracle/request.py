@@ -100,13 +100,13 @@ def ask_for(
         )
     if "lora_path" in job.model.section:
         raise OracleError("The job's model has a lora_path of its own, which the engine takes for a request's LoRA.")
-    if checkpoint.file is None and checkpoint.step:
+    if checkpoint.file is None and not checkpoint.base:
         raise FileError(f"There is no LoRA of step {checkpoint.step} that the engine could be given.")
     if checkpoint.file is not None:
         check_lora(checkpoint.file.path)
     images = sample.control_images[: len(_CONTROL_KEYS)]
     return Asked(
-        model=model_of(job.model, job.trained_with),
+        model=model_of(job.model, checkpoint.trained_with or job.trained_with),
         sample={
             "prompt": sample.prompt,
             "negative_prompt": sample.negative_prompt,

@@ -56,7 +56,8 @@ def ask(
     selection = select(job, **({"checkpoints": "0,250", "samples": "0"} | chosen))
     connection = Connection(parse_address(server.address), Token(token), observer)
     folders = ControlFolders(job.folder, store)
-    return consult(job, selection, ("trainer preview",), folders, connection, CellStore(store), observer, 1.0)
+    recipes = dict.fromkeys((one.step for one in selection.checkpoints), ("trainer preview",))
+    return consult(job, selection, recipes, folders, connection, CellStore(store), observer, 1.0)
 
 
 def test_a_cell_is_asked_for_as_the_job_has_it(server, tmp_path):
@@ -281,7 +282,7 @@ def test_what_is_no_engine_gets_no_token(tmp_path):
 
         threading.Thread(target=serve, daemon=True).start()
         folders = ControlFolders(job.folder, tmp_path)
-        found = consult(job, select(job, "0", "0"), (), folders, engine, CellStore(tmp_path), SILENT, 1.0)
+        found = consult(job, select(job, "0", "0"), {}, folders, engine, CellStore(tmp_path), SILENT, 1.0)
     assert "not as AI Toolkit's engine does" in found[BASE].error
     assert TOKEN.encode() not in b"".join(heard)
 
@@ -294,7 +295,7 @@ def test_no_engine_is_told_and_what_it_drew_before_stays(server, tmp_path):
     engine = Connection(parse_address(f"http://127.0.0.1:{port}"), Token(TOKEN), SILENT)
     folders = ControlFolders(job.folder, tmp_path)
     selection = select(job, "0,250", "0,1")
-    found = consult(job, selection, (), folders, engine, CellStore(tmp_path), SILENT, 1.0)
+    found = consult(job, selection, {}, folders, engine, CellStore(tmp_path), SILENT, 1.0)
     assert [one.picture is not None for one in found.values()] == [True, False, True, False]
     assert f"at http://127.0.0.1:{port} cannot be reached" in found[Place(0, 1)].error
 
