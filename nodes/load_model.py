@@ -53,6 +53,7 @@ class LoadAITKModel:
                     ["auto", *DTYPES],
                     {
                         "default": "auto",
+                        "advanced": True,
                         "tooltip": "What the model computes in. auto is bfloat16, as in AI Toolkit's jobs; another one "
                         "makes another picture.",
                     },
@@ -63,6 +64,7 @@ class LoadAITKModel:
                     "STRING",
                     {
                         "default": "",
+                        "advanced": True,
                         "tooltip": "Another Hugging Face repository of this model, as owner/name; only with weights = "
                         "default. Log in with 'hf auth login' or HF_TOKEN where it is gated.",
                     },

@@ -47,6 +47,7 @@ class ApplyAITKLoRA:
                     list(APPLICATIONS),
                     {
                         "default": "auto",
+                        "advanced": True,
                         "tooltip": "merged: into the weights, in float32, as the trainer does before a preview round. "
                         "live: beside the weights, also on quantised ones. auto: the recipe's own way. In bfloat16 the "
                         "two are different pictures.",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..pipelines.machine.residence import Residence
 
 MAX_WIDGET_SEED = 2**53  # the largest whole number that the editor, a JavaScript program, holds exactly
+_SIDE_STEP = 16  # every size that it gives is rendered as it is by all recipes but those that floor to 32
 _MAX_SIDE = 16384  # ComfyUI's own limit of a side; the model's, which the run checks, is lower
 
 
@@ -132,7 +133,8 @@ class AITKSampler:
                         "default": defaults.seed,
                         "min": 0,
                         "max": MAX_WIDGET_SEED,
-                        "control_after_generate": "fixed",
+                        # a word would be the default, and the name of the control widget in frontends before 1.58
+                        "control_after_generate": True,
                     }
                     | tooltip(
                         "AITKSampler.seed",
@@ -151,12 +153,13 @@ class AITKSampler:
                     "STRING",
                     {
                         "default": "",
+                        "advanced": True,
                         "tooltip": "Replaces [trigger] and [name] in the prompt; empty leaves them as they are.",
                     },
                 ),
                 "system_prompt": (
                     "STRING",
-                    {"default": "", "multiline": True, "dynamicPrompts": False}
+                    {"default": "", "multiline": True, "dynamicPrompts": False, "advanced": True}
                     | tooltip(
                         "AITKSampler.system_prompt",
                         "The instruction in front of the prompt; empty is the recipe's own.",
@@ -168,6 +171,7 @@ class AITKSampler:
                         "default": 1,
                         "min": 1,
                         "max": MAX_BATCH,
+                        "advanced": True,
                         "tooltip": "Pictures. Each is computed alone, equal to a single run with its seed.",
                     },
                 ),
@@ -188,6 +192,7 @@ class AITKSampler:
                         "min": MIN_DENOISE,
                         "max": 1.0,
                         "step": 0.01,
+                        "advanced": True,
                         "tooltip": "1 starts from noise; less keeps more of the latent. Works as in KSampler.",
                     },
                 ),
@@ -314,7 +319,7 @@ def _side(name: str, default: int) -> tuple[str, dict[str, Any]]:
             "default": default,
             "min": 0,
             "max": _MAX_SIDE,
-            "step": 8,
+            "step": _SIDE_STEP,
             "tooltip": f"{name} in pixels. The recipe snaps it; the size that was rendered is on the outputs.",
         },
     )

@@ -69,7 +69,9 @@ def search_words(*own: str) -> list[str]:
 
 def widget(option: Option) -> tuple[Any, dict[str, Any]]:
     """An option that models declare as one of ComfyUI's inputs."""
-    about = {"default": option.default, "tooltip": option.tooltip}
+    about: dict[str, Any] = {"default": option.default, "tooltip": option.tooltip}
+    if option.advanced:
+        about["advanced"] = True
     if option.choices:
         return list(option.choices), about
     if isinstance(option.default, bool):

@@ -14,6 +14,7 @@ import pytest
 from comfyui_aitk import WEB_DIRECTORY
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
+from comfyui_aitk.pipelines.models import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 # part of every shared workflow: these lists only grow at their end
@@ -57,6 +58,15 @@ OUTPUTS = {
         ("ours", "IMAGE"), ("trainer", "IMAGE"), ("contact_sheet", "IMAGE"), ("report", "STRING"),
     ],
 }  # fmt: skip
+# what Nodes 2.0 folds away until it is asked for
+ADVANCED = {
+    "LoadAITKModel": ["dtype", "repo_id"],
+    "AITKRuntimeOptions": [
+        "text_encoder_attention", "transformer_attention", "compile", "embeddings_on_disk", "step_caching",
+    ],
+    "ApplyAITKLoRA": ["application"],
+    "AITKSampler": ["trigger_word", "system_prompt", "batch_size", "denoise"],
+}  # fmt: skip
 DEFAULTS = {
     "width": 1024,
     "height": 1024,
@@ -85,6 +95,29 @@ def test_defaults_are_the_model_page_s(host):
     assert {name: inputs[name][1]["default"] for name in DEFAULTS} == DEFAULTS
     assert inputs["seed"][1]["max"] == 2**53
     assert inputs["recipe"][0][:3] == ["reference pipeline", "trainer preview", "sd-scripts"]
+
+
+def test_what_most_runs_leave_alone_is_folded_away(host):
+    found = {
+        name: [label for label, (_, options) in _inputs(cls).items() if options.get("advanced")]
+        for name, cls in NODE_CLASS_MAPPINGS.items()
+    }
+    assert {name: labels for name, labels in found.items() if labels} == ADVANCED
+
+
+def test_sizes_step_to_what_is_rendered_and_saved_ones_stay(host):
+    inputs = _inputs(NODE_CLASS_MAPPINGS["AITKSampler"])
+    for name in ("width", "height"):
+        step = inputs[name][1]["step"]
+        floors = {recipe.size.floor for facts in catalogue().values() for recipe in facts.recipes.values()}
+        assert {floor for floor in floors if step % floor} == {32}
+        # the page rounds to min + n x step: a saved 1000 is no such number, and must not become one by another min
+        assert inputs[name][1]["min"] == 0
+
+
+def test_the_seed_s_control_has_its_usual_name(host):
+    """A word would name the widget so: frontend 1.45, scripts/widgets.ts addValueControlWidget."""
+    assert _inputs(NODE_CLASS_MAPPINGS["AITKSampler"])["seed"][1]["control_after_generate"] is True
 
 
 @pytest.mark.parametrize("name", INPUTS)
