@@ -280,13 +280,15 @@ class AITKSampler:
             from ..pipelines.run.sample import sample
 
             result = sample(engine(), pipeline, request, observer)
-        host.show_text(unique_id, "\n".join(result.notes) or f"{result.size.width} x {result.size.height}, {recipe}")
+        closing = "\n".join(result.notes) or f"{result.size.width} x {result.size.height}, {recipe}"
+        host.show_text(unique_id, closing)
         report = json.dumps(result.report, ensure_ascii=False, indent=1)
         size = result.size
         latents = {"samples": result.latent}
         return {
-            # kept in the server's history, where a client that is not the page finds it
-            "ui": {REPORT_KEY: [report]},
+            # outlives the run: the editor takes progress texts away at its end, and shows these; the server's history
+            # keeps them for clients that are no page
+            "ui": {REPORT_KEY: [report], "text": [closing]},
             "result": (result.images, pipeline, size.width, size.height, latents, result.sigmas, report),
         }
 
