@@ -16,7 +16,15 @@ from ..pipelines.run.request import MAX_BATCH, MAX_STEPS, MIN_DENOISE, SampleReq
 from .host import current_host
 from .observer import NodeObserver
 from .save_image import REPORT_KEY
-from .shared import CATEGORY, check_pipeline, search_words, takes_control_images, tooltip
+from .shared import (
+    CATEGORY,
+    check_pipeline,
+    latent_samples,
+    recipe_names,
+    search_words,
+    takes_control_images,
+    tooltip,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +93,7 @@ class AITKSampler:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         defaults = find_model(DEFAULT_MODEL).defaults
-        recipes = list(dict.fromkeys(name for model in catalogue().values() for name in model.recipes))
+        recipes = recipe_names()
         return {
             "required": {
                 "pipeline": ("AITK_PIPELINE", {"tooltip": "From Load AITK Model or Apply AITK LoRA."}),
@@ -270,7 +278,7 @@ class AITKSampler:
             system_prompt=system_prompt,
             batch_size=batch_size,
             denoise=denoise,
-            latent=None if latent is None else latent_samples(latent),
+            latent=None if latent is None else _start(latent),
             latent_downscale=None if latent is None else _downscale(latent),
             control=control,
             recipe_options=recipe_options or Chosen(),
@@ -293,19 +301,16 @@ class AITKSampler:
         }
 
 
-def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
+def _start(latent: dict[str, Any]) -> torch.Tensor:
     """The tensor of ComfyUI's LATENT.
 
     Raises:
         InputError: it carries a mask, which this sampler would have to ignore.
     """
-    if not isinstance(latent, dict) or "samples" not in latent:
-        raise InputError("latent is no LATENT. Connect a node that gives one.")
-    if latent["samples"] is None:
-        raise InputError("latent is empty: it has no samples. Connect another node.")
+    samples = latent_samples(latent)
     if latent.get("noise_mask") is not None:
         raise InputError("The latent carries an inpainting mask, which this sampler does not apply. Remove the mask.")
-    return latent["samples"]
+    return samples
 
 
 def _downscale(latent: dict[str, Any]) -> int | None:

@@ -15,6 +15,8 @@ from ..pipelines.words import shown
 from .host import current_host
 
 if TYPE_CHECKING:
+    import torch
+
     from ..pipelines.models.option import Option
 
 CATEGORY = "AITK"
@@ -39,6 +41,20 @@ def check_number(name: str, value: object, *, whole: bool = False) -> None:
     # no float is as large as some whole numbers
     if not fits or not abs(value) <= sys.float_info.max:  # pyright: ignore[reportArgumentType]
         raise InputError(f"{name} is {shown(value)}: choose a {'whole ' if whole else ''}number.")
+
+
+def latent_samples(latent: object) -> torch.Tensor:
+    """The tensor of ComfyUI's LATENT; raises InputError where something else is connected."""
+    if not isinstance(latent, dict) or "samples" not in latent:
+        raise InputError("latent is no LATENT. Connect a node that gives one.")
+    if latent["samples"] is None:
+        raise InputError("latent is empty: it has no samples. Connect another node.")
+    return latent["samples"]
+
+
+def recipe_names() -> list[str]:
+    """All models' recipes, each once; the first is the default."""
+    return list(dict.fromkeys(name for model in catalogue().values() for name in model.recipes))
 
 
 def why_refused(name: str, kinds: Sequence[str], what: str) -> str:

@@ -39,6 +39,12 @@ INPUTS = {
     "AITKComparePreviews": ["ours", "trainer", "floor", "format"],
     "AITKTrainingJob": ["job", "weights"],
     "AITKReplayPreviews": ["job", "pipeline", "checkpoints", "samples", "strengths", "measure_floor"],
+    "AITKEncodeImage": ["images", "pipeline", "recipe"],
+    "AITKDecodeLatent": ["latent", "pipeline", "recipe"],
+    "AITKLoRAStack": [
+        "pipeline", "application",
+        *(f"{name}_{slot}" for slot in range(1, 7) for name in ("lora", "strength", "on")),
+    ],
 }  # fmt: skip
 OUTPUTS = {
     "LoadAITKModel": [("pipeline", "AITK_PIPELINE")],
@@ -57,6 +63,9 @@ OUTPUTS = {
     "AITKReplayPreviews": [
         ("ours", "IMAGE"), ("trainer", "IMAGE"), ("contact_sheet", "IMAGE"), ("report", "STRING"),
     ],
+    "AITKEncodeImage": [("latent", "LATENT")],
+    "AITKDecodeLatent": [("image", "IMAGE")],
+    "AITKLoRAStack": [("pipeline", "AITK_PIPELINE"), ("trigger_words", "STRING"), ("info", "STRING")],
 }  # fmt: skip
 # what Nodes 2.0 folds away until it is asked for
 ADVANCED = {
@@ -66,6 +75,7 @@ ADVANCED = {
     ],
     "ApplyAITKLoRA": ["application"],
     "AITKSampler": ["trigger_word", "system_prompt", "batch_size", "denoise"],
+    "AITKLoRAStack": ["application"],
 }  # fmt: skip
 DEFAULTS = {
     "width": 1024,
