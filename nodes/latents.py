@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..pipelines.errors import InputError
-from ..pipelines.handle import PipelineHandle
 from .host import current_host
 from .observer import NodeObserver
 from .sampler import engine
@@ -14,6 +13,8 @@ from .shared import CATEGORY, check_pipeline, check_texts, latent_samples, recip
 
 if TYPE_CHECKING:
     import torch
+
+    from ..pipelines.handle import PipelineHandle
 
 _IMPORTING = "importing PyTorch and diffusers"
 _PIPELINE = ("AITK_PIPELINE", {"tooltip": "From Load AITK Model: whose VAE. Its LoRAs change nothing here."})
