@@ -40,7 +40,7 @@ class AITKEncodeImage:
     FUNCTION = "encode"
     CATEGORY = CATEGORY
     DESCRIPTION = "Makes a latent of a picture with the pipeline's own VAE, at a size that the recipe renders."
-    SEARCH_ALIASES = search_words("vae encode", "encode image", "image to latent", "img2img", "image to image")
+    SEARCH_ALIASES = search_words("vae encode", "encode image", "image to latent", "img2img", "image to image", "vae")
 
     def encode(
         self, images: torch.Tensor, pipeline: PipelineHandle, recipe: str, unique_id: str | None = None
@@ -79,7 +79,7 @@ class AITKDecodeLatent:
     FUNCTION = "decode"
     CATEGORY = CATEGORY
     DESCRIPTION = "Makes pictures of latents with the pipeline's own VAE, as the sampler makes its own."
-    SEARCH_ALIASES = search_words("vae decode", "decode latent", "latent to image")
+    SEARCH_ALIASES = search_words("vae decode", "decode latent", "latent to image", "vae")
 
     def decode(
         self, latent: dict[str, Any], pipeline: PipelineHandle, recipe: str, unique_id: str | None = None

@@ -103,7 +103,7 @@ class LoadAITKModel:
     FUNCTION = "load"
     CATEGORY = CATEGORY
     DESCRIPTION = "Chooses a model that AI Toolkit trains and where its weights come from."
-    SEARCH_ALIASES = search_words("ai toolkit", "ostris", "load diffusers model", "model loader")
+    SEARCH_ALIASES = search_words("load model", "model loader", "checkpoint loader", "load diffusers model", "gguf")
 
     @classmethod
     def VALIDATE_INPUTS(cls, weights: str | None = None) -> bool | str:

@@ -67,7 +67,16 @@ class ApplyAITKLoRA:
     CATEGORY = CATEGORY
     DESCRIPTION = "Adds a LoRA of AI Toolkit, kohya's sd-scripts or LyCORIS. Chain several: they apply in order."
     SEARCH_ALIASES = search_words(
-        "ai toolkit lora", "lora loader", "load lora", "ostris", "kohya", "lycoris", "lokr", "loha", "dora"
+        "lora",
+        "lora loader",
+        "load lora",
+        "ai toolkit lora",
+        "trigger word",
+        "kohya",
+        "lycoris",
+        "lokr",
+        "loha",
+        "dora",
     )
 
     @classmethod

@@ -79,7 +79,9 @@ class AITKLoRAStack:
     FUNCTION = "apply"
     CATEGORY = CATEGORY
     DESCRIPTION = "Adds up to six LoRAs, each with a strength and a switch. The same as a chain of Apply AITK LoRA."
-    SEARCH_ALIASES = search_words("lora stack", "multiple loras", "load loras", "power lora loader")
+    SEARCH_ALIASES = search_words(
+        "lora", "lora stack", "multiple loras", "load lora", "power lora loader", "trigger word"
+    )
 
     @classmethod
     def VALIDATE_INPUTS(

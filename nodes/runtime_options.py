@@ -134,8 +134,8 @@ class AITKRuntimeOptions:
     CATEGORY = CATEGORY
     DESCRIPTION = "How weights are held and run: quantisation, attention kernels, placement, compilation, step caching."
     SEARCH_ALIASES = search_words(
-        "quantize", "quanto", "qfloat8", "qint8", "fp8", "torchao", "float8", "uint4", "4 bit", "low vram",
-        "flash attention", "sage attention", "block swap", "offload", "vram", "memory", "step cache",
+        "quantization", "quantize", "quanto", "qfloat8", "qint8", "fp8", "torchao", "float8", "uint4", "4 bit",
+        "low vram", "flash attention", "sage attention", "block swap", "offload", "vram", "memory", "step cache",
         "first block cache", "teacache", "wavespeed",
     )  # fmt: skip
 

@@ -226,7 +226,9 @@ class AITKSampler:
     FUNCTION = "sample"
     CATEGORY = CATEGORY
     DESCRIPTION = "Renders as the chosen reference does: schedule, templates, snapping, guidance, seeding and LoRA."
-    SEARCH_ALIASES = search_words("ai toolkit sampler", "ksampler", "preview", "ostris")
+    SEARCH_ALIASES = search_words(
+        "ai toolkit sampler", "ksampler", "text to image", "image to image", "trainer preview", "sample", "trigger word"
+    )
 
     @classmethod
     def VALIDATE_INPUTS(cls, seed: int | None = None) -> bool | str:

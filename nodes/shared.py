@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..pipelines.models.option import Option
 
 CATEGORY = "AITK"
+PACK_WORDS = ("ai toolkit", "aitk", "ostris")  # what people look for who do not know the nodes' names
 
 
 def check_pipeline(value: object) -> None:
@@ -79,8 +80,9 @@ def tooltip(node_input: str, text: str) -> dict[str, str]:
 
 
 def search_words(*own: str) -> list[str]:
-    """A node's own words and those of all models, each once."""
-    return list(dict.fromkeys([*own, *(word for facts in catalogue().values() for word in facts.words.search)]))
+    """A node's own words, the pack's, and those of all models, each once."""
+    models = (word for facts in catalogue().values() for word in facts.words.search)
+    return list(dict.fromkeys([*own, *PACK_WORDS, *models]))
 
 
 def widget(option: Option) -> tuple[Any, dict[str, Any]]:

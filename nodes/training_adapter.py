@@ -41,7 +41,7 @@ class AITKTrainingAdapter:
         "the weights and taken off live, as in the trainer. It changes no more than the last bits of bfloat16: leave "
         "it out where you do not compare with a preview."
     )
-    SEARCH_ALIASES = search_words("training adapter", "assistant lora", "de-distill", "turbo", "ostris")
+    SEARCH_ALIASES = search_words("training adapter", "assistant lora", "lora", "de-distill", "turbo")
 
     @classmethod
     def VALIDATE_INPUTS(cls, adapter_name: str | None = None) -> bool | str:

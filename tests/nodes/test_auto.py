@@ -108,7 +108,7 @@ def test_a_size_that_nobody_released_is_any_of_its_kind(files):
 
 
 def test_without_weights_nothing_tells(files):
-    with pytest.raises(InputError, match="weights is default. Choose your weights, or set model to one of: lumina2"):
+    with pytest.raises(InputError, match=r"weights is default\. Choose your weights, or set model to one of: lumina2"):
         LOAD().load("auto", "default", "auto")
 
 

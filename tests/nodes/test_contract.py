@@ -144,6 +144,32 @@ def test_every_node_explains_itself(host, name):
         assert f"`{label}`" in page, f"the help page does not name the input {label}"
 
 
+@pytest.mark.parametrize(
+    ("words", "nodes"),
+    [
+        ("ai toolkit", list(INPUTS)),
+        ("aitk", list(INPUTS)),
+        ("ostris", list(INPUTS)),
+        ("lora", ["ApplyAITKLoRA", "AITKLoRAStack", "AITKTrainingAdapter"]),
+        ("load lora", ["ApplyAITKLoRA", "AITKLoRAStack"]),
+        ("trigger word", ["ApplyAITKLoRA", "AITKSampler", "AITKLoRAStack"]),
+        ("quantization", ["AITKRuntimeOptions"]),
+        ("vae encode", ["AITKEncodeImage"]),
+        ("vae decode", ["AITKDecodeLatent"]),
+        ("preview", ["AITKSampler", "AITKComparePreviews", "AITKReplayPreviews"]),
+        ("load model", ["LoadAITKModel"]),
+    ],
+)
+def test_people_s_words_find_the_nodes(host, words, nodes):
+    """As the editor's search does: in the id, the display name and the aliases."""
+
+    def said(name: str) -> list[str]:
+        cls = NODE_CLASS_MAPPINGS[name]
+        return [name.lower(), NODE_DISPLAY_NAME_MAPPINGS[name].lower(), *cls.SEARCH_ALIASES]
+
+    assert [name for name in nodes if not any(words in text for text in said(name))] == []
+
+
 def test_importing_the_pack_is_light():
     """No heavy library, and not even ComfyUI: it imports within its own start, beside a hundred other packs."""
     code = (
