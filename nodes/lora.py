@@ -9,10 +9,8 @@ from ..pipelines.errors import InputError
 from ..pipelines.files.header import FileStamp
 from ..pipelines.models import find_model
 from ..pipelines.options import APPLICATIONS, Application
-from ..pipelines.weights.untrusted_names import resolve_name
 from ..pipelines.words import shown
-from .host import current_host
-from .shared import CATEGORY, check_number, check_pipeline, roots, search_words, why_refused
+from .shared import CATEGORY, check_number, check_pipeline, chosen_file, file_choices, search_words, why_no_file
 
 if TYPE_CHECKING:
     from ..pipelines.handle import PipelineHandle
@@ -29,7 +27,7 @@ class ApplyAITKLoRA:
             "required": {
                 "pipeline": ("AITK_PIPELINE", {"tooltip": "From Load AITK Model or another Apply AITK LoRA."}),
                 "lora_name": (
-                    current_host().model_files("loras", LORA_SUFFIXES),
+                    file_choices("loras", LORA_SUFFIXES),
                     {"tooltip": "A file in ComfyUI's 'loras' folder: AI Toolkit's, kohya's, ComfyUI's or LyCORIS'."},
                 ),
                 "strength": (
@@ -82,7 +80,7 @@ class ApplyAITKLoRA:
     @classmethod
     def VALIDATE_INPUTS(cls, lora_name: str | None = None) -> bool | str:
         """Refuses a file that is not there or not allowed when the prompt is queued; a linked name waits."""
-        return lora_name is None or why_refused(lora_name, ("loras",), "LoRA") or True
+        return lora_name is None or why_no_file(lora_name, "loras", "LoRA") or True
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str | None = None, **_: Any) -> str:
@@ -129,4 +127,4 @@ def lora_stamps(lora_name: str) -> tuple[object, ...]:
 
 def lora_path(lora_name: str) -> Path:
     """The file of a name; raises FileError."""
-    return resolve_name(lora_name, roots("loras"), "LoRA")
+    return chosen_file(lora_name, "loras", "LoRA")

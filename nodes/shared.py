@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipelines.errors import InputError
+from ..pipelines.errors import FileError, InputError
 from ..pipelines.handle import PipelineHandle
 from ..pipelines.models import catalogue
 from ..pipelines.weights.choice import why_refused as why_name_refused
+from ..pipelines.weights.untrusted_names import resolve_name
 from ..pipelines.words import shown
 from .host import current_host
 
@@ -61,6 +62,40 @@ def recipe_names() -> list[str]:
 def why_refused(name: str, kinds: Sequence[str], what: str) -> str:
     """The message of a name that cannot be resolved below the folders of model kinds; empty for one that can."""
     return why_name_refused(name, kinds, what, roots)
+
+
+def file_choices(kind: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The files of a model kind for a list to choose from; of an empty folder, words that say so."""
+    return current_host().model_files(kind, suffixes) or [_empty(kind)]
+
+
+def chosen_file(name: str, kind: str, what: str) -> Path:
+    """The file of a name from :func:`file_choices`.
+
+    Raises:
+        FileError: there is none, or the name is none that a workflow may have; says what to do.
+    """
+    if name == _empty(kind):
+        raise FileError(
+            f"No {what} is chosen: ComfyUI's {kind!r} folder holds none. Put the file there (models/{kind}, or a "
+            "folder of extra_model_paths.yaml), press R in the editor, and choose it. To go on without it, bypass "
+            "this node (Ctrl+B)."
+        )
+    return resolve_name(name, roots(kind), what)
+
+
+def why_no_file(name: str, kind: str, what: str) -> str:
+    """The message of a name that :func:`chosen_file` refuses; empty for another."""
+    try:
+        chosen_file(name, kind, what)
+    except FileError as error:
+        return str(error)
+    return ""
+
+
+def _empty(kind: str) -> str:
+    # an empty list shows as "undefined"
+    return f"no file in {kind!r} yet"
 
 
 def roots(kind: str) -> Sequence[Path]:
