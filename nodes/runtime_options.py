@@ -40,6 +40,8 @@ class AITKRuntimeOptions:
                     list(QUANTIZATION_CHOICES),
                     {
                         "default": "model default",
+                        # the classic canvas makes a node as wide as its longest label, and cuts that row's value
+                        "display_name": "transformer as",
                         "tooltip": quantization.format("How the transformer's weights are held.", "'qtype'"),
                     },
                 ),
@@ -47,6 +49,7 @@ class AITKRuntimeOptions:
                     list(QUANTIZATION_CHOICES),
                     {
                         "default": "model default",
+                        "display_name": "text encoder as",
                         "tooltip": quantization.format("How the text encoder's weights are held.", "'qtype_te'")
                         + " AI Toolkit's own interface sets it to qfloat8: choose that to match its previews.",
                     },

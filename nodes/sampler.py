@@ -10,7 +10,7 @@ from ..pipelines.errors import InputError
 from ..pipelines.handle import ControlImages, PipelineHandle
 from ..pipelines.machine.ram import total_ram
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
-from ..pipelines.models.recipe import SUMMARIES
+from ..pipelines.models.recipe import SUMMARIES, TRAINER_PREVIEW
 from ..pipelines.options import Chosen
 from ..pipelines.run.request import MAX_BATCH, MAX_STEPS, MIN_DENOISE, SampleRequest, check_seed
 from .host import current_host
@@ -154,7 +154,9 @@ class AITKSampler:
                     recipes,
                     {
                         "default": recipes[0],
-                        "tooltip": f"{_recipes()} They are different pictures.",
+                        "display_name": "render as (recipe)",
+                        "tooltip": f"For the samples that AI Toolkit drew choose {TRAINER_PREVIEW}. {_recipes()} They "
+                        "are different pictures.",
                     },
                 ),
                 "trigger_word": (

@@ -77,6 +77,12 @@ ADVANCED = {
     "AITKSampler": ["trigger_word", "system_prompt", "batch_size", "denoise"],
     "AITKLoRAStack": ["application"],
 }  # fmt: skip
+# sockets of the pack's own, which wires in saved workflows and the editor's colours go by
+SOCKETS = {
+    "AITK_PIPELINE", "AITK_OPTIONS", "AITK_CONTROL", "AITK_RECIPE_OPTIONS", "AITK_JOB", "IMAGE", "LATENT",
+}  # fmt: skip
+# a longer one leaves a classic node no room for the value beside it
+LONGEST_LABEL = len("text_encoder_attention")
 DEFAULTS = {
     "width": 1024,
     "height": 1024,
@@ -113,6 +119,17 @@ def test_what_most_runs_leave_alone_is_folded_away(host):
         for name, cls in NODE_CLASS_MAPPINGS.items()
     }
     assert {name: labels for name, labels in found.items() if labels} == ADVANCED
+
+
+def test_socket_types_are_the_published_ones(host):
+    kinds = {kind for cls in NODE_CLASS_MAPPINGS.values() for kind, _ in _inputs(cls).values() if isinstance(kind, str)}
+    assert kinds - {"STRING", "INT", "FLOAT", "BOOLEAN"} == SOCKETS
+
+
+def test_a_list_s_label_leaves_room_for_its_value(host):
+    for cls in NODE_CLASS_MAPPINGS.values():
+        for name, (kind, options) in _inputs(cls).items():
+            assert len(options.get("display_name", name)) <= LONGEST_LABEL or isinstance(kind, str), name
 
 
 def test_sizes_step_to_what_is_rendered_and_saved_ones_stay(host):
