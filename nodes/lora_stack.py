@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..pipelines.errors import AITKError, FileError, InputError
+from ..pipelines.errors import AITKError, InputError
 from ..pipelines.options import APPLICATIONS
-from ..pipelines.weights.untrusted_names import check_name
 from ..pipelines.words import shown
 from .host import current_host
 from .lora import LORA_SUFFIXES, check_application, lora_stamps, with_lora
@@ -92,17 +91,13 @@ class AITKLoRAStack:
         lora_4: str | None = None,
         lora_5: str | None = None,
         lora_6: str | None = None,
-    ) -> bool | str:
+    ) -> bool:
         """Takes the names' check from ComfyUI, which would refuse a file that is not there in a slot that is off.
 
-        A file that is not there in a slot that is on is refused when the node runs, which is before anything loads.
+        A name that is not there or not allowed, in a slot that is on, is refused when the node runs, which is before
+        anything loads: what this method said would be shown once for each of its parameters.
         """
-        for n, name in enumerate((lora_1, lora_2, lora_3, lora_4, lora_5, lora_6), 1):
-            if name is not None:
-                try:
-                    check_name(name, f"lora_{n}")
-                except FileError as error:
-                    return str(error)
+        del lora_1, lora_2, lora_3, lora_4, lora_5, lora_6
         return True
 
     @classmethod
