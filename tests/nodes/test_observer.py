@@ -143,7 +143,7 @@ def test_a_node_that_was_stopped_does_not_look_as_if_it_worked(page):
     page.cancel_at = "decoding picture 2"
     with pytest.raises(Cancel):
         _sample(pipeline)
-    assert page.texts[-1] == ("9", "stopped (decoding picture 2 of 2)")
+    assert page.texts[-1] == ("9", "stopped while decoding picture 2 of 2")
 
 
 def test_closing_notes_are_an_output_of_the_run(page):
