@@ -2,8 +2,10 @@
 
 from .compare import AITKComparePreviews
 from .control import AITKControlImages
+from .latents import AITKDecodeLatent, AITKEncodeImage
 from .load_model import LoadAITKModel
 from .lora import ApplyAITKLoRA
+from .lora_stack import AITKLoRAStack
 from .recipe_options import AITKRecipeOptions
 from .runtime_options import AITKRuntimeOptions
 from .sampler import AITKSampler
@@ -24,6 +26,9 @@ NODE_CLASS_MAPPINGS = {
     "AITKComparePreviews": AITKComparePreviews,
     "AITKTrainingJob": AITKTrainingJob,
     "AITKReplayPreviews": AITKReplayPreviews,
+    "AITKEncodeImage": AITKEncodeImage,
+    "AITKDecodeLatent": AITKDecodeLatent,
+    "AITKLoRAStack": AITKLoRAStack,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -38,6 +43,9 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AITKComparePreviews": "AITK Compare Previews",
     "AITKTrainingJob": "AITK Training Job",
     "AITKReplayPreviews": "AITK Replay Previews",
+    "AITKEncodeImage": "AITK Encode Image",
+    "AITKDecodeLatent": "AITK Decode Latent",
+    "AITKLoRAStack": "AITK LoRA Stack",
 }
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -32,7 +32,7 @@ class AITKControlImages:
     FUNCTION = "collect"
     CATEGORY = CATEGORY
     DESCRIPTION = "Reference images for models that edit or combine pictures, in order. " + takes_control_images()
-    SEARCH_ALIASES = search_words("reference image", "ctrl_img", "edit", "control image")
+    SEARCH_ALIASES = search_words("reference image", "ctrl_img", "image edit", "control image")
 
     def collect(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from ..pipelines.errors import AITKError, FileError, InputError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..pipelines.weights.checkpoint import Checkpoint
     from ..pipelines.weights.source import Source
 
+AUTO = "auto"
 _DENSE = tuple(suffix for suffix in SUFFIXES if suffix != ".gguf")  # nobody packs an autoencoder
 
 
@@ -33,10 +35,12 @@ class LoadAITKModel:
         return {
             "required": {
                 "model": (
-                    list(catalogue()),
+                    # auto is the last: it came later
+                    [*catalogue(), AUTO],
                     {
                         "default": DEFAULT_MODEL,
-                        "tooltip": "The model family, by AI Toolkit's name (arch in its job).",
+                        "tooltip": "The model family, by AI Toolkit's name (arch in its job). auto: told from the file "
+                        "or folder that weights names.",
                     },
                 ),
                 "weights": (
@@ -54,6 +58,7 @@ class LoadAITKModel:
                     ["auto", *DTYPES],
                     {
                         "default": "auto",
+                        "advanced": True,
                         "tooltip": "What the model computes in. auto is bfloat16, as in AI Toolkit's jobs; another one "
                         "makes another picture.",
                     },
@@ -64,6 +69,7 @@ class LoadAITKModel:
                     "STRING",
                     {
                         "default": "",
+                        "advanced": True,
                         "tooltip": "Another Hugging Face repository of this model, as owner/name; only with weights = "
                         "default. Log in with 'hf auth login' or HF_TOKEN where it is gated.",
                     },
@@ -98,7 +104,7 @@ class LoadAITKModel:
     FUNCTION = "load"
     CATEGORY = CATEGORY
     DESCRIPTION = "Chooses a model that AI Toolkit trains and where its weights come from."
-    SEARCH_ALIASES = search_words("ai toolkit", "ostris", "load diffusers model", "model loader")
+    SEARCH_ALIASES = search_words("load model", "model loader", "checkpoint loader", "load diffusers model", "gguf")
 
     @classmethod
     def VALIDATE_INPUTS(cls, weights: str | None = None) -> bool | str:
@@ -124,7 +130,7 @@ class LoadAITKModel:
 
         # None: linked, and not known yet
         choice = _choice(weights or DEFAULT, text_encoder or DEFAULT, vae or DEFAULT)
-        found = local_sources(find_model(model or DEFAULT_MODEL).files, choice, roots)
+        found = local_sources(_facts(model or DEFAULT_MODEL, choice).files, choice, roots)
         stamps = [stamp for source in found.values() for stamp in source.files]
         return str(hash(tuple(stamps))) if stamps else ""
 
@@ -143,20 +149,30 @@ class LoadAITKModel:
         check_texts(texts | {"text_encoder": text_encoder, "vae": vae})
         if options is not None and not isinstance(options, RuntimeOptions):
             raise InputError("options is no AITK_OPTIONS. Connect AITK Runtime Options.")
-        facts = find_model(model)
+        choice = _choice(weights, text_encoder, vae, repo_id)
+        facts = _facts(model, choice)
         if dtype != "auto" and dtype not in DTYPES:
             raise InputError(f"dtype {shown(dtype)} is unknown. Choose auto, {', '.join(DTYPES)}.")
         host = current_host()
         with NodeObserver(host, unique_id, "opening the files") as observer:
-            checkpoint = chosen_checkpoint(facts, _choice(weights, text_encoder, vae, repo_id), observer)
-        if observer.spoke:
-            host.show_text(unique_id, checkpoint.name)
+            checkpoint = chosen_checkpoint(facts, choice, observer)
+        if observer.spoke or model == AUTO:
+            host.show_text(unique_id, f"{facts.title}: {checkpoint.name}" if model == AUTO else checkpoint.name)
         run_dtype = "bfloat16" if dtype == "auto" else cast("DType", dtype)
         return (PipelineHandle(facts.id, checkpoint, run_dtype, options or RuntimeOptions(), lease=Lease()),)
 
 
 def _choice(weights: str, text_encoder: str, vae: str, repo_id: str = "") -> Choice:
     return Choice(weights, repo_id, {"encoder": text_encoder, "autoencoder": vae})
+
+
+def _facts(model: str, choice: Choice) -> ModelFacts:
+    """The catalogue's entry of a name, or of what the weights tell."""
+    if model != AUTO:
+        return find_model(model)
+    from ..pipelines.models.telling import model_of
+
+    return model_of(choice.weights, roots)
 
 
 def chosen_checkpoint(
@@ -217,10 +233,11 @@ def _check_family(facts: ModelFacts, name: str, config: Mapping[str, Any]) -> No
 
 
 def weights_names() -> list[str]:
-    """What ``weights`` can be: the default, model folders, and single files."""
+    """What ``weights`` can be: the default, model folders, denoisers alone, and whole checkpoints; each by name."""
     host = current_host()
-    folders = [name for marker in _markers() for kind in FOLDERS for name in host.model_folders(kind, marker)]
-    return list(dict.fromkeys([DEFAULT, *folders, *_files(WEIGHT_FILES, tuple(SUFFIXES))]))
+    folders = {name for marker in _markers() for kind in FOLDERS for name in host.model_folders(kind, marker)}
+    files = [sorted(_files((kind,), tuple(SUFFIXES)), key=str.casefold) for kind in WEIGHT_FILES]
+    return list(dict.fromkeys([DEFAULT, *sorted(folders, key=str.casefold), *chain.from_iterable(files)]))
 
 
 def _markers() -> list[str]:

@@ -9,15 +9,13 @@ from ..pipelines.errors import InputError
 from ..pipelines.files.header import FileStamp
 from ..pipelines.models import find_model
 from ..pipelines.options import APPLICATIONS, Application
-from ..pipelines.weights.untrusted_names import resolve_name
 from ..pipelines.words import shown
-from .host import current_host
-from .shared import CATEGORY, check_number, check_pipeline, roots, search_words, why_refused
+from .shared import CATEGORY, check_number, check_pipeline, chosen_file, file_choices, search_words, why_no_file
 
 if TYPE_CHECKING:
     from ..pipelines.handle import PipelineHandle
 
-_SUFFIXES = (".safetensors", ".sft")
+LORA_SUFFIXES = (".safetensors", ".sft")
 
 
 class ApplyAITKLoRA:
@@ -29,7 +27,7 @@ class ApplyAITKLoRA:
             "required": {
                 "pipeline": ("AITK_PIPELINE", {"tooltip": "From Load AITK Model or another Apply AITK LoRA."}),
                 "lora_name": (
-                    current_host().model_files("loras", _SUFFIXES),
+                    file_choices("loras", LORA_SUFFIXES),
                     {"tooltip": "A file in ComfyUI's 'loras' folder: AI Toolkit's, kohya's, ComfyUI's or LyCORIS'."},
                 ),
                 "strength": (
@@ -47,6 +45,7 @@ class ApplyAITKLoRA:
                     list(APPLICATIONS),
                     {
                         "default": "auto",
+                        "advanced": True,
                         "tooltip": "merged: into the weights, in float32, as the trainer does before a preview round. "
                         "live: beside the weights, also on quantised ones. auto: the recipe's own way. In bfloat16 the "
                         "two are different pictures.",
@@ -66,13 +65,22 @@ class ApplyAITKLoRA:
     CATEGORY = CATEGORY
     DESCRIPTION = "Adds a LoRA of AI Toolkit, kohya's sd-scripts or LyCORIS. Chain several: they apply in order."
     SEARCH_ALIASES = search_words(
-        "ai toolkit lora", "lora loader", "load lora", "ostris", "kohya", "lycoris", "lokr", "loha", "dora"
+        "lora",
+        "lora loader",
+        "load lora",
+        "ai toolkit lora",
+        "trigger word",
+        "kohya",
+        "lycoris",
+        "lokr",
+        "loha",
+        "dora",
     )
 
     @classmethod
     def VALIDATE_INPUTS(cls, lora_name: str | None = None) -> bool | str:
         """Refuses a file that is not there or not allowed when the prompt is queued; a linked name waits."""
-        return lora_name is None or why_refused(lora_name, ("loras",), "LoRA") or True
+        return lora_name is None or why_no_file(lora_name, "loras", "LoRA") or True
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str | None = None, **_: Any) -> str:
@@ -80,27 +88,43 @@ class ApplyAITKLoRA:
         if lora_name is None:
             # linked, and not known yet
             return ""
-        from ..pipelines.lora.peft_config import companion_of
-
-        path = _path(lora_name)
-        return str(hash((FileStamp.of(path), companion_of(path))))
+        return str(hash(lora_stamps(lora_name)))
 
     def apply(
         self, pipeline: PipelineHandle, lora_name: str, strength: float, application: str = "auto"
     ) -> tuple[PipelineHandle, str, str]:
-        # here: formats and kinds are a fifth of what ComfyUI's start would wait for
-        from ..pipelines.lora.file import open_lora
-        from ..pipelines.lora.info import summary, trigger_word
-
         check_pipeline(pipeline)
-        if application not in APPLICATIONS:
-            raise InputError(f"application {shown(application)} is unknown. Choose one of: {', '.join(APPLICATIONS)}.")
         check_number("strength", strength)
-        path = _path(lora_name)
-        file = open_lora(path, lora_name, find_model(pipeline.model), pipeline.checkpoint)
-        spec = file.spec(float(strength), cast("Application", application))
-        return (pipeline.with_lora(spec), trigger_word(file), summary(file))
+        return with_lora(pipeline, lora_name, strength, check_application(application))
 
 
-def _path(lora_name: str) -> Path:
-    return resolve_name(lora_name, roots("loras"), "LoRA")
+def check_application(value: object) -> Application:
+    """Raises InputError where it is no way to apply a LoRA."""
+    if value not in APPLICATIONS:
+        raise InputError(f"application {shown(value)} is unknown. Choose one of: {', '.join(APPLICATIONS)}.")
+    return cast("Application", value)
+
+
+def with_lora(
+    pipeline: PipelineHandle, lora_name: str, strength: float, application: Application
+) -> tuple[PipelineHandle, str, str]:
+    """The pipeline with one more LoRA, the file's trigger word, and what it tells of itself."""
+    # here: formats and kinds are a fifth of what ComfyUI's start would wait for
+    from ..pipelines.lora.file import open_lora
+    from ..pipelines.lora.info import summary, trigger_word
+
+    file = open_lora(lora_path(lora_name), lora_name, find_model(pipeline.model), pipeline.checkpoint)
+    return pipeline.with_lora(file.spec(float(strength), application)), trigger_word(file), summary(file)
+
+
+def lora_stamps(lora_name: str) -> tuple[object, ...]:
+    """What tells a file that was saved again."""
+    from ..pipelines.lora.peft_config import companion_of
+
+    path = lora_path(lora_name)
+    return FileStamp.of(path), companion_of(path)
+
+
+def lora_path(lora_name: str) -> Path:
+    """The file of a name; raises FileError."""
+    return chosen_file(lora_name, "loras", "LoRA")

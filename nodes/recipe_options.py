@@ -23,7 +23,7 @@ class AITKRecipeOptions:
     FUNCTION = "make"
     CATEGORY = CATEGORY
     DESCRIPTION = "Settings that only some recipes have. Every one stands at the value that changes nothing."
-    SEARCH_ALIASES = search_words(*(option.name.replace("_", " ") for option in recipe_options()))
+    SEARCH_ALIASES = search_words("recipe", *(option.name.replace("_", " ") for option in recipe_options()))
 
     def make(self, **values: Any) -> tuple[Chosen]:
         return (Chosen.of(changed(recipe_options(), values)),)

@@ -40,6 +40,8 @@ class AITKRuntimeOptions:
                     list(QUANTIZATION_CHOICES),
                     {
                         "default": "model default",
+                        # the classic canvas makes a node as wide as its longest label, and cuts that row's value
+                        "display_name": "transformer as",
                         "tooltip": quantization.format("How the transformer's weights are held.", "'qtype'"),
                     },
                 ),
@@ -47,6 +49,7 @@ class AITKRuntimeOptions:
                     list(QUANTIZATION_CHOICES),
                     {
                         "default": "model default",
+                        "display_name": "text encoder as",
                         "tooltip": quantization.format("How the text encoder's weights are held.", "'qtype_te'")
                         + " AI Toolkit's own interface sets it to qfloat8: choose that to match its previews.",
                     },
@@ -58,6 +61,7 @@ class AITKRuntimeOptions:
                     list(ATTENTIONS),
                     {
                         "default": "default",
+                        "advanced": True,
                         "tooltip": "default: torch's own, as in every reference. flash, flash 3, sage, xformers: the "
                         "packages flash-attn, flash-attn-3, sageattention and xformers, where they are installed, on "
                         "CUDA; other last bits, another picture.",
@@ -90,6 +94,7 @@ class AITKRuntimeOptions:
                     "BOOLEAN",
                     {
                         "default": False,
+                        "advanced": True,
                         "tooltip": "Compiles the transformer's blocks with torch.compile: the first run takes a minute "
                         "or more, later ones are faster, with other LoRAs and strengths too. Rounds elsewhere: another "
                         "picture than AI Toolkit's. Needs triton on a GPU, a C++ compiler on a CPU.",
@@ -99,6 +104,7 @@ class AITKRuntimeOptions:
                     "BOOLEAN",
                     {
                         "default": True,
+                        "advanced": True,
                         "tooltip": "Keeps encoded prompts in ComfyUI's user folder, in __aitk/embeddings: after a "
                         "restart, a known prompt needs no text encoder. At most 1 GB, the longest unused leave; the "
                         "prompt itself is not in there. Delete the folder whenever you like. The same picture.",
@@ -112,6 +118,7 @@ class AITKRuntimeOptions:
                         "max": 1.0,
                         "step": 0.01,
                         "round": 0.001,
+                        "advanced": True,
                         "tooltip": "Leaves out most of the transformer's blocks in a step where the first one's part "
                         "changed by no more than this since the last whole step (diffusers' first-block cache; 0.1 is "
                         "a tenth). 0: off, every step whole, as in AI Toolkit. Others use 0.05 to 0.15: the higher, "
@@ -130,8 +137,8 @@ class AITKRuntimeOptions:
     CATEGORY = CATEGORY
     DESCRIPTION = "How weights are held and run: quantisation, attention kernels, placement, compilation, step caching."
     SEARCH_ALIASES = search_words(
-        "quantize", "quanto", "qfloat8", "qint8", "fp8", "torchao", "float8", "uint4", "4 bit", "low vram",
-        "flash attention", "sage attention", "block swap", "offload", "vram", "memory", "step cache",
+        "quantization", "quantize", "quanto", "qfloat8", "qint8", "fp8", "torchao", "float8", "uint4", "4 bit",
+        "low vram", "flash attention", "sage attention", "block swap", "offload", "vram", "memory", "step cache",
         "first block cache", "teacache", "wavespeed",
     )  # fmt: skip
 

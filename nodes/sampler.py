@@ -10,13 +10,21 @@ from ..pipelines.errors import InputError
 from ..pipelines.handle import ControlImages, PipelineHandle
 from ..pipelines.machine.ram import total_ram
 from ..pipelines.models import DEFAULT_MODEL, catalogue, find_model
-from ..pipelines.models.recipe import SUMMARIES
+from ..pipelines.models.recipe import SUMMARIES, TRAINER_PREVIEW
 from ..pipelines.options import Chosen
 from ..pipelines.run.request import MAX_BATCH, MAX_STEPS, MIN_DENOISE, SampleRequest, check_seed
 from .host import current_host
 from .observer import NodeObserver
 from .save_image import REPORT_KEY
-from .shared import CATEGORY, check_pipeline, search_words, takes_control_images, tooltip
+from .shared import (
+    CATEGORY,
+    check_pipeline,
+    latent_samples,
+    recipe_names,
+    search_words,
+    takes_control_images,
+    tooltip,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from ..pipelines.machine.residence import Residence
 
 MAX_WIDGET_SEED = 2**53  # the largest whole number that the editor, a JavaScript program, holds exactly
+_SIDE_STEP = 16  # every size that it gives is rendered as it is by all recipes but those that floor to 32
 _MAX_SIDE = 16384  # ComfyUI's own limit of a side; the model's, which the run checks, is lower
 
 
@@ -84,7 +93,7 @@ class AITKSampler:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         defaults = find_model(DEFAULT_MODEL).defaults
-        recipes = list(dict.fromkeys(name for model in catalogue().values() for name in model.recipes))
+        recipes = recipe_names()
         return {
             "required": {
                 "pipeline": ("AITK_PIPELINE", {"tooltip": "From Load AITK Model or Apply AITK LoRA."}),
@@ -132,7 +141,8 @@ class AITKSampler:
                         "default": defaults.seed,
                         "min": 0,
                         "max": MAX_WIDGET_SEED,
-                        "control_after_generate": "fixed",
+                        # a word would be the default, and the name of the control widget in frontends before 1.58
+                        "control_after_generate": True,
                     }
                     | tooltip(
                         "AITKSampler.seed",
@@ -144,19 +154,22 @@ class AITKSampler:
                     recipes,
                     {
                         "default": recipes[0],
-                        "tooltip": f"{_recipes()} They are different pictures.",
+                        "display_name": "render as (recipe)",
+                        "tooltip": f"For the samples that AI Toolkit drew choose {TRAINER_PREVIEW}. {_recipes()} They "
+                        "are different pictures.",
                     },
                 ),
                 "trigger_word": (
                     "STRING",
                     {
                         "default": "",
+                        "advanced": True,
                         "tooltip": "Replaces [trigger] and [name] in the prompt; empty leaves them as they are.",
                     },
                 ),
                 "system_prompt": (
                     "STRING",
-                    {"default": "", "multiline": True, "dynamicPrompts": False}
+                    {"default": "", "multiline": True, "dynamicPrompts": False, "advanced": True}
                     | tooltip(
                         "AITKSampler.system_prompt",
                         "The instruction in front of the prompt; empty is the recipe's own.",
@@ -168,6 +181,7 @@ class AITKSampler:
                         "default": 1,
                         "min": 1,
                         "max": MAX_BATCH,
+                        "advanced": True,
                         "tooltip": "Pictures. Each is computed alone, equal to a single run with its seed.",
                     },
                 ),
@@ -188,6 +202,7 @@ class AITKSampler:
                         "min": MIN_DENOISE,
                         "max": 1.0,
                         "step": 0.01,
+                        "advanced": True,
                         "tooltip": "1 starts from noise; less keeps more of the latent. Works as in KSampler.",
                     },
                 ),
@@ -213,7 +228,9 @@ class AITKSampler:
     FUNCTION = "sample"
     CATEGORY = CATEGORY
     DESCRIPTION = "Renders as the chosen reference does: schedule, templates, snapping, guidance, seeding and LoRA."
-    SEARCH_ALIASES = search_words("ai toolkit sampler", "ksampler", "preview", "ostris")
+    SEARCH_ALIASES = search_words(
+        "ai toolkit sampler", "ksampler", "text to image", "image to image", "trainer preview", "sample", "trigger word"
+    )
 
     @classmethod
     def VALIDATE_INPUTS(cls, seed: int | None = None) -> bool | str:
@@ -265,7 +282,7 @@ class AITKSampler:
             system_prompt=system_prompt,
             batch_size=batch_size,
             denoise=denoise,
-            latent=None if latent is None else latent_samples(latent),
+            latent=None if latent is None else _start(latent),
             latent_downscale=None if latent is None else _downscale(latent),
             control=control,
             recipe_options=recipe_options or Chosen(),
@@ -275,30 +292,29 @@ class AITKSampler:
             from ..pipelines.run.sample import sample
 
             result = sample(engine(), pipeline, request, observer)
-        host.show_text(unique_id, "\n".join(result.notes) or f"{result.size.width} x {result.size.height}, {recipe}")
+        closing = "\n".join(result.notes) or f"{result.size.width} x {result.size.height}, {recipe}"
+        host.show_text(unique_id, closing)
         report = json.dumps(result.report, ensure_ascii=False, indent=1)
         size = result.size
         latents = {"samples": result.latent}
         return {
-            # kept in the server's history, where a client that is not the page finds it
-            "ui": {REPORT_KEY: [report]},
+            # outlives the run: the editor takes progress texts away at its end, and shows these; the server's history
+            # keeps them for clients that are no page
+            "ui": {REPORT_KEY: [report], "text": [closing]},
             "result": (result.images, pipeline, size.width, size.height, latents, result.sigmas, report),
         }
 
 
-def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
+def _start(latent: dict[str, Any]) -> torch.Tensor:
     """The tensor of ComfyUI's LATENT.
 
     Raises:
         InputError: it carries a mask, which this sampler would have to ignore.
     """
-    if not isinstance(latent, dict) or "samples" not in latent:
-        raise InputError("latent is no LATENT. Connect a node that gives one.")
-    if latent["samples"] is None:
-        raise InputError("latent is empty: it has no samples. Connect another node.")
+    samples = latent_samples(latent)
     if latent.get("noise_mask") is not None:
         raise InputError("The latent carries an inpainting mask, which this sampler does not apply. Remove the mask.")
-    return latent["samples"]
+    return samples
 
 
 def _downscale(latent: dict[str, Any]) -> int | None:
@@ -314,7 +330,7 @@ def _side(name: str, default: int) -> tuple[str, dict[str, Any]]:
             "default": default,
             "min": 0,
             "max": _MAX_SIDE,
-            "step": 8,
+            "step": _SIDE_STEP,
             "tooltip": f"{name} in pixels. The recipe snaps it; the size that was rendered is on the outputs.",
         },
     )

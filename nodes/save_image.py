@@ -13,7 +13,7 @@ from ..pipelines.pictures.saving import remove_leftovers, save_new
 from ..pipelines.words import shown
 from .file_names import numbered, prefix_of, why_unusable
 from .host import current_host
-from .shared import CATEGORY, check_texts
+from .shared import CATEGORY, PACK_WORDS, check_texts
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ class AITKSaveImage:
     OUTPUT_NODE = True
     CATEGORY = CATEGORY
     DESCRIPTION = "Saves pictures with the workflow and the sampler's report inside."
-    SEARCH_ALIASES = ["save image", "export", "output", "jpg", "webp", "metadata"]
+    SEARCH_ALIASES = ["save image", "export", "output", "jpg", "webp", "metadata", *PACK_WORDS]
 
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:

@@ -7,17 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipelines.errors import InputError
+from ..pipelines.errors import FileError, InputError
 from ..pipelines.handle import PipelineHandle
 from ..pipelines.models import catalogue
 from ..pipelines.weights.choice import why_refused as why_name_refused
+from ..pipelines.weights.untrusted_names import resolve_name
 from ..pipelines.words import shown
 from .host import current_host
 
 if TYPE_CHECKING:
+    import torch
+
     from ..pipelines.models.option import Option
 
 CATEGORY = "AITK"
+PACK_WORDS = ("ai toolkit", "aitk", "ostris")  # what people look for who do not know the nodes' names
 
 
 def check_pipeline(value: object) -> None:
@@ -41,9 +45,57 @@ def check_number(name: str, value: object, *, whole: bool = False) -> None:
         raise InputError(f"{name} is {shown(value)}: choose a {'whole ' if whole else ''}number.")
 
 
+def latent_samples(latent: object) -> torch.Tensor:
+    """The tensor of ComfyUI's LATENT; raises InputError where something else is connected."""
+    if not isinstance(latent, dict) or "samples" not in latent:
+        raise InputError("latent is no LATENT. Connect a node that gives one.")
+    if latent["samples"] is None:
+        raise InputError("latent is empty: it has no samples. Connect another node.")
+    return latent["samples"]
+
+
+def recipe_names() -> list[str]:
+    """All models' recipes, each once; the first is the default."""
+    return list(dict.fromkeys(name for model in catalogue().values() for name in model.recipes))
+
+
 def why_refused(name: str, kinds: Sequence[str], what: str) -> str:
     """The message of a name that cannot be resolved below the folders of model kinds; empty for one that can."""
     return why_name_refused(name, kinds, what, roots)
+
+
+def file_choices(kind: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The files of a model kind for a list to choose from; of an empty folder, words that say so."""
+    return current_host().model_files(kind, suffixes) or [_empty(kind)]
+
+
+def chosen_file(name: str, kind: str, what: str) -> Path:
+    """The file of a name from :func:`file_choices`.
+
+    Raises:
+        FileError: there is none, or the name is none that a workflow may have; says what to do.
+    """
+    if name == _empty(kind):
+        raise FileError(
+            f"No {what} is chosen: ComfyUI's {kind!r} folder holds none. Put the file there (models/{kind}, or a "
+            "folder of extra_model_paths.yaml), press R in the editor, and choose it. To go on without it, bypass "
+            "this node (Ctrl+B)."
+        )
+    return resolve_name(name, roots(kind), what)
+
+
+def why_no_file(name: str, kind: str, what: str) -> str:
+    """The message of a name that :func:`chosen_file` refuses; empty for another."""
+    try:
+        chosen_file(name, kind, what)
+    except FileError as error:
+        return str(error)
+    return ""
+
+
+def _empty(kind: str) -> str:
+    # an empty list shows as "undefined"
+    return f"no file in {kind!r} yet"
 
 
 def roots(kind: str) -> Sequence[Path]:
@@ -63,13 +115,16 @@ def tooltip(node_input: str, text: str) -> dict[str, str]:
 
 
 def search_words(*own: str) -> list[str]:
-    """A node's own words and those of all models, each once."""
-    return list(dict.fromkeys([*own, *(word for facts in catalogue().values() for word in facts.words.search)]))
+    """A node's own words, the pack's, and those of all models, each once."""
+    models = (word for facts in catalogue().values() for word in facts.words.search)
+    return list(dict.fromkeys([*own, *PACK_WORDS, *models]))
 
 
 def widget(option: Option) -> tuple[Any, dict[str, Any]]:
     """An option that models declare as one of ComfyUI's inputs."""
-    about = {"default": option.default, "tooltip": option.tooltip}
+    about: dict[str, Any] = {"default": option.default, "tooltip": option.tooltip}
+    if option.advanced:
+        about["advanced"] = True
     if option.choices:
         return list(option.choices), about
     if isinstance(option.default, bool):

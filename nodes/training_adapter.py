@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipelines.files.header import FileStamp
 from ..pipelines.models import catalogue, find_model
-from ..pipelines.weights.untrusted_names import resolve_name
-from .host import current_host
-from .shared import CATEGORY, check_pipeline, roots, search_words, why_refused
+from .lora import LORA_SUFFIXES
+from .shared import CATEGORY, check_pipeline, chosen_file, file_choices, search_words, why_no_file
 
 if TYPE_CHECKING:
     from ..pipelines.handle import PipelineHandle
 
-_SUFFIXES = (".safetensors", ".sft")
+_WHAT = "training adapter"
 
 
 class AITKTrainingAdapter:
@@ -25,7 +24,7 @@ class AITKTrainingAdapter:
             "required": {
                 "pipeline": ("AITK_PIPELINE", {"tooltip": "From Load AITK Model. LoRAs may come before or after."}),
                 "adapter_name": (
-                    current_host().model_files("loras", _SUFFIXES),
+                    file_choices("loras", LORA_SUFFIXES),
                     {"tooltip": f"The adapter of the training job (assistant_lora_path), in 'loras'. {_files()}"},
                 ),
             }
@@ -41,12 +40,12 @@ class AITKTrainingAdapter:
         "the weights and taken off live, as in the trainer. It changes no more than the last bits of bfloat16: leave "
         "it out where you do not compare with a preview."
     )
-    SEARCH_ALIASES = search_words("training adapter", "assistant lora", "de-distill", "turbo", "ostris")
+    SEARCH_ALIASES = search_words("training adapter", "assistant lora", "lora", "de-distill", "turbo")
 
     @classmethod
     def VALIDATE_INPUTS(cls, adapter_name: str | None = None) -> bool | str:
         """Refuses a file that is not there or not allowed when the prompt is queued; a linked name waits."""
-        return adapter_name is None or why_refused(adapter_name, ("loras",), "LoRA") or True
+        return adapter_name is None or why_no_file(adapter_name, "loras", _WHAT) or True
 
     @classmethod
     def IS_CHANGED(cls, adapter_name: str | None = None, **_: Any) -> str:
@@ -54,14 +53,14 @@ class AITKTrainingAdapter:
         if adapter_name is None:
             # linked, and not known yet
             return ""
-        return str(hash(FileStamp.of(resolve_name(adapter_name, roots("loras"), "LoRA"))))
+        return str(hash(FileStamp.of(chosen_file(adapter_name, "loras", _WHAT))))
 
     def apply(self, pipeline: PipelineHandle, adapter_name: str) -> tuple[PipelineHandle]:
         # here, as in lora.py: ComfyUI starts sooner
         from ..pipelines.lora.training_adapter import with_training_adapter
 
         check_pipeline(pipeline)
-        path = resolve_name(adapter_name, roots("loras"), "LoRA")
+        path = chosen_file(adapter_name, "loras", _WHAT)
         return (with_training_adapter(pipeline, path, adapter_name, find_model(pipeline.model)),)
 
 

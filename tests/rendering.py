@@ -25,13 +25,20 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def render(
-    load: dict, *, lora: dict | None = None, control: list | None = None, options: dict | None = None, **sample: object
+    load: dict,
+    *,
+    lora: dict | None = None,
+    stack: dict | None = None,
+    control: list | None = None,
+    options: dict | None = None,
+    **sample: object,
 ) -> tuple:
     """The sampler's outputs for a loader, in float32 by default; at most one LoRA, pictures and recipe options.
 
     Args:
         load: inputs of the loader.
         lora: inputs of Apply AITK LoRA.
+        stack: inputs of AITK LoRA Stack, in its place.
         control: IMAGE tensors.
         options: inputs of AITK Recipe Options that are not its defaults.
         sample: inputs of the sampler that are not these.
@@ -50,6 +57,9 @@ def render(
         own = {"pipeline": ["load", 0], "strength": 0.8, "application": "auto"}
         graph["lora"] = _node("ApplyAITKLoRA", **own | lora)
         graph["sample"]["inputs"]["pipeline"] = ["lora", 0]
+    if stack is not None:
+        graph["stack"] = _node("AITKLoRAStack", **{"pipeline": ["load", 0], "application": "auto"} | stack)
+        graph["sample"]["inputs"]["pipeline"] = ["stack", 0]
     if options is not None:
         own = {
             "cfg_trunc_ratio": 0.25, "renorm_cfg": 1.0, "discrete_flow_shift": 6.0, "system_prompt_on_negative": False,

@@ -78,7 +78,7 @@ def test_readme_has_every_model_with_its_id_and_repositories():
 def test_the_loader_s_page_has_every_model_with_its_repositories():
     text = page("LoadAITKModel")
     (about,) = [row for row in table(text, "| Input |") if row[0] == "`model`"]
-    assert codes(about[1]) == [*catalogue(), DEFAULT_MODEL]
+    assert codes(about[1]) == [*catalogue(), "auto", DEFAULT_MODEL]
     rows = {codes(row[0])[0]: row for row in table(text, "| `model` | What it is |")}
     assert rows.keys() == catalogue().keys()
     for facts in MODELS:

@@ -133,10 +133,11 @@ def test_example_runs(host, own_models, pictures, path, tmp_path):
     assert np.asarray(picture).std() > 10, "a picture, not one colour"
     assert json.loads(picture.text["workflow"]) == document
     assert json.loads(picture.text["aitk_report"]) == report
-    # an adapter is listed as a LoRA, too
-    assert len(report["loras"]) == types["ApplyAITKLoRA"] + types["AITKTrainingAdapter"]
-    # what is compared controls nothing
-    assert len(report["control_images"]) == types["LoadImage"] - types["AITKComparePreviews"]
+    # an adapter is listed as a LoRA, too; the example of a stack has two in it
+    assert len(report["loras"]) == types["ApplyAITKLoRA"] + types["AITKTrainingAdapter"] + 2 * types["AITKLoRAStack"]
+    # what is compared or encoded controls nothing
+    uncontrolled = types["AITKComparePreviews"] + types["AITKEncodeImage"]
+    assert len(report["control_images"]) == types["LoadImage"] - uncontrolled
     assert not [note for note in report["notes"] if "negative prompt" in note], "a text that does nothing"
     if "AITKRuntimeOptions" in types:
         assert report["model"]["quantization"]["text_encoder"] == "qfloat8"

@@ -14,6 +14,7 @@ from ..files.header import FileStamp
 from ..pictures.saving import replace_file
 
 SUFFIX = ".sha256"
+LARGE = 1 << 26  # bytes of a file that no run waits for
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 24  # bytes that are in memory at a time
 
@@ -35,6 +36,16 @@ class FileDigests:
     def knows(self, stamp: FileStamp) -> bool:
         """Whether a file's digest is to be had without reading the file."""
         return stamp in self._known or self._remembered(stamp) is not None
+
+    def told(self, stamp: FileStamp) -> str | None:
+        """The digest for people, where it is to be had without reading the file; else None.
+
+        One that was made before, or the one that the hub gave: huggingface_hub calls a large file in its cache by its
+        SHA-256.
+        """
+        real = stamp.path.resolve()
+        by_hub = real.name if real.parent.name == "blobs" and _DIGEST.fullmatch(real.name) else None
+        return self._known.get(stamp) or self._remembered(stamp) or by_hub
 
     def of(self, stamp: FileStamp) -> str:
         """The digest of a file as it was stamped.

@@ -27,7 +27,7 @@ from ..files.safetensors import read_header, read_tensors
 from ..parts.encoder import Embedding
 from ..pictures.saving import reason, remove_leftovers, replace_file
 from .embedding_identity import SCHEMA, Digest, identity, machine_of
-from .file_digests import SUFFIX, FileDigests
+from .file_digests import LARGE, SUFFIX, FileDigests
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 MOST_BYTES = 10**9  # of all files together
 _NAME = re.compile(rf"[0-9a-f]{{64}}(\.safetensors|{re.escape(SUFFIX)})")
 _DTYPES: dict[DType, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_LARGE = 1 << 26  # bytes of a file that no run waits for
 
 _Waiting = tuple["EmbeddingKey", Mapping[str, Any], Embedding]
 
@@ -53,12 +52,15 @@ class StoredEmbeddings:
     Args:
         folder: where they are; None is nowhere. It is made when it is first needed.
         most_bytes: of all files together.
+
+    Attributes:
+        digests: of the text encoders' files, and of whatever else somebody asks for.
     """
 
     def __init__(self, folder: Callable[[], Path | None], most_bytes: int = MOST_BYTES) -> None:
         self._folder = folder
         self._most = most_bytes
-        self._digests = FileDigests(folder)
+        self.digests = FileDigests(folder)
         self._trouble = ""
         # of what was looked for last
         self._names: dict[EmbeddingKey, str] = {}
@@ -110,13 +112,13 @@ class StoredEmbeddings:
         with self._finishing:
             for key, machine, embedding in waiting:
                 with suppress(FileError, OSError, TypeError):
-                    self._write(_name(key, machine, self._digests.of), embedding)
+                    self._write(_name(key, machine, self.digests.of), embedding)
 
     def _soon(self, stamp: FileStamp) -> str:
         """A digest that no run waits for."""
-        if stamp.size > _LARGE and not self._digests.knows(stamp):
+        if stamp.size > LARGE and not self.digests.knows(stamp):
             raise _NotReadYetError
-        return self._digests.of(stamp)
+        return self.digests.of(stamp)
 
     def _write(self, name: str, embedding: Embedding) -> None:
         folder, content = self._folder(), _written(embedding)

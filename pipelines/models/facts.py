@@ -135,6 +135,8 @@ class ModelFacts:
             workflow.
         title: for people.
         files: its parts and where they come from.
+        signs: values in its main part's configuration by which its weights are told from those of other models of the
+            same class; models that nothing tells apart have the same.
         defaults: the sampler's.
         recipes: by name; the first is the default.
         guidance: ``classifier-free`` calls the model for the negative prompt too; ``embedded`` is an input of it, and
@@ -169,6 +171,7 @@ class ModelFacts:
     low_memory_quantization: Mapping[str, Quantization] = field(default_factory=dict)
     recipe_options: tuple[Option, ...] = ()
     runtime_options: tuple[Option, ...] = ()
+    signs: Mapping[str, object] = field(default_factory=dict)
     words: Words = field(default_factory=Words)
     training_adapter: str = ""
     encoder_qtype: Literal["qtype", "qtype_te", "qtype_te since 0.13"] = "qtype_te"

@@ -25,6 +25,7 @@ class Option:
         step: of a number's widget.
         choices: of a word; empty for others.
         required: whether ComfyUI lists it among the required inputs, as some were published.
+        advanced: whether most runs leave it alone: the editor may fold it away.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Option:
     step: float = 0.01
     choices: tuple[str, ...] = ()
     required: bool = False
+    advanced: bool = False
 
     def check(self, value: OptionValue) -> None:
         """Raises InputError where this cannot be a value of the option."""

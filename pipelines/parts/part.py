@@ -160,6 +160,15 @@ class Autoencoder(Network):
     role = "autoencoder"
 
     @abstractmethod
+    def encode(self, module: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [1, 3, H, W] of -1..1 -> the model's latents, the mean: nothing is drawn.
+
+        Args:
+            module: the loaded part.
+            pixels: on its device, in its dtype.
+        """
+
+    @abstractmethod
     def to_comfy(self, latents: torch.Tensor, source: Source) -> torch.Tensor:
         """A model's latents -> the scale that ComfyUI's VAE nodes use."""
 

@@ -13,11 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engine.file_digests import LARGE
 from ..files.header import FileStamp, sha256
 from ..machine.plan import Plan, usable_ram
 from .start import noise_device
 
 if TYPE_CHECKING:
+    from ..engine.file_digests import FileDigests
     from ..engine.wanted import Wanted
     from ..layers.step_cache import StepCache
     from ..lora.stack import AppliedLora
@@ -61,8 +63,8 @@ class Sources:
     loras: Sequence[Mapping[str, Any]]
 
     @classmethod
-    def of(cls, wanted: Wanted) -> Sources:
-        return cls(_weights(wanted), _loras(wanted))
+    def of(cls, wanted: Wanted, digests: FileDigests) -> Sources:
+        return cls(_weights(wanted) | {"files": _files(wanted, digests)}, _loras(wanted))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +129,25 @@ def _weights(wanted: Wanted) -> dict[str, Any]:
         "compiled": handle.options.compiled,
         "quantization": {name: wanted.keys[name].held_as or "none" for name in layered},
     }
+
+
+def _files(wanted: Wanted, digests: FileDigests) -> list[dict[str, Any]]:
+    """The files of weights. ``sha256`` is None of a large one that was never read whole: no run waits for that.
+
+    The fingerprint tells such weights from others, too, by samples of them.
+    """
+    parts: dict[FileStamp, list[str]] = {}
+    for source in wanted.handle.checkpoint.sources:
+        for stamp in source.weight_files:
+            parts.setdefault(stamp, []).append(source.component)
+    return [
+        {"name": stamp.path.name, "parts": own, "bytes": stamp.size, "sha256": _told(stamp, digests)}
+        for stamp, own in parts.items()
+    ]
+
+
+def _told(stamp: FileStamp, digests: FileDigests) -> str | None:
+    return digest(stamp) if stamp.size <= LARGE else digests.told(stamp)
 
 
 def _loras(wanted: Wanted) -> list[dict[str, Any]]:

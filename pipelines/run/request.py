@@ -149,13 +149,7 @@ def settled(model: ModelFacts, request: SampleRequest) -> SampleRequest:
     latent = request.latent
     if latent is None:
         return request
-    if not isinstance(latent, torch.Tensor) or latent.ndim not in (4, 5) or not latent.is_floating_point():
-        shape = list(latent.shape) if isinstance(latent, torch.Tensor) else shown(latent)
-        raise InputError(f"The latent is no picture's: its samples are {shape}. Encode a picture with a VAE.")
-    if latent.numel() == 0:
-        raise InputError(f"The latent has shape {list(latent.shape)}: it holds no picture.")
-    if not bool(torch.isfinite(latent).all()):
-        raise InputError("The latent holds NaN or Inf: what made it failed.")
+    check_latent(latent)
     count = latent.shape[0]
     if count != 1 and request.batch_size not in (1, count):
         asked = request.batch_size
@@ -171,6 +165,19 @@ def settled(model: ModelFacts, request: SampleRequest) -> SampleRequest:
     own = model.latent
     shape = (count, own.channels, *([1] if own.frames else []), height // own.downscale, width // own.downscale)
     return replace(request, latent=torch.zeros(shape))
+
+
+def check_latent(latent: object) -> None:
+    """Raises InputError where the samples of a LATENT are no picture's."""
+    import torch
+
+    if not isinstance(latent, torch.Tensor) or latent.ndim not in (4, 5) or not latent.is_floating_point():
+        shape = list(latent.shape) if isinstance(latent, torch.Tensor) else shown(latent)
+        raise InputError(f"The latent is no picture's: its samples are {shape}. Encode a picture with a VAE.")
+    if latent.numel() == 0:
+        raise InputError(f"The latent has shape {list(latent.shape)}: it holds no picture.")
+    if not bool(torch.isfinite(latent).all()):
+        raise InputError("The latent holds NaN or Inf: what made it failed.")
 
 
 def _downscale(model: ModelFacts, latent: torch.Tensor) -> int:

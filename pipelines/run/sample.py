@@ -99,7 +99,7 @@ def _sample(
                 engine.apply_loras(wanted, model.facts.files.of_role("denoiser")[0], observer)
             observer.stage("noting which files these are")
             # read now: the files may be gone when the picture is done
-            sources = Sources.of(wanted)
+            sources = Sources.of(wanted, engine.stored.digests)
         if not run.is_denoised:
             run.denoise(conditioning, begun)
         run.decode()

@@ -14,6 +14,7 @@ import pytest
 from comfyui_aitk import WEB_DIRECTORY
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
+from comfyui_aitk.pipelines.models import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 # part of every shared workflow: these lists only grow at their end
@@ -38,6 +39,12 @@ INPUTS = {
     "AITKComparePreviews": ["ours", "trainer", "floor", "format"],
     "AITKTrainingJob": ["job", "weights"],
     "AITKReplayPreviews": ["job", "pipeline", "checkpoints", "samples", "strengths", "measure_floor"],
+    "AITKEncodeImage": ["images", "pipeline", "recipe"],
+    "AITKDecodeLatent": ["latent", "pipeline", "recipe"],
+    "AITKLoRAStack": [
+        "pipeline", "application",
+        *(f"{name}_{slot}" for slot in range(1, 7) for name in ("lora", "strength", "on")),
+    ],
 }  # fmt: skip
 OUTPUTS = {
     "LoadAITKModel": [("pipeline", "AITK_PIPELINE")],
@@ -56,7 +63,26 @@ OUTPUTS = {
     "AITKReplayPreviews": [
         ("ours", "IMAGE"), ("trainer", "IMAGE"), ("contact_sheet", "IMAGE"), ("report", "STRING"),
     ],
+    "AITKEncodeImage": [("latent", "LATENT")],
+    "AITKDecodeLatent": [("image", "IMAGE")],
+    "AITKLoRAStack": [("pipeline", "AITK_PIPELINE"), ("trigger_words", "STRING"), ("info", "STRING")],
 }  # fmt: skip
+# what Nodes 2.0 folds away until it is asked for
+ADVANCED = {
+    "LoadAITKModel": ["dtype", "repo_id"],
+    "AITKRuntimeOptions": [
+        "text_encoder_attention", "transformer_attention", "compile", "embeddings_on_disk", "step_caching",
+    ],
+    "ApplyAITKLoRA": ["application"],
+    "AITKSampler": ["trigger_word", "system_prompt", "batch_size", "denoise"],
+    "AITKLoRAStack": ["application"],
+}  # fmt: skip
+# sockets of the pack's own, which wires in saved workflows and the editor's colours go by
+SOCKETS = {
+    "AITK_PIPELINE", "AITK_OPTIONS", "AITK_CONTROL", "AITK_RECIPE_OPTIONS", "AITK_JOB", "IMAGE", "LATENT",
+}  # fmt: skip
+# a longer one leaves a classic node no room for the value beside it
+LONGEST_LABEL = len("text_encoder_attention")
 DEFAULTS = {
     "width": 1024,
     "height": 1024,
@@ -87,6 +113,40 @@ def test_defaults_are_the_model_page_s(host):
     assert inputs["recipe"][0][:3] == ["reference pipeline", "trainer preview", "sd-scripts"]
 
 
+def test_what_most_runs_leave_alone_is_folded_away(host):
+    found = {
+        name: [label for label, (_, options) in _inputs(cls).items() if options.get("advanced")]
+        for name, cls in NODE_CLASS_MAPPINGS.items()
+    }
+    assert {name: labels for name, labels in found.items() if labels} == ADVANCED
+
+
+def test_socket_types_are_the_published_ones(host):
+    kinds = {kind for cls in NODE_CLASS_MAPPINGS.values() for kind, _ in _inputs(cls).values() if isinstance(kind, str)}
+    assert kinds - {"STRING", "INT", "FLOAT", "BOOLEAN"} == SOCKETS
+
+
+def test_a_list_s_label_leaves_room_for_its_value(host):
+    for cls in NODE_CLASS_MAPPINGS.values():
+        for name, (kind, options) in _inputs(cls).items():
+            assert len(options.get("display_name", name)) <= LONGEST_LABEL or isinstance(kind, str), name
+
+
+def test_sizes_step_to_what_is_rendered_and_saved_ones_stay(host):
+    inputs = _inputs(NODE_CLASS_MAPPINGS["AITKSampler"])
+    for name in ("width", "height"):
+        step = inputs[name][1]["step"]
+        floors = {recipe.size.floor for facts in catalogue().values() for recipe in facts.recipes.values()}
+        assert {floor for floor in floors if step % floor} == {32}
+        # the page rounds to min + n x step: a saved 1000 is no such number, and must not become one by another min
+        assert inputs[name][1]["min"] == 0
+
+
+def test_the_seed_s_control_has_its_usual_name(host):
+    """A word would name the widget so: frontend 1.45, scripts/widgets.ts addValueControlWidget."""
+    assert _inputs(NODE_CLASS_MAPPINGS["AITKSampler"])["seed"][1]["control_after_generate"] is True
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_every_node_explains_itself(host, name):
     cls = NODE_CLASS_MAPPINGS[name]
@@ -99,6 +159,32 @@ def test_every_node_explains_itself(host, name):
     page = (ROOT / WEB_DIRECTORY / "docs" / name / "en.md").read_text("utf-8")
     for label in _inputs(cls):
         assert f"`{label}`" in page, f"the help page does not name the input {label}"
+
+
+@pytest.mark.parametrize(
+    ("words", "nodes"),
+    [
+        ("ai toolkit", list(INPUTS)),
+        ("aitk", list(INPUTS)),
+        ("ostris", list(INPUTS)),
+        ("lora", ["ApplyAITKLoRA", "AITKLoRAStack", "AITKTrainingAdapter"]),
+        ("load lora", ["ApplyAITKLoRA", "AITKLoRAStack"]),
+        ("trigger word", ["ApplyAITKLoRA", "AITKSampler", "AITKLoRAStack"]),
+        ("quantization", ["AITKRuntimeOptions"]),
+        ("vae encode", ["AITKEncodeImage"]),
+        ("vae decode", ["AITKDecodeLatent"]),
+        ("preview", ["AITKSampler", "AITKComparePreviews", "AITKReplayPreviews"]),
+        ("load model", ["LoadAITKModel"]),
+    ],
+)
+def test_people_s_words_find_the_nodes(host, words, nodes):
+    """As the editor's search does: in the id, the display name and the aliases."""
+
+    def said(name: str) -> list[str]:
+        cls = NODE_CLASS_MAPPINGS[name]
+        return [name.lower(), NODE_DISPLAY_NAME_MAPPINGS[name].lower(), *cls.SEARCH_ALIASES]
+
+    assert [name for name in nodes if not any(words in text for text in said(name))] == []
 
 
 def test_importing_the_pack_is_light():

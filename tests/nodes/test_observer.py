@@ -138,6 +138,24 @@ def test_a_loader_that_has_nothing_to_wait_for_shows_nothing(page):
     assert page.texts == []
 
 
+def test_a_node_that_was_stopped_does_not_look_as_if_it_worked(page):
+    (pipeline,) = _load(weights="tiny")
+    page.cancel_at = "decoding picture 2"
+    with pytest.raises(Cancel):
+        _sample(pipeline)
+    assert page.texts[-1] == ("9", "stopped while decoding picture 2 of 2")
+
+
+def test_closing_notes_are_an_output_of_the_run(page):
+    (pipeline,) = _load(weights="tiny")
+    run = NODE_CLASS_MAPPINGS["AITKSampler"]().sample(
+        pipeline, "a cat", "", 72, 64, 1, 1.0, 1, "reference pipeline", unique_id="9"
+    )
+    (closing,) = run["ui"]["text"]
+    assert "rendered at 64 x 64 (asked for: 72 x 64)" in closing.splitlines()
+    assert page.texts[-1] == ("9", closing)
+
+
 def test_every_phase_of_a_run_is_named(page):
     (pipeline,) = _load(weights="tiny")
     _sample(pipeline)

@@ -451,7 +451,7 @@ def reads(monkeypatch) -> list[tuple[str, str]]:
         return read(stamp)
 
     monkeypatch.setattr(file_digests, "_read", noted)
-    monkeypatch.setattr(stored_embeddings, "_LARGE", 10**5)
+    monkeypatch.setattr(stored_embeddings, "LARGE", 10**5)
     return found
 
 

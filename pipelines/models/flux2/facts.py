@@ -82,6 +82,7 @@ FLUX2 = ModelFacts(
     latent=LatentSpace("Flux2", channels=128, downscale=16),
     lora=_LORA,
     main_blocks=56,
+    signs={"guidance_embed": True},
     # the model page: Mistral in qfloat8, the transformer as it is
     quantization={"text_encoder": "qfloat8"},
     # what AI Toolkit's own interface trains with
@@ -112,6 +113,8 @@ KLEIN_4B = replace(
     guidance="classifier-free",
     encoder_qtype="qtype_te",  # AI Toolkit flux2_klein_model.py load_te
     main_blocks=25,
+    # three states of Qwen3 4B, of 2560 values each
+    signs={"guidance_embed": False, "context_in_dim": 7680},
     words=Words(inputs={"AITKSampler.system_prompt": "FLUX.2-klein takes none."}),
 )
 
@@ -128,4 +131,5 @@ KLEIN_9B = replace(
         _KLEIN_VAE,
     ),
     main_blocks=32,
+    signs={"guidance_embed": False, "context_in_dim": 12288},
 )

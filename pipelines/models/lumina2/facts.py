@@ -23,6 +23,7 @@ TEXT_ENCODER_ATTENTION = Option(
     place=0,
     choices=("auto", "softcap", "no softcap"),
     required=True,
+    advanced=True,
 )
 
 

@@ -12,6 +12,7 @@ from .network import Flux2AutoEncoder
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from ...weights.checkpoint import Checkpoint
     from ...weights.source import Source
@@ -43,6 +44,10 @@ class Flux2Vae(Autoencoder):
             return 1 << 31
         # a decoder of FLUX.1's shape, on the latents before they are put together
         return DECODER_VALUES * _PATCH * latents[-1] * latents[-2] * dtype.itemsize
+
+    def encode(self, module: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        assert isinstance(module, Flux2AutoEncoder)
+        return module.encode(pixels)
 
     def to_comfy(self, latents: torch.Tensor, source: Source) -> torch.Tensor:
         return latents

@@ -12,6 +12,7 @@ from ..part import Autoencoder
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from ...weights.checkpoint import Checkpoint
     from ...weights.source import Source
@@ -53,6 +54,11 @@ class FluxVae(Autoencoder):
         if latents is None:
             return super().activation_bytes(latents, dtype)
         return DECODER_VALUES * latents[-1] * latents[-2] * dtype.itemsize
+
+    def encode(self, module: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        assert isinstance(module, AutoencoderKL)
+        inside: Any = pixels
+        return scaled(module.encode(inside, return_dict=False)[0].mode(), module.config)
 
     def to_comfy(self, latents: torch.Tensor, source: Source) -> torch.Tensor:
         return unscaled(latents, source.config())
