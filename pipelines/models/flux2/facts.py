@@ -104,6 +104,7 @@ KLEIN_4B = replace(
     ),
     recipes={recipe.name: recipe for recipe in (KLEIN_REFERENCE, KLEIN_TRAINER)},
     guidance="classifier-free",
+    takes_system_prompt=False,
     encoder_qtype="qtype_te",  # AI Toolkit flux2_klein_model.py load_te
     main_blocks=25,
     words=Words(inputs={"AITKSampler.system_prompt": "FLUX.2-klein takes none."}),

@@ -66,6 +66,7 @@ Z_IMAGE = ModelFacts(
     defaults=Defaults(steps=30, guidance_scale=4.0, seed=42, width=1024, height=1024),
     recipes={recipe.name: recipe for recipe in RECIPES},
     guidance="classifier-free",
+    takes_system_prompt=False,
     latent=LatentSpace("Flux", channels=16, downscale=8),
     lora=_LORA,
     main_blocks=30,
