@@ -47,11 +47,14 @@ class NodeObserver:
         self._ticker.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         assert self._ticker is not None
         self._ended.set()
         # what it says late would hide what is said next
         self._ticker.join()
+        if failed is not None and (self.spoke or self._bar is not None):
+            # the page leaves the last text on the node: it would go on to say that it samples
+            self._host.show_text(self._node_id, f"stopped while {self._text}")
 
     def check(self) -> None:
         self._host.check_interrupt()

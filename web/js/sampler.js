@@ -6,6 +6,7 @@ import { element } from "./dom.js";
 import { following } from "./follow.js";
 import { inputOf, loaderOf, sourceOf, wired } from "./graph.js";
 import { addPanel, greyOut, keepHeights, setLabel, setWidget, valuesOf, whenChanged, whenever, widgetOf } from "./panel.js";
+import { runRows } from "./run.js";
 import { sizeFor, sizeText } from "./sizes.js";
 import { recipeForImages, unusedInputs } from "./unused.js";
 
@@ -13,6 +14,7 @@ import { recipeForImages, unusedInputs } from "./unused.js";
 /** @import { Unused } from "./unused.js" */
 
 export const SAMPLER = "AITKSampler";
+const REPORT = "aitk_report"; // of what the node sends when it has run
 const HEIGHTS = { prompt: 96, negative_prompt: 64, system_prompt: 64 }; // pixels; four lines, and two
 const NEW = Symbol("a node that was just made"); // its values are the definition's, no workflow's
 
@@ -50,17 +52,12 @@ export function watchSampler(node, changed) {
     changed();
   });
   whenever(node, "onConnectionsChange", changed);
-}
-
-/**
- * What the panel says of a run, until the next.
- *
- * @param {Node} node
- * @param {globalThis.Node[]} run
- */
-export function showRun(node, run) {
-  const state = seen.get(node);
-  if (state) state.run = run;
+  whenever(node, "onExecuted", (output) => {
+    const state = seen.get(node);
+    const report = output?.[REPORT]?.[0];
+    if (state && report) state.run = runRows(String(report));
+    changed();
+  });
 }
 
 /**
