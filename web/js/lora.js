@@ -5,14 +5,15 @@ import { element } from "./dom.js";
 import { inputOf, loaderOf } from "./graph.js";
 import { addPanel, whenChanged, whenever, widgetOf } from "./panel.js";
 import { bytes } from "./report.js";
-import { loraCard } from "./server.js";
+import { loraCard, loraDigest } from "./server.js";
 
 /** @import { Card, Node } from "./types.d.ts" */
 
 export const LORA = "ApplyAITKLoRA";
+const FILE = "aitk_file"; // property of the node: the file that the graph was made with
 const COLOURS = { yes: "aitk-good", no: "aitk-bad", maybe: "aitk-warning" };
 
-/** @type {WeakMap<Node, { fill: (...children: globalThis.Node[]) => void, asked: string, card: globalThis.Node[], notes: globalThis.Node[] }>} */
+/** @type {WeakMap<Node, { fill: (...children: globalThis.Node[]) => void, asked: string }>} */
 const seen = new WeakMap();
 
 /**
@@ -20,7 +21,7 @@ const seen = new WeakMap();
  * @param {() => void} changed called where something changed that the card shows
  */
 export function watchLora(node, changed) {
-  seen.set(node, { fill: addPanel(node), asked: "", card: [], notes: [] });
+  seen.set(node, { fill: addPanel(node), asked: "" });
   for (const widget of node.widgets ?? []) whenChanged(widget, changed);
   whenever(node, "onConfigure", changed);
   whenever(node, "onConnectionsChange", changed);
@@ -41,21 +42,33 @@ export async function refreshLora(node) {
   const found = query ? rowsOf(await loraCard(query)) : [];
   // another file may have been chosen meanwhile
   if (asked !== state.asked) return;
-  state.card = found;
-  state.fill(...state.card, ...state.notes);
+  state.fill(...found);
+  const digest = query ? await loraDigest(query.name) : null;
+  if (query && digest && asked === state.asked) compareFile(node, query.name, digest, (note) => state.fill(...note, ...found));
 }
 
 /**
- * What the node says beside the card.
+ * Compares the file with the one that the graph was made with, and keeps its digest in the graph: so the next one who
+ * opens it, from a picture too, is told where their file of this name is another.
  *
  * @param {Node} node
- * @param {globalThis.Node[]} notes
+ * @param {string} name of the file
+ * @param {string} digest its SHA-256
+ * @param {(note: globalThis.Node[]) => void} show
  */
-export function noteOnLora(node, notes) {
-  const state = seen.get(node);
-  if (!state) return;
-  state.notes = notes;
-  state.fill(...state.card, ...state.notes);
+function compareFile(node, name, digest, show) {
+  const made = node.properties[FILE];
+  if (made?.name !== name || typeof made.sha256 !== "string") {
+    node.properties[FILE] = { name, sha256: digest };
+  } else if (made.sha256 !== digest) {
+    const text = `This graph was made with another file of this name: its sha256 begins with ${made.sha256.slice(0, 10)}, and yours with ${digest.slice(0, 10)}. The picture will be another one.`;
+    const keep = () => {
+      node.properties[FILE] = { name, sha256: digest };
+      show([]);
+    };
+    const button = element("button", { type: "button", title: "Keeps this file's sha256 in the graph", onclick: keep }, "Use mine");
+    show([element("div", { class: "aitk-row aitk-bad" }, element("span", {}, text), button)]);
+  }
 }
 
 /**

@@ -46,7 +46,7 @@ export interface Node {
   inputs?: Slot[];
   outputs?: Slot[];
   widgets?: Widget[];
-  imgs?: unknown;
+  properties: Record<string, any>;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: Record<string, unknown>): Widget;
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
