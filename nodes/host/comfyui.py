@@ -71,6 +71,11 @@ class ComfyHost:
 
         return Path(folder_paths.get_input_directory())
 
+    def page_folder(self) -> Path | None:
+        import folder_paths
+
+        return Path(folder_paths.get_temp_directory())
+
     def job_roots(self) -> list[Path]:
         import folder_paths
 

@@ -54,6 +54,10 @@ class Host(Protocol):
         """Where the pictures lie that a workflow may load."""
         ...
 
+    def page_folder(self) -> Path | None:
+        """Where pictures lie that only the page shows, until the program ends; None where there is no page."""
+        ...
+
     def job_roots(self) -> list[Path]:
         """Folders below which a workflow may name training jobs: the input folder, and what the user configured."""
         ...

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ..compare.comparison import Verdict
+from ..compare.comparison import METRICS, Verdict
 from ..models import find_model
 from ..run.report import pack_version
 
@@ -32,7 +32,7 @@ def cell_report(judged: Judged, files: Mapping[str, str | None] = NO_FILES) -> d
         files: ``trainer``, ``ours`` and ``heat_map``: paths below the report's folder, or None.
     """
     outcome, sample, comparison = judged.outcome, judged.sample, judged.comparison
-    place, difference = outcome.place, comparison and comparison.difference
+    place = outcome.place
     size = outcome.report["size"]["rendered"] if outcome.report else [sample.width, sample.height]
     return {
         "step": place.step,
@@ -44,14 +44,7 @@ def cell_report(judged: Judged, files: Mapping[str, str | None] = NO_FILES) -> d
         "seed": sample.seed,
         "size": list(size),
         "files": dict(files),
-        "metrics": {
-            "max": difference and difference.maximum,
-            "mean": difference and difference.mean,
-            "share": difference and difference.share,
-            "psnr": difference and (difference.psnr if difference.differing else None),
-            "ssim": comparison and comparison.ssim.value,
-            "lpips": comparison and comparison.lpips.value,
-        },
+        "metrics": dict.fromkeys(METRICS) if comparison is None else comparison.metrics,
         "verdict": _verdict(judged),
         "verdict_words": _words(judged),
         "causes": [cause.words for cause in judged.causes],

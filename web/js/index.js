@@ -13,6 +13,7 @@ import { COMMAND, openPicture, pictureMenu } from "./open_picture.js";
 import { whenChanged } from "./panel.js";
 import { SAMPLER, refreshSampler, watchSampler } from "./sampler.js";
 import { modelFacts, sayOnce } from "./server.js";
+import { COMPARING, watchComparison } from "./viewer.js";
 
 /** @import { Node } from "./types.d.ts" */
 
@@ -53,6 +54,7 @@ app.registerExtension({
   /** @param {Node} node */
   nodeCreated(node) {
     if (node.comfyClass === SAMPLER) watchSampler(node, changed);
+    else if (COMPARING.includes(node.comfyClass ?? "")) watchComparison(node, api);
     else if (node.comfyClass === LORA) watchLora(node, changed);
     else if (node.comfyClass === LOADER) for (const widget of node.widgets ?? []) whenChanged(widget, changed);
     changed();

@@ -6,6 +6,7 @@ import { element } from "./dom.js";
 /** @import { Node, Widget } from "./types.d.ts" */
 
 const NAME = "aitk_panel";
+const NEXT_FRAME = 50; // milliseconds
 const MARGIN = 4; // pixels around it
 
 /**
@@ -34,6 +35,8 @@ export function addPanel(node) {
     height = content.offsetHeight;
     outer.style.minHeight = `${height}px`;
     node.setDirtyCanvas(true, true);
+    // the classic canvas makes a node higher while it draws it, and shows that in the next frame alone
+    setTimeout(() => node.setDirtyCanvas(true, true), NEXT_FRAME);
   }).observe(content);
   return (...children) => content.replaceChildren(...children);
 }
