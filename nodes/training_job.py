@@ -216,7 +216,8 @@ class _Seen:
         for one in judged:
             report = cell_report(one)
             self.reports.append(report)
-            title = f"step {report['step']}, sample {report['index']}, strength {report['strength']}"
+            strength = "" if report["strength"] is None else f", strength {report['strength']:g}"
+            title = f"step {report['step']}, sample {report['index']}{strength}"
             self.error = self.error or one.outcome.error
             if one.outcome.picture is not None:
                 self.ours.append(one.ours())
