@@ -115,11 +115,21 @@ def test_a_digest_is_the_reports(ask, models):
 
 
 @pytest.mark.parametrize("path", ["/aitk/lora", "/aitk/lora/digest"])
-@pytest.mark.parametrize("name", ["", "../diffusers/tiny/model_index.json", "/etc/passwd", "C:\\x", "gone.safetensors"])
-def test_names_stay_in_the_loras_folder_and_errors_hold_no_path(ask, path, name, models):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "is no name"),
+        ("../diffusers/tiny/vae/diffusion_pytorch_model.safetensors", "is refused"),
+        ("/etc/passwd", "is refused"),
+        ("C:\\x", "is refused"),
+        ("gone.safetensors", "is not there"),
+    ],
+)
+def test_names_stay_in_the_loras_folder_and_errors_hold_no_path(ask, path, name, says, models):
     status, answer = ask(path, name=name)
     assert status == 400
     assert list(answer) == ["error"]
+    assert says in answer["error"]
     assert str(models.parent) not in answer["error"]
 
 
