@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..pipelines.errors import InputError
 from ..pipelines.words import shown
 from .host import current_host
+from .page_pairs import PagePairs
 from .save_image import FORMATS
 from .shared import CATEGORY
 
@@ -73,7 +74,7 @@ class AITKComparePreviews:
         floor: torch.Tensor | None = None,
         format: Format = "png",
         unique_id: str | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, str]:
+    ) -> dict[str, Any]:
         from ..pipelines.compare.comparison import compare_as, summary
         from ..pipelines.compare.pixels import batch_pixels
 
@@ -96,8 +97,11 @@ class AITKComparePreviews:
             "notes": [*notes, *more],
             "pictures": [one.as_json() for one in found],
         }
-        sheet = _sheet(own, theirs, found)
-        return _images([one.heat_map for one in found]), sheet, json.dumps(report, ensure_ascii=False, indent=1)
+        sheet, heats = _sheet(own, theirs, found), _images([one.heat_map for one in found])
+        pairs = PagePairs(current_host().page_folder())
+        for index, one in enumerate(found):
+            pairs.add(f"picture {index + 1}", one.words, theirs[index], own[index], one)
+        return {"ui": pairs.ui(), "result": (heats, sheet, json.dumps(report, ensure_ascii=False, indent=1))}
 
 
 def _check_alike(name: str, pictures: list[Pixels], other: str, others: list[Pixels]) -> None:

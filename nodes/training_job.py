@@ -17,12 +17,11 @@ from .host import current_host
 from .job_model import job_pipeline, with_initial_lora
 from .load_model import weights_names
 from .observer import NodeObserver
+from .page_pairs import PagePairs
 from .shared import CATEGORY, check_pipeline, check_texts, search_words
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import torch
 
     from ..pipelines.compare.pixels import Pixels
     from ..pipelines.handle import PipelineHandle
@@ -164,7 +163,7 @@ class AITKReplayPreviews:
         strengths: str = "1.0",
         measure_floor: bool = True,
         unique_id: str | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
+    ) -> dict[str, Any]:
         if not isinstance(job, TrainingJob):
             raise InputError("job is no AITK_JOB. Connect AITK Training Job.")
         check_pipeline(pipeline)
@@ -181,7 +180,8 @@ class AITKReplayPreviews:
             from ..pipelines.replay.views import SheetTable, as_batch, to_batch
             from .sampler import engine
 
-            selection, seen = select(job, checkpoints, samples, strengths), _Seen()
+            selection = select(job, checkpoints, samples, strengths)
+            seen = _Seen(PagePairs(host.page_folder()))
             store = CellStore(host.replay_folder())
             judged = replay(
                 engine(), job, pipeline, selection, host.input_folder(), store, observer,
@@ -193,13 +193,15 @@ class AITKReplayPreviews:
             raise InputError(f"No picture of job {shown(job.name)} could be rendered. {seen.error}")
         host.show_text(unique_id, seen.said())
         report = json.dumps(replay_report(job, pipeline, seen.reports), ensure_ascii=False, indent=1)
-        return to_batch(seen.ours), to_batch(seen.trainers, like=seen.ours), as_batch(sheet), report
+        pictures = to_batch(seen.ours), to_batch(seen.trainers, like=seen.ours)
+        return {"ui": seen.pairs.ui(), "result": (*pictures, as_batch(sheet), report)}
 
 
 class _Seen:
     """What the node hands on of each cell as it is drawn on the contact sheet."""
 
-    def __init__(self) -> None:
+    def __init__(self, pairs: PagePairs) -> None:
+        self.pairs = pairs
         self.ours: list[Pixels | None] = []
         self.trainers: list[Pixels | None] = []
         self.reports: list[dict[str, Any]] = []
@@ -209,11 +211,15 @@ class _Seen:
         from ..pipelines.replay.report import cell_report
 
         for one in judged:
-            self.reports.append(cell_report(one))
+            report = cell_report(one)
+            self.reports.append(report)
+            strength = "" if report["strength"] is None else f", strength {report['strength']:g}"
+            title = f"step {report['step']}, sample {report['index']}{strength}"
             self.error = self.error or one.outcome.error
             if one.outcome.picture is not None:
                 self.ours.append(one.ours())
                 self.trainers.append(one.trainers())
+                self.pairs.add(title, report["verdict_words"], self.trainers[-1], self.ours[-1], one.comparison)
             yield one
 
     @property

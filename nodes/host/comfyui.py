@@ -8,11 +8,11 @@ No other module of this pack imports ComfyUI.
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...pipelines.errors import FileError
+from ...pipelines.errors import AITKError, FileError
 from ...pipelines.machine.plan import DeviceMemory
 from ...pipelines.machine.residence import EVERYTHING
 from ...pipelines.pictures.saving import reason
@@ -22,9 +22,12 @@ from .job_roots import KIND, roots_of_environment
 from .protocol import REPLAY_FOLDER, ProgressBar, SaveTarget
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from ...pipelines.machine.residence import Residence
+    from .protocol import Answer
 
 
 _LONGEST_TEXT = 4000  # characters on a node
@@ -67,6 +70,11 @@ class ComfyHost:
         import folder_paths
 
         return Path(folder_paths.get_input_directory())
+
+    def page_folder(self) -> Path | None:
+        import folder_paths
+
+        return Path(folder_paths.get_temp_directory())
 
     def job_roots(self) -> list[Path]:
         import folder_paths
@@ -178,6 +186,38 @@ class ComfyHost:
 
     def show_progress(self, node_id: str | None, text: str) -> None:
         self.show_text(node_id, text)
+
+
+def serve_answers(answers: Mapping[str, Answer]) -> None:
+    """Adds GET routes to ComfyUI's server, if it is one: the nodes may also be loaded without."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        add_routes(server.routes, answers)
+
+
+def add_routes(routes: Any, answers: Mapping[str, Answer]) -> None:
+    """Adds a GET route for each path; what an answer refuses is told in words, with status 400.
+
+    Args:
+        routes: aiohttp's table of them.
+        answers: path -> answer.
+    """
+    for path, answer in answers.items():
+        routes.get(path)(partial(_answered, answer))
+
+
+async def _answered(answer: Answer, request: Any) -> Any:
+    import asyncio
+
+    from aiohttp import web
+
+    try:
+        # files are read: the server goes on meanwhile
+        return web.json_response(await asyncio.to_thread(answer, dict(request.query)))
+    except AITKError as error:
+        return web.json_response({"error": str(error)}, status=400)
 
 
 class _PartAnswers:

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .comfyui import ComfyHost
+from .comfyui import ComfyHost, serve_answers
 from .plain import PlainHost
 
 if TYPE_CHECKING:
-    from .protocol import Host
+    from collections.abc import Mapping
+
+    from .protocol import Answer, Host
 
 _host: Host | None = None
 
@@ -31,3 +33,9 @@ def use_host(host: Host | None) -> None:
     """Sets the host for this process; ``None`` goes back to finding it out."""
     global _host
     _host = host
+
+
+def serve(answers: Mapping[str, Answer]) -> None:
+    """Has ComfyUI's server answer the editor's questions, by path; where there is no ComfyUI there is no editor."""
+    if "folder_paths" in sys.modules:
+        serve_answers(answers)

@@ -102,6 +102,9 @@ class PlainHost:
     def input_folder(self) -> Path:
         return self.input
 
+    def page_folder(self) -> Path | None:
+        return None
+
     def job_roots(self) -> list[Path]:
         return [self.input, *roots_of_environment()]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from ...pipelines.machine.plan import DeviceMemory
     from ...pipelines.machine.residence import Residence
 
+# of the editor's questions: the query's values -> what JSON can hold
+Answer = Callable[[Mapping[str, str]], dict[str, Any]]
 REPLAY_FOLDER = "aitk_replay"  # below the output folder
 
 
@@ -49,6 +52,10 @@ class Host(Protocol):
 
     def input_folder(self) -> Path:
         """Where the pictures lie that a workflow may load."""
+        ...
+
+    def page_folder(self) -> Path | None:
+        """Where pictures lie that only the page shows, until the program ends; None where there is no page."""
         ...
 
     def job_roots(self) -> list[Path]:

@@ -46,6 +46,9 @@ _MEAN_SQUARES = 1.5
 _MAXIMA = 2.0
 
 
+METRICS = ("max", "mean", "share", "psnr", "ssim", "lpips")
+
+
 class Verdict(StrEnum):
     """What a comparison comes to, the nearest first."""
 
@@ -87,6 +90,19 @@ class Comparison:
             return "other size" if self.difference is None else "identical"
         found, short = self.difference, {Verdict.KERNEL_NOISE: "noise", Verdict.SAME_PICTURE: "same"}
         return f"{short.get(self.verdict, 'different')}: max {found.maximum}, mean {found.mean:.3g}, {found.share:.1%}"
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Six numbers for people; None where one was not measured, and for the endless PSNR of equal pictures."""
+        found = self.difference
+        return {
+            "max": found and found.maximum,
+            "mean": found and found.mean,
+            "share": found and found.share,
+            "psnr": found and (found.psnr if found.differing else None),
+            "ssim": self.ssim.value,
+            "lpips": self.lpips.value,
+        }
 
     def as_json(self) -> dict[str, object]:
         """All but the heat map; an infinite PSNR is None, which JSON can hold."""

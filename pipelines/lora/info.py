@@ -34,18 +34,39 @@ _SETTINGS = {
     "architecture": ("modelspec.architecture",),
 }
 _LONGEST = 200  # characters of one value
+_KOHYA = "kohya's sd-scripts"
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def trigger_word(lora: LoraFile) -> str:
-    """The trigger word of an AI Toolkit job, or an empty string.
+    """The trigger word of an AI Toolkit job, or an empty string."""
+    return trigger_in(lora.header.metadata)
+
+
+def trigger_in(metadata: Mapping[str, str]) -> str:
+    """The trigger word in a file's metadata, or an empty string.
 
     AI Toolkit writes it as the only tag of ``ss_tag_frequency`` (BaseSDTrainProcess.update_training_metadata). It is
     handed on into prompts, so it is one line of ordinary length, without what would steer a terminal.
     """
-    tags = _json_object(lora.header.metadata.get("ss_tag_frequency"))
+    tags = _json_object(metadata.get("ss_tag_frequency"))
     words = {word for folder in tags.values() if isinstance(folder, dict) for word in folder}
     return _line(_ESCAPE.sub("", words.pop()[: 4 * _LONGEST])).strip() if len(words) == 1 else ""
+
+
+def trained_with(metadata: Mapping[str, str]) -> str:
+    """The program that wrote a file, with its version; empty where the metadata do not say."""
+    software = _json_object(metadata.get("software"))
+    module = metadata.get("ss_network_module", "")
+    own = "sshs_model_hash" in metadata or module.startswith(("networks.", "lycoris."))
+    kohya = _KOHYA if own and not software else ""
+    return _line(" ".join(str(software[key]) for key in ("name", "version") if key in software)) or kohya
+
+
+def step_in(metadata: Mapping[str, str]) -> int | None:
+    """The training's step at which AI Toolkit saved a file; None where the metadata do not say."""
+    step = _json_object(metadata.get("training_info")).get("step")
+    return step if isinstance(step, int) else None
 
 
 def summary(lora: LoraFile) -> str:
@@ -110,14 +131,10 @@ def _alpha_text(layers: list[LoraLayer], alphas: Mapping[str, float]) -> str:
 
 def _facts(lora: LoraFile) -> Iterator[str]:
     metadata = lora.header.metadata
-    software = _json_object(metadata.get("software"))
-    training = _json_object(metadata.get("training_info"))
-    module = metadata.get("ss_network_module", "")
-    own = "sshs_model_hash" in metadata or module.startswith(("networks.", "lycoris."))
-    kohya = "kohya's sd-scripts" if own and not software else ""
+    program = trained_with(metadata)
     facts = {
-        "trained with": " ".join(str(software[key]) for key in ("name", "version") if key in software) or kohya,
-        "step": training.get("step"),
+        "trained with": program,
+        "step": _json_object(metadata.get("training_info")).get("step"),
         "base model": metadata.get("ss_base_model_version"),
         "name": metadata.get("ss_output_name") or metadata.get("name"),
         "trigger word": trigger_word(lora),
@@ -134,7 +151,7 @@ def _facts(lora: LoraFile) -> Iterator[str]:
         _alpha(layer, dict.fromkeys(layer.keys.values(), 0.0)) is not None for layer in lora.layers
     ):
         yield "PEFT keeps alpha in adapter_config.json: put it beside the file as PEFT saved it, or alpha is the rank"
-    if kohya:
+    if program == _KOHYA:
         yield "the system prompt of the training is not in the file: set it on the sampler, recipe sd-scripts"
 
 

@@ -150,6 +150,7 @@ class ModelFacts:
         recipe_options: options that some of its recipes read.
         runtime_options: options of how its parts run.
         words: what the nodes say of it.
+        takes_system_prompt: whether its template has a place for one.
         training_adapter: the file, ``owner/name/file`` on the hub, that AI Toolkit's interface trains it with; empty
             where it needs none.
         encoder_qtype: which key of a training job's config is the type of its quantised text encoders.
@@ -173,6 +174,7 @@ class ModelFacts:
     runtime_options: tuple[Option, ...] = ()
     signs: Mapping[str, object] = field(default_factory=dict)
     words: Words = field(default_factory=Words)
+    takes_system_prompt: bool = True
     training_adapter: str = ""
     encoder_qtype: Literal["qtype", "qtype_te", "qtype_te since 0.13"] = "qtype_te"
     preview_sampler: str = ""

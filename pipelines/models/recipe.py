@@ -78,6 +78,11 @@ class Recipe:
     plain: Mapping[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True)
     era: Era | None = field(default=None, kw_only=True)
 
+    @property
+    def guided_above(self) -> float:
+        """The guidance_scale up to which the model is called for the prompt alone, and uses no negative prompt."""
+        return 1.0
+
     def configured(self: R, chosen: Chosen, declared: Sequence[Option]) -> R:
         """This recipe with the user's options in place of its own values.
 

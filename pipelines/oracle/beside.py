@@ -11,7 +11,7 @@ from ..compare.comparison import compare, compare_with_file
 from ..compare.pixels import read_picture
 from ..compare.three_ways import Pair, finding_of
 from ..errors import AITKError
-from ..replay.report import VERDICTS, metrics
+from ..replay.report import VERDICTS
 from .limits import claim, words_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def oracle_report(beside: Beside) -> dict[str, Any]:
             {
                 "pair": pair.value,
                 "verdict": VERDICTS[comparison.verdict],
-                "metrics": metrics(comparison),
+                "metrics": comparison.metrics,
                 "caption": comparison.caption,
             }
             for pair, comparison in beside.comparisons.items()

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ..compare.comparison import Verdict
+from ..compare.comparison import METRICS, Verdict
 from ..models import find_model
 from ..run.report import pack_version
 
 if TYPE_CHECKING:
-    from ..compare.comparison import Comparison
     from ..handle import PipelineHandle
     from ..jobs.job import TrainingJob
     from .judge import Judged
@@ -46,7 +45,7 @@ def cell_report(judged: Judged, files: Mapping[str, str | None] = NO_FILES) -> d
         "size": list(size),
         "recipes": list(judged.recipes),
         "files": dict(files),
-        "metrics": metrics(comparison),
+        "metrics": dict.fromkeys(METRICS) if comparison is None else comparison.metrics,
         "verdict": _verdict(judged),
         "verdict_words": _words(judged),
         "causes": [cause.words for cause in judged.causes],
@@ -57,19 +56,6 @@ def cell_report(judged: Judged, files: Mapping[str, str | None] = NO_FILES) -> d
         "found": outcome.found,
         # where AI Toolkit's engine was asked too, see pipelines/oracle/beside.py
         "oracle": None,
-    }
-
-
-def metrics(comparison: Comparison | None) -> dict[str, float | None]:
-    """The numbers of a comparison; each None where it was not measured."""
-    difference = comparison and comparison.difference
-    return {
-        "max": difference and difference.maximum,
-        "mean": difference and difference.mean,
-        "share": difference and difference.share,
-        "psnr": difference and (difference.psnr if difference.differing else None),
-        "ssim": comparison and comparison.ssim.value,
-        "lpips": comparison and comparison.lpips.value,
     }
 
 

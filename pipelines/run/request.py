@@ -84,6 +84,8 @@ def check_request(model: ModelFacts, request: SampleRequest) -> Recipe:
         raise InputError(f"{model.title} has no recipe {shown(request.recipe)}. It has: {', '.join(model.recipes)}.")
     _check_numbers(request)
     recipe = model.recipes[request.recipe]
+    if request.system_prompt and not model.takes_system_prompt:
+        raise InputError(f"{model.title} takes no system prompt: its template has no place for one. Empty it.")
     _check_control(model, recipe, len(request.control.images) if request.control is not None else 0)
     return recipe.configured(request.recipe_options, model.recipe_options)
 

@@ -31,7 +31,7 @@ def replayed(job: str, step: int) -> list[Path]:
 
 def test_verdicts_are_shown_and_pictures_handed_on(host, capfd):
     trainer, ours = batch(*previews("omnigen2_control", 250)), batch(*replayed("omnigen2_control", 250))
-    heat, sheet, report = AITKComparePreviews().compare(ours, trainer, format="jpg", unique_id="7")
+    heat, sheet, report = AITKComparePreviews().compare(ours, trainer, format="jpg", unique_id="7")["result"]
     assert heat.shape == ours.shape
     assert sheet.shape[0] == 1
     assert sheet.shape[1] > 2 * 64
@@ -41,7 +41,7 @@ def test_verdicts_are_shown_and_pictures_handed_on(host, capfd):
     assert (heat[0].sum(dim=2) > 0).sum() > 100
     assert "node 7: 2 pictures: 2 same picture" in capfd.readouterr().err
     # as they are, JPEG's own loss is in it
-    _, _, raw = AITKComparePreviews().compare(ours, trainer)
+    _, _, raw = AITKComparePreviews().compare(ours, trainer)["result"]
     assert json.loads(raw)["pictures"][0]["difference"]["maximum"] > 100
 
 
@@ -49,10 +49,10 @@ def test_a_floor_allows_kernel_noise_and_alpha_is_noted(host, capfd):
     ours = batch(*replayed("lumina2_bf16", 250))
     trainer = batch(*previews("lumina2_bf16", 250))
     noise = torch.randint(-4, 5, ours.shape, generator=torch.Generator().manual_seed(0)) / 255
-    _, _, report = AITKComparePreviews().compare(ours, trainer, (ours + noise).clamp(0, 1))
+    _, _, report = AITKComparePreviews().compare(ours, trainer, (ours + noise).clamp(0, 1))["result"]
     assert [one["verdict"] for one in json.loads(report)["pictures"]] == ["equal up to kernel noise"] * 2
     transparent = torch.cat([ours, torch.zeros_like(ours[..., :1])], dim=3)
-    _, _, report = AITKComparePreviews().compare(transparent, ours)
+    _, _, report = AITKComparePreviews().compare(transparent, ours)["result"]
     assert json.loads(report)["notes"] == ["the transparency of ours is not compared"]
     assert "2 pictures: 2 identical." in capfd.readouterr().err
 

@@ -175,6 +175,8 @@ def test_a_run_that_was_cancelled_in_any_phase_can_be_run_again(page, phase):
     page.cancel_at = phase
     with pytest.raises(Cancel):
         _sample(pipeline)
+    # the page leaves the last text on the node
+    assert page.texts[-1][1].startswith("stopped while ")
     found = _sample(pipeline)
     assert torch.equal(found, _sample(pipeline))
     assert found.shape == (2, 64, 64, 3)

@@ -29,7 +29,7 @@ def jobs(host, tmp_path: Path) -> Path:
 
 def _replayed(name: str, **chosen: str) -> tuple:
     job, pipeline, _ = AITKTrainingJob().open(name, "base")
-    return AITKReplayPreviews().replay(job, pipeline, **chosen)
+    return AITKReplayPreviews().replay(job, pipeline, **chosen)["result"]
 
 
 def test_a_job_is_replayed_as_it_was_rendered(jobs):

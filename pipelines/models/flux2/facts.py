@@ -111,6 +111,7 @@ KLEIN_4B = replace(
     ),
     recipes={recipe.name: recipe for recipe in (KLEIN_REFERENCE, KLEIN_TRAINER)},
     guidance="classifier-free",
+    takes_system_prompt=False,
     encoder_qtype="qtype_te",  # AI Toolkit flux2_klein_model.py load_te
     main_blocks=25,
     # three states of Qwen3 4B, of 2560 values each

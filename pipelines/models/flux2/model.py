@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...errors import FileError, InputError
+from ...errors import FileError
 from ...options import torch_dtype
 from ...parts.encoder import Text
 from ...parts.flux2_vae.autoencoder import Flux2Vae
@@ -104,10 +104,8 @@ class Flux2(Model):
 
     def texts(self, job: Job) -> list[Text]:
         recipe = _recipe(job)
-        if job.typed.system_prompt and not recipe.system_prompt:
-            raise InputError(f"{self.facts.title} takes no system prompt: its template has no place for one. Empty it.")
         prompts = [job.typed.prompt]
-        if not self._embedded and job.guidance_scale > 1:
+        if not self._embedded and job.guidance_scale > recipe.guided_above:
             prompts.append(job.typed.negative_prompt)
         settings = EncoderSettings(self._cast_rope(job))
         if self._embedded:

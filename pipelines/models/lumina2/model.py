@@ -92,7 +92,7 @@ class Lumina2(Model):
         system_prompt = job.typed.system_prompt or recipe.system_prompt
         template = system_prompt + PROMPT_MARKER if system_prompt else ""
         texts = [Text(template + job.typed.prompt, TEXT_LENGTH, settings)]
-        if job.guidance_scale > 1 or recipe.negative_at_1:
+        if job.guidance_scale > recipe.guided_above:
             negative = job.typed.negative_prompt
             texts.append(Text(template + negative if recipe.template_negative else negative, TEXT_LENGTH, settings))
         return texts

@@ -91,6 +91,11 @@ class Lumina2Recipe(Recipe):
     softcap: bool
     cast_rope: bool
 
+    @property
+    def guided_above(self) -> float:
+        # no scale is below 0
+        return -1.0 if self.negative_at_1 else 1.0
+
 
 REFERENCE = Lumina2Recipe(
     name=REFERENCE_PIPELINE,

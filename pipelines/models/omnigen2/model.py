@@ -82,7 +82,7 @@ class OmniGen2(Model):
 
         # twice: AI Toolkit applies it, and so does the pipeline that it calls
         texts = [chat(chat(job.typed.prompt))]
-        if job.guidance_scale > 1:
+        if job.guidance_scale > recipe.guided_above:
             once = not (job.typed.negative_prompt or recipe.template_empty_negative_twice)
             texts.append(chat("") if once else chat(chat(job.typed.negative_prompt)))
         # AI Toolkit and ai-toolkit-inference both cast the whole encoder; in float32 there is nothing to round

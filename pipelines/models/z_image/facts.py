@@ -72,6 +72,7 @@ Z_IMAGE = ModelFacts(
         file_extras=_TURBO_REPOSITORY,
         missing=("accuracy_recovery_adapter",),
     ),
+    takes_system_prompt=False,
     latent=LatentSpace("Flux", channels=16, downscale=8),
     lora=_LORA,
     main_blocks=30,

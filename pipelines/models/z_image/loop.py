@@ -64,7 +64,7 @@ def guidance_factor(recipe: ZImageRecipe, scale: float) -> float:
     """g' of guidance_scale; 0 is no guidance."""
     if recipe.guidance == "above 1 minus 1":
         return max(0.0, scale - 1.0)
-    return scale if scale > (1 if recipe.guidance == "above 1 as given" else 0) else 0.0
+    return scale if scale > recipe.guided_above else 0.0
 
 
 def model_time(sigma: torch.Tensor) -> torch.Tensor:

@@ -59,13 +59,11 @@ class ZImage(Model):
         return min(rows, columns) * patch * DOWNSCALE
 
     def texts(self, job: Job) -> list[Text]:
-        if job.typed.system_prompt:
-            raise InputError(f"{self.facts.title} takes no system prompt: its template has no place for one. Empty it.")
         recipe = _recipe(job)
         # in float32 there is nothing to round: one embedding serves every recipe
         settings = EncoderSettings(recipe.cast_rope and job.dtype != "float32")
         prompts = [job.typed.prompt]
-        if loop.guidance_factor(recipe, job.guidance_scale) > 0:
+        if job.guidance_scale > recipe.guided_above:
             prompts.append(job.typed.negative_prompt)
         return [Text(prompt, TEXT_LENGTH, settings) for prompt in prompts]
 

@@ -35,6 +35,10 @@ class ZImageRecipe(Recipe):
     idle_last_step: bool
     cast_rope: bool
 
+    @property
+    def guided_above(self) -> float:
+        return 0.0 if self.guidance == "above 0 as given" else 1.0
+
 
 REFERENCE = ZImageRecipe(
     name=REFERENCE_PIPELINE,

@@ -1,0 +1,158 @@
+// @ts-check
+// A panel below a node's widgets, as high as what stands in it; in the classic canvas and in Vue nodes.
+
+import { element } from "./dom.js";
+
+/** @import { Node, Widget } from "./types.d.ts" */
+
+const NAME = "aitk_panel";
+const NEXT_FRAME = 50; // milliseconds
+const MARGIN = 4; // pixels around it
+
+/**
+ * Adds a panel as the last widget of a node, so that saved workflows, which know widgets by position, are not changed.
+ *
+ * @param {Node} node
+ * @returns {(...children: globalThis.Node[]) => void} puts these in the place of what stood in it
+ */
+export function addPanel(node) {
+  const content = element("div", { class: "aitk-content" });
+  const outer = element("div", { class: "aitk-panel" }, content);
+  let height = 0;
+  const whole = () => (height ? height + 2 * MARGIN : 0);
+  const widget = node.addDOMWidget(NAME, NAME, outer, {
+    serialize: false,
+    hideOnZoom: false,
+    margin: MARGIN,
+    getMinHeight: whole,
+    getMaxHeight: whole,
+    getValue: () => "",
+    setValue: () => {},
+  });
+  widget.serialize = false;
+  new ResizeObserver(() => {
+    if (content.offsetHeight === height) return;
+    height = content.offsetHeight;
+    outer.style.minHeight = `${height}px`;
+    node.setDirtyCanvas(true, true);
+    // the classic canvas makes a node higher while it draws it, and shows that in the next frame alone
+    setTimeout(() => node.setDirtyCanvas(true, true), NEXT_FRAME);
+  }).observe(content);
+  return (...children) => content.replaceChildren(...children);
+}
+
+/**
+ * Keeps text boxes from shrinking to a line in the classic canvas, which shares a node's height among them and what
+ * appears below them, such as the notes of a run.
+ *
+ * @param {Node} node
+ * @param {Record<string, number>} heights widget's name -> pixels
+ */
+export function keepHeights(node, heights) {
+  for (const widget of node.widgets ?? []) {
+    if (widget.name in heights && widget.element) widget.options.getMinHeight = () => heights[widget.name];
+  }
+}
+
+/**
+ * @param {Node} node
+ * @param {string} name
+ * @returns {Widget | undefined}
+ */
+export function widgetOf(node, name) {
+  return (node.widgets ?? []).find((widget) => widget.name === name);
+}
+
+/**
+ * Widgets' values by name, without what the editor adds.
+ *
+ * @param {Node} node
+ */
+export function valuesOf(node) {
+  return Object.fromEntries((node.widgets ?? []).filter(({ name }) => !name.startsWith("$$") && name !== NAME).map(({ name, value }) => [name, value]));
+}
+
+/**
+ * Sets a widget as a user does.
+ *
+ * @param {Node} node
+ * @param {string} name
+ * @param {unknown} value
+ */
+export function setWidget(node, name, value) {
+  const widget = widgetOf(node, name);
+  if (!widget) return;
+  widget.value = value;
+  widget.callback?.(value, undefined, node);
+  node.setDirtyCanvas(true, true);
+}
+
+/**
+ * Greys a widget, or takes that back. In the classic canvas a text box has no label: its placeholder says it.
+ *
+ * @param {Node} node
+ * @param {string} name
+ * @param {string | null} why it is not used; null where it is
+ * @param {boolean} locked whether it takes no input either
+ */
+export function greyOut(node, name, why, locked) {
+  const widget = widgetOf(node, name);
+  if (!widget) return;
+  widget.disabled = why !== null && locked;
+  setLabel(widget, why === null ? null : (label) => `${label} (not used)`);
+  if (widget.element instanceof HTMLTextAreaElement) {
+    widget.element.placeholder = why === null ? name : `${name}: not used. ${why}`;
+    widget.element.title = why ?? "";
+    widget.element.classList.toggle("aitk-unused", why !== null);
+  }
+}
+
+/** @type {WeakMap<Widget, string | undefined>} what stood there before the extension's own label */
+const labels = new WeakMap();
+
+/**
+ * Shows a label of ours on a widget; null puts back the one that was there: a user's, a translation's.
+ *
+ * @param {Widget} widget
+ * @param {((label: string) => string) | null} made of the label that was there
+ */
+export function setLabel(widget, made) {
+  if (made === null) {
+    if (labels.has(widget)) widget.label = labels.get(widget);
+    labels.delete(widget);
+    return;
+  }
+  if (!labels.has(widget)) labels.set(widget, widget.label);
+  widget.label = made(labels.get(widget) ?? widget.name);
+}
+
+/**
+ * Calls `after` where the node's own method of this name has run; of this node alone.
+ *
+ * @param {Node} node
+ * @param {"onConfigure" | "onConnectionsChange" | "onExecuted" | "onRemoved"} name
+ * @param {(...given: any[]) => void} after
+ */
+export function whenever(node, name, after) {
+  const before = node[name];
+  node[name] = function (/** @type {any[]} */ ...given) {
+    const result = before?.apply(this, /** @type {any} */ (given));
+    after(...given);
+    return result;
+  };
+}
+
+/**
+ * Calls `after` where a widget's value was changed.
+ *
+ * @param {Widget} widget
+ * @param {() => void} after
+ */
+export function whenChanged(widget, after) {
+  const before = widget.callback;
+  widget.callback = function (/** @type {any[]} */ ...given) {
+    const result = before?.apply(this, /** @type {any} */ (given));
+    after();
+    return result;
+  };
+}
