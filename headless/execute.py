@@ -25,7 +25,7 @@ class RunResult:
 
 
 def run_prompt(prompt: Prompt, classes: Mapping[str, Any], *, extra_pnginfo: dict[str, Any] | None = None) -> RunResult:
-    """Runs the output nodes and what they need, each node once.
+    """Runs the output nodes and what they need, each node once, in torch's inference mode as ComfyUI does.
 
     Args:
         prompt: a workflow in API format; left unchanged.
@@ -40,6 +40,9 @@ def run_prompt(prompt: Prompt, classes: Mapping[str, Any], *, extra_pnginfo: dic
     declared = Declared(classes)
     order = execution_order(prompt, declared)
     constants = validate_prompt(prompt, order, declared)
+    # only now: a workflow that is refused waits for no torch
+    import torch
+
     results: dict[str, tuple[Any, ...]] = {}
     outputs: dict[str, dict[str, Any]] = {}
     for node_id in order:
@@ -54,7 +57,9 @@ def run_prompt(prompt: Prompt, classes: Mapping[str, Any], *, extra_pnginfo: dic
         for name, kind in declared.group(node["class_type"], "hidden").items():
             if kind in hidden:
                 arguments[name] = hidden[kind]
-        returned = _call(node_id, node, node_class, arguments)
+        # as ComfyUI calls nodes (its execution.py); around calls alone, so that the caller's own mode stays
+        with torch.inference_mode():
+            returned = _call(node_id, node, node_class, arguments)
         if isinstance(returned, dict):
             if returned.get("ui"):
                 outputs[node_id] = returned["ui"]
