@@ -38,8 +38,7 @@ def run_prompt(prompt: Prompt, classes: Mapping[str, Any], *, extra_pnginfo: dic
     """
     start = time.monotonic()
     declared = Declared(classes)
-    order = execution_order(prompt, declared)
-    constants = validate_prompt(prompt, order, declared)
+    order, constants = check_prompt(prompt, declared)
     # only now: a workflow that is refused waits for no torch
     import torch
 
@@ -66,6 +65,16 @@ def run_prompt(prompt: Prompt, classes: Mapping[str, Any], *, extra_pnginfo: dic
             returned = returned.get("result")
         results[node_id] = tuple(returned or ())
     return RunResult(results, outputs, time.monotonic() - start)
+
+
+def check_prompt(prompt: Prompt, declared: Declared) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The nodes that run, in order, and of each the inputs that are values; nothing is run.
+
+    Raises:
+        WorkflowError: the workflow is not valid; all that is wrong is listed.
+    """
+    order = execution_order(prompt, declared)
+    return order, validate_prompt(prompt, order, declared)
 
 
 def _call(node_id: str, node: Mapping[str, Any], node_class: Any, arguments: dict[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from ..pipelines.jobs.folder import open_job
 from ..pipelines.pictures.saving import make_folder, replace_file
 from ..pipelines.weights.choice import DEFAULT
 from ..pipelines.words import printable
-from .local import exit_status, option
+from .local import exit_status, option, prepare_file
 from .replay_page.page import write_page
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise FileError(f"{option('--models', arguments.models)} is no folder. It holds diffusers, loras, ...")
     # a command line names any folder; a workflow does not
     job = open_job(arguments.job.resolve())
+    if arguments.workflow:
+        prepare_file("--workflow", arguments.workflow)
     host = PlainHost(arguments.models, arguments.job.resolve(), output, arguments.device)
     use_host(host)
     for folder in (output, *(output / kind for kind in _FOLDERS)):
@@ -176,8 +178,6 @@ def _name(place: Place) -> str:
 
 def _write_workflow(path: Path, arguments: argparse.Namespace, job: TrainingJob, selection: Selection) -> None:
     """The shipped example with the first chosen cell in its widgets; the job belongs into ComfyUI's input folder."""
-    if os.path.isdir(path):
-        raise FileError(f"{option('--workflow', path)} is a folder. Name a file.")
     document = json.loads(_EXAMPLE.read_text("utf-8"))
     step, index = selection.checkpoints[0].step, selection.samples[0].index
     cell = [str(step), str(index), f"{selection.strengths[0]:g}", not arguments.no_floor]

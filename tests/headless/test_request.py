@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -27,15 +28,17 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("kept_engine")
 
+README = Path(__file__).parents[2] / "README.md"
 GOLDEN = Path(__file__).parents[1] / "golden" / "lumina2_sd_scripts"
 CASES = json.loads((GOLDEN / "index.json").read_text())["cases"]
 LORA = "my_lora_job/my_lora.safetensors"
 SERVER_MODELS = {facts.id.replace(":", "_"): facts.id for facts in catalogue().values()}
-# model -> what makes its tiny checkpoint and its LoRA; klein 9B is klein 4B with other sizes
+# model -> what makes its tiny checkpoint and its LoRA
 TINY = {
     "lumina2": (lumina2.make_checkpoint, lumina2.make_lora),
     "flux2": (flux2.make_checkpoint, flux2.make_lora),
     "flux2_klein_4b": (lambda folder: flux2.make_checkpoint(folder, "flux2_klein_4b"), flux2.make_lora),
+    "flux2_klein_9b": (lambda folder: flux2.make_checkpoint(folder, "flux2_klein_9b"), flux2.make_lora),
     "omnigen2": (omnigen2.make_checkpoint, omnigen2.make_lora),
     **dict.fromkeys(("zimage", "zimage:turbo", "zimage:deturbo"), (z_image.make_checkpoint, z_image.make_lora)),
 }
@@ -98,7 +101,7 @@ def levels(images) -> np.ndarray:
 # ---- the server -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("server_model", [name for name, model in SERVER_MODELS.items() if model in TINY])
+@pytest.mark.parametrize("server_model", SERVER_MODELS)
 def test_the_minimal_request_of_a_page_is_the_nodes_picture(host, model_folders, server_model, tmp_path, capsys):
     model = SERVER_MODELS[server_model]
     models = model_folders[model]
@@ -132,6 +135,40 @@ def test_a_picture_for_each_prompt_in_their_order(host, model_folders, tmp_path,
             seed=seed,
         )
         np.testing.assert_array_equal(picture, levels(expected[0]))
+
+
+def test_a_report_says_what_was_rendered(model_folders, tmp_path, capsys):
+    models, output, report = model_folders["lumina2"], tmp_path / "pictures", tmp_path / "new" / "report.json"
+    content = body(fps=16)
+    content["prompts"] = [{**content["prompts"][0], "prompt": text, "seed": -1} for text in ("a fox", "a hare")]
+    arguments = [str(write(tmp_path / "asked", content)), "--models", str(models), "--report", str(report)]
+    assert request_command([*arguments, "--output", str(output), "--device", "cpu"]) == 0
+    written = json.loads(report.read_text())
+    assert [str(output / image) for image in written["images"]] == capsys.readouterr().out.splitlines()
+    assert written["seconds"] > 0
+    first, second = written["reports"].values()
+    assert (first["recipe"], first["prompt"], second["prompt"]) == ("reference pipeline", "a fox", "a hare")
+    drawn = [note for note in written["notes"] if "was drawn" in note]
+    for note, sampled in zip(drawn, (first, second), strict=True):
+        assert str(sampled["seed"]) in note
+    assert any("fps is not used" in note for note in written["notes"])
+    assert "report 'pictures' is a folder" in refused([*arguments[:-1], str(output), "--output", str(output)], capsys)
+
+
+def test_a_workflow_that_would_not_run_is_not_written(model_folders, tmp_path, capsys):
+    path, workflow = write(tmp_path / "asked", body()), tmp_path / "workflow.json"
+    arguments = [str(path), "--models", str(model_folders["lumina2"]), "--workflow", str(workflow)]
+    assert "'nowhere'" in refused([*arguments, "--weights", "nowhere"], capsys)
+    assert not workflow.exists()
+    workflow.mkdir()
+    assert "--workflow 'workflow.json' is a folder. Name a file." in refused(arguments, capsys)
+
+
+def test_the_example_in_the_readme_is_a_request():
+    (text,) = re.findall(r"```json\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    found = read_body(json.loads(text), lambda: 0)
+    assert not found.notes
+    assert "[trigger]" not in found.pictures[0].prompt
 
 
 def test_defaults_and_seeds_are_the_server_s():
