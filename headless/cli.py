@@ -14,7 +14,7 @@ from ..nodes.host import PlainHost
 from ..pipelines.errors import FileError
 from ..pipelines.pictures.saving import make_folder
 from .local import exit_status, option, prepare_file, run_document, saved_pictures, write_report
-from .processes import Share, joined
+from .processes import Share, joined, leave
 from .server import reports_in, run_on_server
 from .workflow import read_workflow
 
@@ -29,10 +29,11 @@ class _Made:
 def run_command(argv: Sequence[str]) -> int:
     """Runs the command with its arguments (the word ``run`` itself left out); returns the exit status.
 
-    0: done; 1: an error, which is printed; 2: wrong arguments (raised as SystemExit by argparse); 130: Ctrl-C.
+    0: done; 1: an error, which is printed; 2: wrong arguments (raised as SystemExit by argparse); 130: Ctrl-C. One of
+    several processes ends here, see :func:`.processes.leave`.
     """
     arguments = _parse(argv)
-    return exit_status(lambda: _run(arguments))
+    return leave(exit_status(lambda: _run(arguments)))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
