@@ -90,7 +90,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if not os.path.isdir(arguments.models):
         raise FileError(f"{option('--models', arguments.models)} is no folder. It holds diffusers, loras, ...")
     found = _found(arguments)
-    folder = (arguments.output or arguments.workflow.parent) / FOLDER
+    output = arguments.output or arguments.workflow.parent
+    folder = output / FOLDER
     if arguments.workflow is not None:
         prepare_file("--workflow", arguments.workflow)
     if arguments.report is not None:
@@ -99,7 +100,6 @@ def _run(arguments: argparse.Namespace) -> None:
         make_folder(arguments.output, option("--output", arguments.output))
     rendering = _with_control_images(found.rendering, arguments, folder)
     document = workflow_of(rendering)
-    output = arguments.output or arguments.workflow.parent
     host = PlainHost(arguments.models, folder, output, arguments.device or rendering.device, found.extra)
     check_document(document, host)
     _tell(rendering)
