@@ -37,7 +37,7 @@ def recorded_job(name: str, folder: Path | None = None) -> TrainingJob:
         folder=folder,
         model=JobModel(notes["model"], notes["name_or_path"], "float32"),
         samples=tuple(_sample(item) for item in items),
-        first_samples=(),
+        first_samples=tuple(_sample(item) for item in items),
         one_multiplier=len({item["multiplier"] for item in items}) == 1,
         format="jpg" if items[0]["file"].endswith("jpg") else "png",
         checkpoints=tuple(_checkpoint(one, folder) for one in rounds),
@@ -59,7 +59,8 @@ def _checkpoint(one: dict, folder: Path) -> JobCheckpoint:
     path = folder / one["lora"] if one["lora"] else None
     there = path is not None and path.is_file()
     missing = one["lora"] if one["lora"] and not there else ""
-    return JobCheckpoint(one["step"], one["final"], FileStamp.of(path) if path and there else None, missing)
+    file = FileStamp.of(path) if path and there else None
+    return JobCheckpoint(one["step"], one["final"], base=not one["step"], file=file, missing=missing)
 
 
 def recorded_base(model: str) -> PipelineHandle:

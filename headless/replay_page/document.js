@@ -3,6 +3,7 @@
 const report = JSON.parse(document.getElementById("data").textContent);
 const cells = report.cells;
 const many = manyStrengths(cells);
+const hasEngine = cells.some((cell) => cell.oracle !== null); // whether AI Toolkit's own engine was asked too
 const filter = { verdicts: new Set(), checkpoint: "", strength: "", prompt: "" };
 const order = { key: "step", falling: false };
 const ROWS = 500; // of the table at a time: ten thousand take a browser seconds, at every change of a filter

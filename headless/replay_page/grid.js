@@ -100,7 +100,7 @@ function rowOf(cell) {
     };
     const row = element(
       "tr", { onclick: () => open(cell) },
-      element("td", { class: "thumbs" }, small(cell, "trainer"), small(cell, "ours")),
+      element("td", { class: "thumbs" }, ...PICTURES.map((role) => small(cell, role))),
       ...COLUMNS.map(({ key }) => element("td", { "data-key": key }, texts[key])),
     );
     rows.set(cell, row);

@@ -22,7 +22,10 @@ from .report import Report, checked
 # of all pictures: at that size, 43 MB as text, the page still opens in a second (measured in Chromium on two cores)
 MOST_EMBEDDED = 32_000_000
 # one after the other, as one script
-_SCRIPTS = ("cells.js", "difference.js", "document.js", "pictures.js", "viewer.js", "pair.js", "grid.js", "page.js")
+_SCRIPTS = (
+    "cells.js", "difference.js", "document.js", "pictures.js", "viewer.js", "engine.js", "pair.js", "grid.js",
+    "filter.js", "begin.js",
+)  # fmt: skip
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 

@@ -35,7 +35,7 @@ function makeSlot(side) {
   return element(
     "fieldset", { class: "slot", "data-side": side },
     element("legend", {}, side === "left" ? "Left" : "Right"),
-    select("role", "Whose picture", ["trainer", "ours"].map((role) => [role, NAMES[role]])),
+    select("role", "Whose picture", PICTURES.map((role) => [role, NAMES[role]])),
     select("column", many ? "Checkpoint \u00d7 strength" : "Checkpoint", columns.map((text) => [text, text])),
     select("index", "Sample", samples.map((index) => [String(index), `${index} ${prompts.get(index).slice(0, 60)}`])),
     element("button", { type: "button", onclick: () => take(side) }, "Chosen cell ", element("kbd", {}, side === "left" ? "A" : "B")),
@@ -45,9 +45,23 @@ function makeSlot(side) {
 // the chosen cell's picture becomes one of the two; whose it is stays
 function take(side) {
   beginPair();
-  slots[side] = slotOf(current, slots[side].role);
-  for (const select of byId("slots").querySelectorAll(`[data-side="${side}"] select`)) select.value = slots[side][select.dataset.key];
+  setSlot(side, slots[side].role);
   setView("pair");
+}
+
+// two of the chosen cell's pictures become the pair
+function takeBoth([left, right]) {
+  beginPair();
+  setSlot("left", left);
+  setSlot("right", right);
+  setView("pair");
+  // what was pressed is of the other view
+  byId("views").querySelector("input:checked").focus();
+}
+
+function setSlot(side, role) {
+  slots[side] = slotOf(current, role);
+  for (const select of byId("slots").querySelectorAll(`[data-side="${side}"] select`)) select.value = slots[side][select.dataset.key];
 }
 
 function showPair() {
@@ -64,7 +78,7 @@ function showPair() {
   const pictures = found.map(({ cell, role }) => shownPicture(cell, role, `${NAMES[role]}, ${cellText(cell, many)}`));
   const names = found.map(({ cell, role }) => cell.files[role]);
   const heat = element("canvas", { role: "img", "aria-label": "Heat map" });
-  showStage([...pictures, { cell: found[0].cell, name: NAMES.heat_map, content: heat }]);
+  showStage(pictures, { cell: found[0].cell, name: NAMES.heat_map, content: heat });
   byId("metrics").replaceChildren();
   if (names.includes(null)) byId("pair-words").textContent = "One of the two pictures is not there, so that nothing is measured.";
   else measure(names, heat, turn);

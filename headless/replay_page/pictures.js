@@ -1,7 +1,9 @@
 // --- pictures -----------------------------------------------------------------------------------
 
-const ROLES = { trainer: "picture of the trainer", ours: "picture of ours", heat_map: "heat map" };
-const NAMES = { trainer: "AI Toolkit", ours: "Ours", heat_map: "Heat map" };
+const ROLES = { trainer: "picture of the trainer", engine: "picture of its engine", ours: "picture of ours", heat_map: "heat map" };
+const NAMES = { trainer: "AI Toolkit", engine: "AI Toolkit's engine", ours: "Ours", heat_map: "Heat map" };
+// a cell's pictures, from left to right
+const PICTURES = ["trainer", ...(hasEngine ? ["engine"] : []), "ours"];
 
 // What stands on the stage: a cell, for its size; a name; and its image, or words on why there is none.
 function shownPicture(cell, role, name) {
@@ -64,14 +66,15 @@ function slider(left, right) {
   return [box, range];
 }
 
-// the left picture, the right one, and where they differ
-function showStage([left, right, heat]) {
+// the slider is between the first and the last of the pictures; the heat map says where these two differ
+function showStage(pictures, heat) {
   const stage = byId("stage");
+  const [left, right] = [pictures[0], pictures.at(-1)];
   const both = [left, right].every(({ content }) => content.tagName === "IMG");
   stage.dataset.mode = mode === "slider" && !both ? "side" : mode;
   if (mode === "heat") stage.replaceChildren(framed(heat), legend());
   else if (mode === "slider" && both) stage.replaceChildren(...slider(left, right));
-  else stage.replaceChildren(...(mode === "side" ? [left, right, heat] : [left, right]).map(framed));
+  else stage.replaceChildren(...(mode === "side" ? [...pictures, heat] : pictures).map(framed));
 }
 
 // what the colours of a heat map say

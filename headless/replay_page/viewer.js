@@ -40,6 +40,7 @@ function choose(cell) {
     ["Size", `${cell.size[0]} \u00d7 ${cell.size[1]}`],
     ["Strength", strengthText(cell)],
   ]);
+  showEngine(cell);
   if (view === "cell") showView();
   showMoves();
   history.replaceState(null, "", `#cell-${cells.indexOf(cell)}`);
@@ -58,7 +59,8 @@ function showView() {
   if (view === "pair") showPair();
   else {
     showMetrics(current);
-    showStage(Object.keys(NAMES).map((role) => shownPicture(current, role, NAMES[role])));
+    const picture = (role) => shownPicture(current, role, NAMES[role]);
+    showStage(PICTURES.map(picture), picture("heat_map"));
   }
 }
 

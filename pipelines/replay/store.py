@@ -61,7 +61,10 @@ class CellStore:
 
         file = io.BytesIO()
         Image.fromarray((image * 255).round().byte().cpu().numpy()).save(file, "PNG")
-        picture = file.getvalue()
+        return self.keep_file(key, file.getvalue(), report)
+
+    def keep_file(self, key: str, picture: bytes, report: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same for a picture that is a PNG file already."""
         kept = {**report, _DIGEST: hashlib.sha256(picture).hexdigest()}
         replace_file(self.picture(key), picture)
         replace_file(self._report(key), json.dumps(kept, indent=1, ensure_ascii=False))
