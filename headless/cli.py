@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,9 +12,9 @@ from typing import Any
 
 from ..nodes.host import PlainHost
 from ..pipelines.errors import FileError
-from ..pipelines.pictures.saving import make_folder, replace_file
-from .local import exit_status, option, run_document, saved_pictures
-from .processes import Share, joined
+from ..pipelines.pictures.saving import make_folder
+from .local import exit_status, option, prepare_file, run_document, saved_pictures, write_report
+from .processes import Share, joined, leave
 from .server import reports_in, run_on_server
 from .workflow import read_workflow
 
@@ -30,10 +29,11 @@ class _Made:
 def run_command(argv: Sequence[str]) -> int:
     """Runs the command with its arguments (the word ``run`` itself left out); returns the exit status.
 
-    0: done; 1: an error, which is printed; 2: wrong arguments (raised as SystemExit by argparse); 130: Ctrl-C.
+    0: done; 1: an error, which is printed; 2: wrong arguments (raised as SystemExit by argparse); 130: Ctrl-C. One of
+    several processes ends here, see :func:`.processes.leave`.
     """
     arguments = _parse(argv)
-    return exit_status(lambda: _run(arguments))
+    return leave(exit_status(lambda: _run(arguments)))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -66,9 +66,7 @@ def _run(arguments: argparse.Namespace) -> None:
     # before the run: its pictures may take hours
     make_folder(arguments.output, option("--output", arguments.output))
     if arguments.report:
-        if os.path.isdir(arguments.report):
-            raise FileError(f"{option('--report', arguments.report)} is a folder. Name a file.")
-        make_folder(arguments.report.parent, option("--report", arguments.report))
+        prepare_file("--report", arguments.report)
     if arguments.server:
         _tell(arguments, _run_on_server(arguments))
         return
@@ -82,7 +80,7 @@ def _tell(arguments: argparse.Namespace, made: _Made) -> None:
     for image in made.images:
         print(image)
     if arguments.report:
-        _write_report(arguments.report, made, arguments.output)
+        write_report(arguments.report, arguments.output, made.images, made.reports, made.seconds)
 
 
 def _run_here(arguments: argparse.Namespace, own: Share) -> _Made:
@@ -104,12 +102,3 @@ def _run_on_server(arguments: argparse.Namespace) -> _Made:
         progress=lambda line: print(line, file=sys.stderr),
     )
     return _Made(made.images, made.reports, made.seconds)
-
-
-def _write_report(path: Path, made: _Made, output: Path) -> None:
-    content = {
-        "images": [image.relative_to(output).as_posix() for image in made.images],
-        "reports": made.reports,
-        "seconds": round(made.seconds, 3),
-    }
-    replace_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -25,7 +25,7 @@ class RunResult:
 
 
 def run_prompt(prompt: Prompt, classes: Mapping[str, Any], *, extra_pnginfo: dict[str, Any] | None = None) -> RunResult:
-    """Runs the output nodes and what they need, each node once.
+    """Runs the output nodes and what they need, each node once, in torch's inference mode as ComfyUI does.
 
     Args:
         prompt: a workflow in API format; left unchanged.
@@ -38,8 +38,10 @@ def run_prompt(prompt: Prompt, classes: Mapping[str, Any], *, extra_pnginfo: dic
     """
     start = time.monotonic()
     declared = Declared(classes)
-    order = execution_order(prompt, declared)
-    constants = validate_prompt(prompt, order, declared)
+    order, constants = check_prompt(prompt, declared)
+    # only now: a workflow that is refused waits for no torch
+    import torch
+
     results: dict[str, tuple[Any, ...]] = {}
     outputs: dict[str, dict[str, Any]] = {}
     for node_id in order:
@@ -54,13 +56,25 @@ def run_prompt(prompt: Prompt, classes: Mapping[str, Any], *, extra_pnginfo: dic
         for name, kind in declared.group(node["class_type"], "hidden").items():
             if kind in hidden:
                 arguments[name] = hidden[kind]
-        returned = _call(node_id, node, node_class, arguments)
+        # as ComfyUI calls nodes (its execution.py); around calls alone, so that the caller's own mode stays
+        with torch.inference_mode():
+            returned = _call(node_id, node, node_class, arguments)
         if isinstance(returned, dict):
             if returned.get("ui"):
                 outputs[node_id] = returned["ui"]
             returned = returned.get("result")
         results[node_id] = tuple(returned or ())
     return RunResult(results, outputs, time.monotonic() - start)
+
+
+def check_prompt(prompt: Prompt, declared: Declared) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The nodes that run, in order, and of each the inputs that are values; nothing is run.
+
+    Raises:
+        WorkflowError: the workflow is not valid; all that is wrong is listed.
+    """
+    order = execution_order(prompt, declared)
+    return order, validate_prompt(prompt, order, declared)
 
 
 def _call(node_id: str, node: Mapping[str, Any], node_class: Any, arguments: dict[str, Any]) -> Any:

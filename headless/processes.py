@@ -9,6 +9,7 @@ same, are thrown away.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def joined(device: str | None, output: Path) -> Iterator[Share]:
         device: as the user gave it; of several processes on CUDA each has its own.
         output: where the pictures go.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = _count()
     if processes < 2:
         yield Share(1, device, output, first=True)
         return
@@ -58,3 +59,23 @@ def joined(device: str | None, output: Path) -> Iterator[Share]:
             yield Share(processes, device, output if first else Path(elsewhere), first)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def leave(status: int) -> int:
+    """Ends this process with an exit status where it is one of several; returns the status where it is alone.
+
+    Python's own end is left out: during it gloo may abort a process whose work is done. A thread of gloo lets go of its
+    last tensors only after it told that they are there, and needs Python's lock for that. From a Python that is ending
+    it gets its own end instead, in the midst of a C++ destructor: "terminate called without an active exception".
+    ``destroy_process_group`` waits for these threads unless something still refers to the group, and torch 2.13 itself
+    does, for ever, once a group was given to a functional collective, as diffusers gives it.
+    """
+    if _count() < 2:
+        return status
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _count() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

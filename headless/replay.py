@@ -22,7 +22,7 @@ from ..pipelines.jobs.folder import open_job
 from ..pipelines.pictures.saving import make_folder, replace_file
 from ..pipelines.weights.choice import DEFAULT
 from ..pipelines.words import printable
-from .local import exit_status, option
+from .local import exit_status, option, prepare_file
 from .oracle import add_oracle_arguments, chosen_oracle, tell_oracle
 from .replay_page.page import write_page
 
@@ -130,6 +130,8 @@ def _run(arguments: argparse.Namespace) -> int:
     oracle = chosen_oracle(arguments)
     # a command line names any folder; a workflow does not
     job = open_job(arguments.job.resolve())
+    if arguments.workflow:
+        prepare_file("--workflow", arguments.workflow)
     host = PlainHost(arguments.models, arguments.job.resolve(), output, arguments.device)
     use_host(host)
     job = with_initial_lora(job)
@@ -204,8 +206,6 @@ def _name(place: Place) -> str:
 
 def _write_workflow(path: Path, arguments: argparse.Namespace, job: TrainingJob, selection: Selection) -> None:
     """The shipped example with the first chosen cell in its widgets; the job belongs into ComfyUI's input folder."""
-    if os.path.isdir(path):
-        raise FileError(f"{option('--workflow', path)} is a folder. Name a file.")
     document = json.loads(_EXAMPLE.read_text("utf-8"))
     step, index = selection.checkpoints[0].step, next(iter(selection.columns))
     cell = [str(step), str(index), f"{selection.strengths[0]:g}", not arguments.no_floor]

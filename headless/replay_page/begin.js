@@ -1,5 +1,6 @@
-// Last of the script: everything it calls is there.
+// --- begin --------------------------------------------------------------------------------------
 
+// last of the script: everything that it calls is there
 function begin() {
   byId("job").textContent = report.job;
   byId("where").textContent = report.where;
@@ -16,7 +17,6 @@ function begin() {
     notes.querySelector("ul").replaceChildren(...report.notes.map((note) => element("li", {}, note)));
   }
   makeFilters();
-  makePairs();
   makeMatrix();
   makeTable();
   showCells();
@@ -27,10 +27,12 @@ function begin() {
   byId("previous").addEventListener("click", () => move(-1));
   byId("next").addEventListener("click", () => move(1));
   byId("modes").addEventListener("change", (event) => setMode(event.target.value));
+  byId("views").addEventListener("change", (event) => setView(event.target.value));
   addEventListener("keydown", (event) => {
     if (!current || event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input[type=search], select")) return;
     const act = {
       j: () => move(1), k: () => move(-1), 1: () => setMode("slider"), 2: () => setMode("side"), 3: () => setMode("heat"),
+      c: () => setView(view === "pair" ? "cell" : "pair"), a: () => take("left"), b: () => take("right"),
     }[event.key.toLowerCase()];
     act?.();
   });

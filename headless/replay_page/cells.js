@@ -43,6 +43,16 @@ function checkpointText(cell) {
   return `Step ${cell.step}${cell.final ? " (final)" : ""}`;
 }
 
+function strengthText(cell) {
+  return cell.strength === null ? "no LoRA" : String(cell.strength);
+}
+
+// the texts of all strengths that are there, the weakest first
+function strengthTexts(cells) {
+  const rising = [...cells].sort((a, b) => (a.strength ?? -Infinity) - (b.strength ?? -Infinity) || 0);
+  return [...new Set(rising.map(strengthText))];
+}
+
 // `many`: whether the grid has more than one strength
 function columnText(cell, many) {
   return `${cell.step}${cell.final ? " final" : ""}${many && cell.strength !== null ? ` \u00d7 ${cell.strength}` : ""}`;
@@ -69,6 +79,7 @@ function fits(cell, filter) {
   return (
     (filter.verdicts.size === 0 || filter.verdicts.has(cell.verdict)) &&
     (filter.checkpoint === "" || filter.checkpoint === checkpointText(cell)) &&
+    (filter.strength === "" || filter.strength === strengthText(cell)) &&
     words.every((word) => text.includes(word))
   );
 }

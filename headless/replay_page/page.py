@@ -14,12 +14,18 @@ from typing import Any
 from urllib.parse import quote
 
 from ...pipelines.amounts import size
+from ...pipelines.compare.heat import LEGEND
 from ...pipelines.errors import FileError
 from ...pipelines.words import printable, shown
 from .report import Report, checked
 
 # of all pictures: at that size, 43 MB as text, the page still opens in a second (measured in Chromium on two cores)
 MOST_EMBEDDED = 32_000_000
+# one after the other, as one script
+_SCRIPTS = (
+    "cells.js", "difference.js", "document.js", "pictures.js", "viewer.js", "engine.js", "pair.js", "grid.js",
+    "filter.js", "begin.js",
+)  # fmt: skip
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 
@@ -90,14 +96,14 @@ def _data(report: Report, links: Mapping[str, str], where: str) -> str:
     """What the script reads, as JSON that can stand in HTML."""
     # JavaScript rounds whole numbers beyond 2^53, which seeds may be
     cells = [{**cell, "seed": None if cell["seed"] is None else str(cell["seed"])} for cell in report["cells"]]
-    text = json.dumps({**report, "cells": cells, "pictures": links, "where": where}, allow_nan=False)
+    text = json.dumps({**report, "cells": cells, "pictures": links, "legend": LEGEND, "where": where}, allow_nan=False)
     # no prompt can end the script element or begin a comment; all that is not ASCII is already escaped
     return text.replace("<", "\\u003c")
 
 
 def _assembled(title: str, data: str, picture_sources: str) -> str:
     style = _part("page.css")
-    script = "\n".join(map(_part, ("cells.js", "page.js", "engine.js", "begin.js")))
+    script = "\n\n".join(map(_part, _SCRIPTS))
     # nothing but this very script and style, and pictures; the last two refuse HTML that is made of text
     policy = "; ".join(
         [

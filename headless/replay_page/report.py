@@ -44,10 +44,13 @@ class Metrics(TypedDict):
     lpips: float | None
 
 
-class Pair(TypedDict):
-    """Two of the three pictures: ``pair`` names them, e.g. ``ours and the engine``."""
+Picture = Literal["trainer", "engine", "ours"]
 
-    pair: str
+
+class Pair(TypedDict):
+    """Two of the three pictures: ``pair`` names them as the cell's files do, e.g. ``ours`` and ``engine``."""
+
+    pair: tuple[Picture, Picture]
     verdict: Verdict
     metrics: Metrics
 

@@ -19,7 +19,8 @@ from ...pipelines.pictures.saving import make_folder, replace_file
 from ...pipelines.weights.choice import DEFAULT, Choice
 from ...pipelines.words import printable, shown
 from ..documents import Kind, read_object
-from ..local import exit_status, option, run_document, saved_pictures
+from ..local import check_document, exit_status, option, prepare_file, run_document, saved_pictures, write_report
+from ..server import reports_in
 from .body import read_body
 from .command_line import read_command_line
 from .control import FOLDER, stage
@@ -61,6 +62,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="render, and save the pictures into this folder")
     parser.add_argument("--workflow", type=Path, metavar="FILE", help="write it as a ComfyUI workflow (API format)")
     parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write pictures, reports, seconds and notes there as JSON"
+    )
+    parser.add_argument(
         "--weights",
         help="model folder or file below --models, or default: the model's repository (default: the folder of the "
         "model in --models, where there is one)",
@@ -73,6 +77,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("give either a request's file or --sd-scripts")
     if arguments.output is None and arguments.workflow is None:
         parser.error("--output is needed to render, or --workflow to write a workflow")
+    if arguments.report is not None and arguments.output is None:
+        parser.error("--report is of what is rendered, and needs --output")
     if (arguments.text_encoder or arguments.vae) and arguments.weights is None:
         parser.error("--text-encoder and --vae need --weights")
     if arguments.sd_scripts is not None and arguments.weights is not None:
@@ -84,23 +90,31 @@ def _run(arguments: argparse.Namespace) -> None:
     if not os.path.isdir(arguments.models):
         raise FileError(f"{option('--models', arguments.models)} is no folder. It holds diffusers, loras, ...")
     found = _found(arguments)
-    folder = (arguments.output or arguments.workflow.parent) / FOLDER
+    output = arguments.output or arguments.workflow.parent
+    folder = output / FOLDER
     if arguments.workflow is not None:
-        make_folder(arguments.workflow.parent, option("--workflow", arguments.workflow))
+        prepare_file("--workflow", arguments.workflow)
+    if arguments.report is not None:
+        prepare_file("--report", arguments.report)
     if arguments.output is not None:
         make_folder(arguments.output, option("--output", arguments.output))
     rendering = _with_control_images(found.rendering, arguments, folder)
     document = workflow_of(rendering)
+    host = PlainHost(arguments.models, folder, output, arguments.device or rendering.device, found.extra)
+    check_document(document, host)
     _tell(rendering)
     if arguments.workflow is not None:
         _write_workflow(arguments.workflow, document, found, rendering)
     if arguments.output is not None:
-        host = PlainHost(arguments.models, folder, arguments.output, arguments.device or rendering.device, found.extra)
         result = run_document(document, host, [])
         # in the order of the prompts: a run may take the last one first
         ordered = {node: result.outputs[node] for node in document if node in result.outputs}
-        for path in saved_pictures(replace(result, outputs=ordered), arguments.output):
+        images = saved_pictures(replace(result, outputs=ordered), output)
+        for path in images:
             print(path)
+        if arguments.report is not None:
+            reports = reports_in(ordered)
+            write_report(arguments.report, output, images, reports, result.seconds, notes=rendering.notes)
 
 
 def _found(arguments: argparse.Namespace) -> Found:
@@ -139,8 +153,6 @@ def _tell(rendering: Rendering) -> None:
 
 
 def _write_workflow(path: Path, document: object, found: Found, rendering: Rendering) -> None:
-    if os.path.isdir(path):
-        raise FileError(f"{option('--workflow', path)} is a folder. Name a file.")
     replace_file(path, json.dumps(document, indent=2) + "\n")
     copies = [(file.name, f"ComfyUI's folder {kind!r}") for kind, file in found.extra.items()]
     if any(picture.control_images for picture in rendering.pictures):

@@ -1,4 +1,4 @@
-"""A tiny FLUX.2-dev and a tiny klein in AI Toolkit's folder layout, other layouts of them, and LoRAs for them."""
+"""A tiny FLUX.2-dev and tiny kleins in AI Toolkit's folder layout, other layouts of them, and LoRAs for them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,20 @@ from .spread import spread
 from .tekken import make_tekken, write_tokenizer
 from .toolkit_loras import LoRAOptions, write_lora
 
-FluxModel = Literal["flux2", "flux2_klein_4b"]
-FILES: dict[FluxModel, str] = {"flux2": "flux2-dev.safetensors", "flux2_klein_4b": "flux-2-klein-base-4b.safetensors"}
+FluxModel = Literal["flux2", "flux2_klein_4b", "flux2_klein_9b"]
+FILES: dict[FluxModel, str] = {
+    "flux2": "flux2-dev.safetensors",
+    "flux2_klein_4b": "flux-2-klein-base-4b.safetensors",
+    "flux2_klein_9b": "flux-2-klein-base-9b.safetensors",
+}
 VAE_FILE = "ae.safetensors"
 
 # Widths are tiny, and everything that tensors do not tell is as in the real model, so that single files of this one can
 # be understood by the real one's constants: heads of 128 channels in both transformer and text encoder, four rotary
 # axes of equal size, one layer of the text encoder more than is read.
 _HEAD = 128
-_HEADS: dict[FluxModel, int] = {"flux2": 2, "flux2_klein_4b": 1}
+# klein 9B is klein 4B, wider and deeper
+_HEADS: dict[FluxModel, int] = {"flux2": 2, "flux2_klein_4b": 1, "flux2_klein_9b": 2}
 _TEXT_HIDDEN = 32
 _METADATA = {"format": "pt"}
 

@@ -8,17 +8,17 @@ equal.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 from .comparison import Verdict
 
 
-class Pair(StrEnum):
-    """Two of the three pictures."""
+class Pair(Enum):
+    """Two of the three pictures, by the names that they have among a report's files."""
 
-    TRAINER_OURS = "trainer's file and ours"
-    TRAINER_ENGINE = "trainer's file and its engine"
-    OURS_ENGINE = "ours and the engine"
+    TRAINER_OURS = ("trainer", "ours")
+    TRAINER_ENGINE = ("trainer", "engine")
+    OURS_ENGINE = ("ours", "engine")
 
 
 class Level(StrEnum):

@@ -94,7 +94,7 @@ def oracle_report(beside: Beside) -> dict[str, Any]:
         "limits": [{"name": limit.name, "words": limit.words} for limit in witness.limits],
         "pairs": [
             {
-                "pair": pair.value,
+                "pair": list(pair.value),
                 "verdict": VERDICTS[comparison.verdict],
                 "metrics": comparison.metrics,
                 "caption": comparison.caption,

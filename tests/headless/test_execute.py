@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from comfyui_aitk.headless.execute import run_prompt
 from comfyui_aitk.pipelines.errors import FileError, WorkflowError
 
@@ -100,6 +101,14 @@ def test_values_are_converted_and_hidden_inputs_given() -> None:
     expected = {"i": 3, "f": 2.0, "s": "5", "b": False, "old": "x", "new": "y", "list": [1, 2]}
     assert got == {**expected, "prompt": prompt, "extra": {"workflow": {}}, "me": "1"}
     assert [type(got[name]) for name in "ifsb"] == [int, float, str, bool]
+
+
+def test_nodes_run_in_inference_mode_and_the_caller_does_not() -> None:
+    made = node_class({"required": {}}, ("*",), lambda: (torch.ones(1),))
+    prompt = {"1": {"class_type": "Made", "inputs": {}}, "2": shown(["1", 0])}
+    (tensor,) = run_prompt(prompt, {**CLASSES, "Made": made}).results["1"]
+    assert tensor.is_inference()
+    assert not torch.is_inference_mode_enabled()
 
 
 TYPED = {"i": 1, "f": 1.0, "s": "", "b": True}

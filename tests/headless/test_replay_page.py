@@ -11,11 +11,14 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from comfyui_aitk.headless.replay_page import Verdict, page, write_page
+from comfyui_aitk.pipelines.compare.heat import LEGEND, heat_map
+from comfyui_aitk.pipelines.compare.measure import difference
 from comfyui_aitk.pipelines.errors import FileError, InputError
 from PIL import Image
 
@@ -101,7 +104,7 @@ def cell(number: int, **other: object) -> dict:
 
 def asked(cell: dict) -> dict:
     """The same where AI Toolkit's engine was asked too."""
-    pair = {"pair": "ours and the engine", "verdict": cell["verdict"], "metrics": cell["metrics"]}
+    pair = {"pair": ["ours", "engine"], "verdict": cell["verdict"], "metrics": cell["metrics"]}
     oracle = {"finding": HOSTILE, "words": HOSTILE, "pairs": [pair]}
     return {**cell, "files": {**cell["files"], "engine": cell["files"]["ours"]}, "oracle": oracle}
 
@@ -129,7 +132,8 @@ def test_the_page_holds_its_report_and_its_pictures(report, tmp_path):
     write_page(report, tmp_path, tmp_path / "new" / "replay.html")
     data = read(tmp_path / "new" / "replay.html").data()
 
-    pictures, where = data.pop("pictures"), data.pop("where")
+    pictures, where, legend = data.pop("pictures"), data.pop("where"), data.pop("legend")
+    assert [tuple(colour) for *_, colour in legend] == [colour for *_, colour in LEGEND]
     del report["something"]
     # JavaScript would round the seeds
     assert data == {**report, "cells": [{**cell, "seed": str(cell["seed"])} for cell in report["cells"]]}
@@ -207,6 +211,10 @@ FAULTS = {
         lambda report: report["cells"][3]["oracle"]["pairs"][0].pop("metrics"),
         r"no 'metrics' in cells\[3\].oracle.pairs\[0\]",
     ),
+    "a pair of a heat map": (
+        lambda report: report["cells"][3]["oracle"]["pairs"][0].update(pair=["ours", "heat_map"]),
+        r"'heat_map' at cells\[3\].oracle.pairs\[0\].pair\[1\], where one of 'trainer', 'engine', 'ours'",
+    ),
     "no list": (lambda report: report.update(cells={}), r"dict at cells, where a list belongs"),
     "two in one place": (
         lambda report: report["cells"][3].update(step=0, index=1),
@@ -241,7 +249,7 @@ def test_a_picture_that_cannot_be_shown_is_refused_by_name(name, words, report, 
 
 
 def test_the_script_makes_no_html_of_texts():
-    script = "".join((PARTS / name).read_text("utf-8") for name in ("cells.js", "page.js", "engine.js", "begin.js"))
+    script = "".join(path.read_text("utf-8") for path in PARTS.glob("*.js"))
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|fetch\(", script
     )
@@ -249,20 +257,22 @@ def test_the_script_makes_no_html_of_texts():
 
 CHECKS = """
 const cell = (step, index, verdict, max, prompt) => ({
-  step, final: false, index, strength: 1, prompt, negative: null, verdict,
+  step, final: false, index, strength: step ? step / 1000 : null, prompt, negative: null, verdict,
   metrics: { max, mean: max, share: 0.12345, psnr: max === 0 ? null : 40, ssim: null, lpips: null },
 });
 const cells = [
   cell(500, 0, "different", 90, "A Cat"), cell(0, 0, "identical", 0, "a cat in a hat"),
   cell(250, 1, "not rendered", null, "dog"), cell(250, 0, "kernel noise", 5, "a cat"),
 ];
-const filter = (verdicts, checkpoint, prompt) =>
-  cells.filter((one) => fits(one, { verdicts: new Set(verdicts), checkpoint, prompt })).map((one) => one.step);
+const filter = (verdicts, checkpoint, prompt, strength = "") =>
+  cells.filter((one) => fits(one, { verdicts: new Set(verdicts), checkpoint, strength, prompt }))
+    .map((one) => one.step);
 const order = (key, falling) => inOrderOf(cells, key, falling).map((one) => one.metrics.max);
 console.log(JSON.stringify({
   verdicts: VERDICTS.map((verdict) => verdict.name),
   all: filter([], "", ""), by_verdict: filter(["different", "identical"], "", ""),
   by_checkpoint: filter([], "Step 250", ""), by_prompt: filter([], "", "hat CAT"),
+  by_strength: filter([], "", "", "0.25"), bare: filter([], "", "", "no LoRA"), strengths: strengthTexts(cells),
   rising: order("max", false), falling: order("max", true), by_name: order("verdict", false),
   psnr: order("psnr", true),
   columns: each(cells, (one) => columnText(one, false)),
@@ -272,16 +282,27 @@ console.log(JSON.stringify({
 """
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="no node")
-def test_cells_are_filtered_and_sorted():
-    script = (PARTS / "cells.js").read_text("utf-8") + CHECKS
+def in_node(parts: list[str], code: str) -> Any:
+    """What a script with these parts of the page's before it prints as JSON."""
+    script = "\n".join([*((PARTS / name).read_text("utf-8") for name in parts), code])
     ran = subprocess.run(["node", "-"], input=script, capture_output=True, text=True, encoding="utf-8", check=True)
-    assert json.loads(ran.stdout) == {
+    return json.loads(ran.stdout)
+
+
+needs_node = pytest.mark.skipif(not shutil.which("node"), reason="no node")
+
+
+@needs_node
+def test_cells_are_filtered_and_sorted():
+    assert in_node(["cells.js"], CHECKS) == {
         "verdicts": list(get_args(Verdict)),
         "all": [500, 0, 250, 250],
         "by_verdict": [500, 0],
         "by_checkpoint": [250, 250],
         "by_prompt": [0],
+        "by_strength": [250, 250],
+        "bare": [0],
+        "strengths": ["no LoRA", "0.25", "0.5"],
         # what was not measured comes last, either way
         "rising": [0, 5, 90, None],
         "falling": [90, 5, 0, None],
@@ -292,3 +313,36 @@ def test_cells_are_filtered_and_sorted():
         "small": "1.2e-5",
         "beyond": [-5, 5, 0],
     }
+
+
+@needs_node
+@pytest.mark.parametrize("most", [0, 1, 9, 255])
+def test_the_page_measures_two_pictures_as_the_comparison_does(most):
+    random = np.random.default_rng(most)
+    ours = random.integers(0, 256, (13, 21, 3), np.uint8)
+    change = random.integers(-most, most + 1, ours.shape) * (random.random(ours.shape) < 0.6)
+    trainer = (ours + change).clip(0, 255).astype(np.uint8)
+    # as a canvas has them: four values a pixel, of which the last is no colour
+    pictures = [
+        {"width": 21, "height": 13, "data": np.insert(picture, 3, opaque, axis=2).ravel().tolist()}
+        for picture, opaque in ((ours, 255), (trainer, 254))
+    ]
+    code = f"""
+    const [ours, trainer] = {json.dumps(pictures)};
+    const heat = [...heatOf(ours, trainer, {json.dumps(LEGEND)})];
+    const wider = {{ ...trainer, width: 13, height: 21 }};
+    console.log(JSON.stringify({{ found: differenceOf(ours, trainer), heat, other_size: differenceOf(ours, wider) }}));
+    """
+    measured = in_node(["difference.js"], code)
+    expected = difference(ours, trainer)
+    psnr = pytest.approx(expected.psnr, abs=1e-12) if expected.differing else None
+    assert measured["found"] == {
+        "max": expected.maximum,
+        "mean": expected.mean,
+        "share": expected.share,
+        "psnr": psnr,
+    }
+    heat = np.array(measured["heat"], np.uint8).reshape(13, 21, 4)
+    np.testing.assert_array_equal(heat[..., :3], heat_map(ours, trainer))
+    assert (heat[..., 3] == 255).all()
+    assert measured["other_size"] is None

@@ -1,11 +1,11 @@
-"""Requests of other programs: read as those read them, and rendered to the pixels of the same values on the nodes."""
+"""Bodies of ai-toolkit-inference's server: read as it reads them, and the pixels of the same values on the nodes."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import shlex
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import pytest
 from comfyui_aitk.headless.cli import run_command
 from comfyui_aitk.headless.request.body import read_body
 from comfyui_aitk.headless.request.command import request_command
-from comfyui_aitk.headless.request.command_line import read_command_line
 from comfyui_aitk.headless.tiny import flux2, lumina2, omnigen2, z_image
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import InputError
@@ -23,19 +22,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rendering import render
-from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("kept_engine")
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "lumina2_sd_scripts"
-CASES = json.loads((GOLDEN / "index.json").read_text())["cases"]
+README = Path(__file__).parents[2] / "README.md"
 LORA = "my_lora_job/my_lora.safetensors"
 SERVER_MODELS = {facts.id.replace(":", "_"): facts.id for facts in catalogue().values()}
-# model -> what makes its tiny checkpoint and its LoRA; klein 9B is klein 4B with other sizes
+# model -> what makes its tiny checkpoint and its LoRA
 TINY = {
     "lumina2": (lumina2.make_checkpoint, lumina2.make_lora),
     "flux2": (flux2.make_checkpoint, flux2.make_lora),
     "flux2_klein_4b": (lambda folder: flux2.make_checkpoint(folder, "flux2_klein_4b"), flux2.make_lora),
+    "flux2_klein_9b": (lambda folder: flux2.make_checkpoint(folder, "flux2_klein_9b"), flux2.make_lora),
     "omnigen2": (omnigen2.make_checkpoint, omnigen2.make_lora),
     **dict.fromkeys(("zimage", "zimage:turbo", "zimage:deturbo"), (z_image.make_checkpoint, z_image.make_lora)),
 }
@@ -95,10 +93,7 @@ def levels(images) -> np.ndarray:
     return (images[0] * 255).round().byte().numpy()
 
 
-# ---- the server -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("server_model", [name for name, model in SERVER_MODELS.items() if model in TINY])
+@pytest.mark.parametrize("server_model", SERVER_MODELS)
 def test_the_minimal_request_of_a_page_is_the_nodes_picture(host, model_folders, server_model, tmp_path, capsys):
     model = SERVER_MODELS[server_model]
     models = model_folders[model]
@@ -132,6 +127,40 @@ def test_a_picture_for_each_prompt_in_their_order(host, model_folders, tmp_path,
             seed=seed,
         )
         np.testing.assert_array_equal(picture, levels(expected[0]))
+
+
+def test_a_report_says_what_was_rendered(model_folders, tmp_path, capsys):
+    models, output, report = model_folders["lumina2"], tmp_path / "pictures", tmp_path / "new" / "report.json"
+    content = body(fps=16)
+    content["prompts"] = [{**content["prompts"][0], "prompt": text, "seed": -1} for text in ("a fox", "a hare")]
+    arguments = [str(write(tmp_path / "asked", content)), "--models", str(models), "--report", str(report)]
+    assert request_command([*arguments, "--output", str(output), "--device", "cpu"]) == 0
+    written = json.loads(report.read_text())
+    assert [str(output / image) for image in written["images"]] == capsys.readouterr().out.splitlines()
+    assert written["seconds"] > 0
+    first, second = written["reports"].values()
+    assert (first["recipe"], first["prompt"], second["prompt"]) == ("reference pipeline", "a fox", "a hare")
+    drawn = [note for note in written["notes"] if "was drawn" in note]
+    for note, sampled in zip(drawn, (first, second), strict=True):
+        assert str(sampled["seed"]) in note
+    assert any("fps is not used" in note for note in written["notes"])
+    assert "report 'pictures' is a folder" in refused([*arguments[:-1], str(output), "--output", str(output)], capsys)
+
+
+def test_a_workflow_that_would_not_run_is_not_written(model_folders, tmp_path, capsys):
+    path, workflow = write(tmp_path / "asked", body()), tmp_path / "workflow.json"
+    arguments = [str(path), "--models", str(model_folders["lumina2"]), "--workflow", str(workflow)]
+    assert "'nowhere'" in refused([*arguments, "--weights", "nowhere"], capsys)
+    assert not workflow.exists()
+    workflow.mkdir()
+    assert "--workflow 'workflow.json' is a folder. Name a file." in refused(arguments, capsys)
+
+
+def test_the_example_in_the_readme_is_a_request():
+    (text,) = re.findall(r"```json\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    found = read_body(json.loads(text), lambda: 0)
+    assert not found.notes
+    assert "[trigger]" not in found.pictures[0].prompt
 
 
 def test_defaults_and_seeds_are_the_server_s():
@@ -288,9 +317,6 @@ def test_a_control_image_is_refused_by_the_field_s_name(model_folders, value, me
     assert "somebody" not in said
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_lora_beside_the_request_is_found(host, model_folders, tmp_path, capsys):
     models = model_folders["lumina2"]
     bare = tmp_path / "bare"
@@ -335,86 +361,3 @@ def test_models_of_one_class_are_told_apart_by_their_folders(model_folders, tmp_
     assert weights("zimage") == "Z-Image"
     assert "several folders of Z-Image Turbo: 'mine', 'yours'. Choose one with --weights" in weights("zimage_turbo")
     assert weights("zimage_turbo", "--weights", "yours") == "yours"
-
-
-# ---- sd-scripts -----------------------------------------------------------------------------------------------------
-
-
-def line_of(case: dict, dtype: str = "float") -> str:
-    """The command line of a recorded case."""
-    flags = {
-        "pretrained_model_name_or_path": "/data/lumina2_original.safetensors", "gemma2_path": "gemma_2_2b.safetensors",
-        "ae_path": "models/ae.safetensors", "prompt": case["prompt"], "negative_prompt": case["negative"],
-        "system_prompt": case["system"], "seed": case["seed"], "image_width": case["width"],
-        "image_height": case["height"], "steps": case["steps"], "guidance_scale": case["guidance"],
-        "cfg_trunc_ratio": case["trunc"], "renorm_cfg": case["renorm"], "discrete_flow_shift": case["shift"],
-        "dtype": dtype, "gemma2_dtype": dtype, "ae_dtype": dtype, "output_dir": "outputs",
-    }  # fmt: skip
-    words = ["python", "lumina_minimal_inference.py", "--offload"]
-    words += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    words += ["--merge_lora_weights"] if case["merge"] else []
-    words += ["--add_system_prompt_to_negative_prompt"] if case["system_on_negative"] else []
-    if case["loras"]:
-        words += ["--lora_weights", *(f"out/{name}.safetensors;{strength}" for name, strength in case["loras"])]
-    return shlex.join(words).replace(" --steps", " \\\n  --steps")
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_a_command_line_is_the_recorded_picture(case, sd_scripts_models, tmp_path, capsys):
-    output = tmp_path / "pictures"
-    arguments = ["--sd-scripts", line_of(case), "--models", str(sd_scripts_models), "--output", str(output)]
-    assert request_command([*arguments, "--device", "cpu"]) == 0, capsys.readouterr().err
-    picture = np.asarray(Image.open(capsys.readouterr().out.strip())).astype(int)
-    recorded = load_file(GOLDEN / case["tensors"])["image_uint8"].numpy()
-    # as near as tests/pipelines/test_golden_sd_scripts.py asks of the nodes
-    assert np.abs(picture - recorded).max() <= 1
-    assert (picture != recorded).mean() < 0.01
-
-
-FILES = "--pretrained_model_name_or_path a.safetensors --gemma2_path b.safetensors --ae_path c.safetensors "
-
-
-def test_defaults_of_a_command_line_are_the_script_s():
-    found = read_command_line(FILES + "--lora_weights x.safetensors 'y.safetensors;-0.5' --use_flash_attn", lambda: 7)
-    (picture,) = found.pictures
-    assert (picture.width, picture.height, picture.steps, picture.guidance_scale, picture.seed) == (
-        1024, 1024, 36, 3.5, 7,
-    )  # fmt: skip
-    assert (picture.prompt, picture.negative_prompt, picture.system_prompt) == (
-        "A beautiful sunset over the mountains", "", "",
-    )  # fmt: skip
-    assert [(lora.name, lora.strength, lora.application) for lora in found.loras] == [
-        ("x.safetensors", 1.0, "live"),
-        ("y.safetensors", -0.5, "live"),
-    ]
-    assert (found.dtype, found.attention, found.recipe) == ("bfloat16", "flash", "sd-scripts")
-    assert found.notes == ("--seed is not given: 7 was drawn",)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("", "the following arguments are required: --pretrained_model_name_or_path, --gemma2_path, --ae_path"),
-        (FILES + "--stepz 4 --scale 1", "has no argument '--stepz', '--scale'"),
-        (FILES + "--steps four", "argument --steps: invalid int value: 'four'"),
-        (FILES + "--prompt 'open", "cannot be split: No closing quotation"),
-        (FILES + "--dtype fp8", "--dtype is 'fp8'. Choose one of: bf16"),
-        (FILES + "--dtype fp16", "in --dtype fp16, --gemma2_dtype bf16, --ae_dtype bf16. Give all the same"),
-        (FILES + "--interactive", "--interactive asks for prompts as it goes"),
-        (FILES + "--gemma2_max_token_length 512", "is 512, and this pack has 256 alone"),
-        (FILES + "--seed -1", "--seed is -1: choose 0 to"),
-        (FILES + "--lora_weights 'a.safetensors;much'", "is no 'path;multiplier'"),
-        (FILES, "'b.safetensors' is not there. Put it into the folder 'text_encoders' of --models"),
-    ],
-)
-def test_a_command_line_is_refused_by_the_argument_s_name(line, message, sd_scripts_models, tmp_path, capsys):
-    arguments = ["--sd-scripts", line, "--models", str(sd_scripts_models), "--output", str(tmp_path)]
-    assert message in refused(arguments, capsys)
-
-
-@given(st.text(max_size=60) | st.lists(st.sampled_from([*FILES.split(), "--steps", "4", "--p"])).map(" ".join))
-def test_any_command_line_is_read_or_refused(line):
-    try:
-        assert read_command_line(line, lambda: 0).weights.weights
-    except InputError as error:
-        assert "--sd-scripts: " in str(error)
