@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..compare.pixels import Pixels
     from ..jobs.job import JobCheckpoint, JobPreview, JobSample, TrainingJob
     from .cell import Outcome
-    from .floor import Floors
+    from .floor import Floor
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Judged:
 
 
 def judge(
-    job: TrainingJob, outcomes: Iterable[Outcome], recipes: Sequence[str], floors: Floors | None = None
+    job: TrainingJob, outcomes: Iterable[Outcome], recipes: Sequence[str], floors: Floor | None = None
 ) -> Iterator[Judged]:
     """Compares each outcome with the job's preview, one at a time: their heat maps are large.
 

@@ -33,14 +33,8 @@ class TextsAhead:
         self._groups: dict[tuple[AppliedLora, ...], _Together] = {}
 
     def add(self, key: str, run: Run) -> None:
-        """Adds a prepared cell's.
-
-        Raises:
-            AITKError: the model cannot make its texts, or not of these control images.
-        """
-        model = run.wanted.model
-        texts = model.texts(run.job)
-        model.check_references(run.job)
+        """Adds a prepared cell's."""
+        texts = run.wanted.model.texts(run.job)
         encoders = dict.fromkeys(text.encoder for text in texts)
         loras = tuple(lora for name in encoders for lora in run.wanted.loras_of(name))
         group = self._groups.setdefault(loras, _Together(run.wanted))
