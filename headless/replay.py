@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ..nodes.host import PlainHost, use_host
 from ..nodes.observer import NodeObserver
 from ..nodes.sampler import engine
 from ..nodes.training_job import job_pipeline, summary
-from ..pipelines.errors import FileError
+from ..pipelines.errors import FileError, InputError
 from ..pipelines.jobs.folder import open_job
 from ..pipelines.pictures.saving import make_folder, replace_file
 from ..pipelines.weights.choice import DEFAULT
@@ -25,10 +26,13 @@ from .local import exit_status, option
 from .replay_page.page import write_page
 
 if TYPE_CHECKING:
+    from ..pipelines.handle import PipelineHandle
     from ..pipelines.jobs.job import TrainingJob
+    from ..pipelines.observer import Observer
     from ..pipelines.replay.cell import Place
     from ..pipelines.replay.judge import Judged
     from ..pipelines.replay.selection import Selection
+    from .cluster.crew import Crew
 
 _EXAMPLE = Path(__file__).resolve().parent.parent / "example_workflows" / "replay_one_checkpoint.json"
 _FOLDERS = ("ours", "trainer", "heat_map")
@@ -64,6 +68,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--workflow", type=Path, metavar="FILE", help="write the workflow that renders the first cell")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu, ... (default: the best there is)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="render on the workers of a Ray cluster that runs, e.g. auto")
+    parser.add_argument(
+        "--ray-workers", type=int, metavar="N", help="how many (default: one for each GPU, or else for each machine)"
+    )
     return parser.parse_args(argv)
 
 
@@ -108,6 +116,7 @@ class _Written:
 
 def _run(arguments: argparse.Namespace) -> int:
     output = arguments.output
+    _check_ray(arguments)
     if not os.path.isdir(arguments.models):
         raise FileError(f"{option('--models', arguments.models)} is no folder. It holds diffusers, loras, ...")
     # a command line names any folder; a workflow does not
@@ -116,11 +125,12 @@ def _run(arguments: argparse.Namespace) -> int:
     use_host(host)
     for folder in (output, *(output / kind for kind in _FOLDERS)):
         make_folder(folder, option("--output", arguments.output))
-    with NodeObserver(host, None, "opening the job") as observer:
+    with NodeObserver(host, None, "opening the job") as observer, ExitStack() as contexts:
         from ..pipelines.replay.replay import replay
         from ..pipelines.replay.report import replay_report
         from ..pipelines.replay.selection import select
         from ..pipelines.replay.store import CellStore
+        from .cluster.fan_out import replay_on
 
         selection = select(job, arguments.checkpoints, arguments.samples, arguments.strengths)
         if arguments.workflow:
@@ -128,15 +138,47 @@ def _run(arguments: argparse.Namespace) -> int:
         pipeline, notes = job_pipeline(job, arguments.weights, observer)
         print(summary(job, notes), file=sys.stderr)
         written, store = _Written(output), CellStore(host.replay_folder())
-        judged = replay(
-            engine(), job, pipeline, selection, host.input_folder(), store, observer,
-            measure_floor=not arguments.no_floor,
-        )  # fmt: skip
+        floor = not arguments.no_floor
+        if arguments.ray is None:
+            judged = replay(
+                engine(), job, pipeline, selection, host.input_folder(), store, observer, measure_floor=floor
+            )
+        else:
+            crew = contexts.enter_context(_crew(arguments, job, pipeline, observer))
+            judged = replay_on(crew, job, pipeline, store, measure_floor=floor)
         _draw_sheet(output / "contact_sheet.png", written.each(judged), selection)
     report = replay_report(job, pipeline, written.cells)
     replace_file(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_page(report, output, output / "replay.html")
     return _tell(report, output)
+
+
+def _check_ray(arguments: argparse.Namespace) -> None:
+    if arguments.ray is None and arguments.ray_workers is not None:
+        raise InputError("--ray-workers needs --ray, the address of the cluster.")
+    if arguments.ray is not None:
+        if arguments.ray_workers is not None and arguments.ray_workers < 1:
+            raise InputError(f"--ray-workers is {arguments.ray_workers}: it must be 1 or more.")
+        if (arguments.device or "").startswith("cuda:"):
+            raise InputError("Ray gives each worker a GPU of its own: leave the number of --device out.")
+
+
+@contextmanager
+def _crew(
+    arguments: argparse.Namespace, job: TrainingJob, pipeline: PipelineHandle, observer: Observer
+) -> Iterator[Crew]:
+    """The workers of the cluster, which end with the block."""
+    from .cluster.crew import Crew, connected
+    from .cluster.passport import Passport
+    from .cluster.worker import Ticket
+
+    ticket = Ticket(
+        str(job.folder), str(arguments.models.resolve()), arguments.weights, arguments.checkpoints, arguments.samples,
+        arguments.strengths, arguments.device,
+    )  # fmt: skip
+    own = Passport.of_this_process(job, pipeline, engine().device)
+    with connected(arguments.ray) as ray, closing(Crew(ray, ticket, own, arguments.ray_workers, observer)) as crew:
+        yield crew
 
 
 def _draw_sheet(path: Path, judged: Iterator[Judged], selection: Selection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ..compare.comparison import Comparison
     from ..compare.pixels import Pixels
     from ..jobs.job import JobCheckpoint, JobPreview, JobSample, TrainingJob
-    from .cell import Outcome
+    from .cell import Outcome, Place
     from .floor import Floor
 
 
@@ -67,8 +68,7 @@ def judge(
     for outcome in outcomes:
         place = outcome.place
         checkpoint, sample = checkpoints[place.step], samples[place.index]
-        own = place.strength == 1 or place.step == 0
-        preview = job.preview(place.step, place.index) if own else None
+        preview = _preview(job, place)
         if outcome.picture is None or preview is None:
             yield Judged(outcome, checkpoint, sample, preview)
             continue
@@ -92,3 +92,22 @@ def judge(
         ours = our_run(outcome.report, (pixels.shape[1], pixels.shape[0]), job.save_dtype if place.step else None)
         found = () if identical else causes(recorded, ours, base_is_equal=place.index in equal_bases)
         yield Judged(outcome, checkpoint, sample, preview, comparison, found)
+
+
+def near_places(job: TrainingJob, outcomes: Iterable[Outcome]) -> Iterator[Place]:
+    """The places whose pictures are near the trainer's and are not it: those that :func:`judge` asks a floor for."""
+    for outcome in outcomes:
+        preview = _preview(job, outcome.place)
+        if outcome.picture is None or preview is None:
+            continue
+        # what is wrong with a preview, the judge says
+        with suppress(FileError):
+            comparison = compare_with_file(read_picture(outcome.picture).pixels, preview.file.path)
+            if comparison.verdict is Verdict.SAME_PICTURE:
+                yield outcome.place
+
+
+def _preview(job: TrainingJob, place: Place) -> JobPreview | None:
+    """The trainer's picture of a place; at another strength than the job's own there is none."""
+    own = place.strength == 1 or place.step == 0
+    return job.preview(place.step, place.index) if own else None
