@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parents[2]
 _TRIES = 3  # of a cell whose worker dies
 _ASK_EVERY = 1.0  # seconds
-_INSTALL = 'Install it: .venv/bin/python -m pip install "ray>=2.40" in this checkout, and on every machine of the cluster.'
+_SHOWN = 4  # workers in a line of progress
+_INSTALL = (
+    'Install it: .venv/bin/python -m pip install "ray>=2.40" in this checkout, and on every machine of the cluster.'
+)
 
 
 @contextmanager
@@ -64,7 +67,7 @@ class _Worker:
     Attributes:
         number: from 1.
         actor: Ray's.
-        node: its machine's name, once it has arrived.
+        node, pid: its machine's name and its process there, once it has arrived.
         ready: whether it may be given cells of this round.
         cell: the key of the one that it renders; empty where it has none.
         group: of its last cell.
@@ -73,12 +76,14 @@ class _Worker:
     number: int
     actor: Any
     node: str = ""
+    pid: int = 0
     ready: bool = False
     cell: str = ""
     group: object = None
 
     def __str__(self) -> str:
-        return f"worker {self.number} on {self.node}" if self.node else f"worker {self.number}"
+        where = f" (process {self.pid} on {self.node})" if self.node else ""
+        return f"worker {self.number}{where}"
 
 
 @dataclass(eq=False)
@@ -93,6 +98,8 @@ class _Round:
         otherwise: whether they are rendered with other kernels.
         left: how long it will take.
         tries: workers that died with a cell.
+        encoder: the worker that encodes the texts of all; None before there is one, and after it died.
+        encoded: Ray's reference to what it encoded, which the other workers wait for.
     """
 
     ledger: Ledger
@@ -102,6 +109,8 @@ class _Round:
     otherwise: bool
     left: TimeLeft
     tries: Counter[str]
+    encoder: _Worker | None = None
+    encoded: Any = None
 
     @property
     def settled(self) -> list[str]:
@@ -138,12 +147,15 @@ class Crew:
         self._gpu = (ticket.device or "").startswith("cuda") or (ticket.device is None and gpus > 0)
         count = workers or (gpus if self._gpu else sum(1 for node in ray.nodes() if node["Alive"]))
         if not count:
-            raise InputError("The cluster has no GPU now, and --device is cuda. Give --ray-workers, or another --device.")
+            raise InputError(
+                "The cluster has no GPU now, and --device is cuda. Give --ray-workers, or another --device."
+            )
         for _ in range(count):
             self._start()
 
     def close(self) -> None:
         """Ends all workers, whatever they do."""
+        self._round = None
         for worker in list(self._workers):
             self._end(worker)
 
@@ -213,13 +225,27 @@ class Crew:
     def _begin(self, worker: _Worker) -> None:
         own = self._round
         assert own is not None
-        left = {key: place for key, place in own.places.items() if not own.ledger.is_settled(key)}
-        self._call(worker, lambda worker, begun: self._begun(own, worker, begun), "begin", left, own.otherwise)
+        if own.encoder is None:
+            own.encoder = worker
+        elif own.encoded is None:
+            # its turn comes with the texts
+            return
+        # all of them, whatever is rendered: the texts of all were encoded
+        self._call(
+            worker,
+            lambda worker, begun: self._begun(own, worker, begun),
+            "begin", own.places, own.otherwise, own.encoded,
+        )  # fmt: skip
+
+    def _begin_others(self, worker: _Worker) -> None:
+        for other in self._workers:
+            if other is not worker and other.node:
+                self._begin(other)
 
     # what comes back
 
     def _arrived(self, worker: _Worker, answer: Mapping[str, Any]) -> None:
-        worker.node = answer["node"]
+        worker.node, worker.pid = answer["node"], answer["pid"]
         problem = answer.get("problem")
         if not problem:
             passport: Passport = answer["passport"]
@@ -241,6 +267,9 @@ class Crew:
                 own.queue.drop(key)
                 own.ledger.fail(key, error)
             worker.ready = True
+            if own.encoder is worker:
+                own.encoded = self._ray.put(begun.encoded)
+                self._begin_others(worker)
 
     def _rendered(self, worker: _Worker, rendered: Rendered) -> None:
         own, key, worker.cell = self._round, worker.cell, ""
@@ -294,6 +323,10 @@ class Crew:
         self._workers.remove(worker)
         self._pending = {ref: one for ref, one in self._pending.items() if one[0] is not worker}
         self._ray.kill(worker.actor)
+        own = self._round
+        if own is not None and own.encoder is worker and own.encoded is None:
+            own.encoder = None
+            self._begin_others(worker)
 
     def _wait(self, text: str) -> None:
         """Waits a moment for whatever comes back, and takes it."""
@@ -317,16 +350,18 @@ class Crew:
         """Tells how far the workers are."""
         asked = {worker.actor.now.remote(): worker for worker in self._workers if worker.node}
         ready, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=_ASK_EVERY) if asked else ([], [])
-        said, steps = [], 0
+        own, said, steps = self._round, [], 0
         for ref in ready:
             # that it died, its cell says
             with suppress(self._ray.exceptions.RayError):
                 doing, done = self._ray.get(ref)
-                steps += done if asked[ref].cell else 0
-                said += [f"{asked[ref]}: {doing}"] if doing else []
+                worker, where = asked[ref], ""
+                if own is not None and worker.cell:
+                    steps += done
+                    where = f" at {own.places[worker.cell]}"
+                said += [f"{worker}{where}: {doing}"] if doing else []
         come = f"{len(asked)} of {len(self._workers)} workers are there"
-        own = self._round
-        words = "; ".join([text or come, *said])
+        words = "; ".join([text or come, *said[:_SHOWN]])
         self._observer.progress(words if own is None else self._far(own, words, steps))
 
     def _far(self, own: _Round, text: str, within: int = 0) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from .passport import Passport
 if TYPE_CHECKING:
     import torch
 
+    from ...pipelines.parts.encoder import Embedding
     from ...pipelines.replay.cell import Cell, Place
 
 
@@ -64,10 +65,12 @@ class Begun:
     Attributes:
         failed: key -> why its texts could not be encoded.
         unlike: places whose key is another one here: the machine has another file.
+        encoded: the embeddings of all texts, for the other workers; see :class:`...pipelines.replay.texts.TextsAhead`.
     """
 
-    failed: Mapping[str, str]
-    unlike: Sequence[Place]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    unlike: Sequence[Place] = ()
+    encoded: Sequence[Sequence[Embedding] | None] = ()
 
 
 @dataclass(frozen=True)
@@ -152,24 +155,37 @@ class ReplayWorker:
             found += [self._planned(cell, otherwise) for cell in cells]
         return found
 
-    def begin(self, waiting: Mapping[str, Place], otherwise: bool) -> Begun:
-        """Encodes the texts of all cells that wait, for this worker may get any of them: an encoder comes once."""
+    def begin(
+        self, waiting: Mapping[str, Place], otherwise: bool, encoded: Sequence[Sequence[Embedding] | None] | None
+    ) -> Begun:
+        """Makes ready for cells, any of which this worker may get.
+
+        Args:
+            waiting: their places by key.
+            otherwise: whether they are rendered with other kernels.
+            encoded: what the first worker encoded of these cells' texts; None for the first, which does so.
+        """
         studio, texts, unlike = self._studios[otherwise], TextsAhead(), []
         with studio.open(self._doing):
             for key, place in waiting.items():
                 try:
                     run, own = studio.prepared(self._cells[place], self._doing)
                 except (AITKError, KeyError):
-                    own = ""
-                if own != key:
+                    # a cell of the first worker's that is none here
                     unlike.append(place)
-                elif not otherwise:
+                    continue
+                if own == key:
                     texts.add(key, run)
+                else:
+                    unlike.append(place)
             if unlike:
-                return Begun({}, unlike)
-            self._keeping.close()
+                return Begun(unlike=unlike)
             self._keeping.enter_context(self._engine.keeping_texts(texts.count))
-            return Begun(dict(texts.encode(self._engine, self._doing)), ())
+            if encoded is not None:
+                texts.give(self._engine, encoded)
+                return Begun()
+            failed = dict(texts.encode(self._engine, self._doing))
+            return Begun(failed, encoded=texts.encoded)
 
     def render(self, place: Place, otherwise: bool) -> Rendered:
         """Renders a cell; what is wrong with it is its own."""
