@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -91,13 +93,72 @@ def test_a_worker_that_dies_loses_its_cell_alone_and_the_rest_is_the_local_repla
 
     ray = ["--ray", cluster, "--ray-workers", "2", *chosen]
     _watching(monkeypatch, see)
+    monkeypatch.setattr(crew, "_TRIES", 2)
     assert _replay(folders, "out", *ray) == 1
-    assert [place for place, _ in killed].count("step 250, sample 1") == 3
+    assert [place for place, _ in killed].count("step 250, sample 1") == 2
     said = capsys.readouterr()
-    assert "not rendered: step 250, sample 1: 3 workers died with it" in said.err
+    assert "not rendered: step 250, sample 1: 2 workers died with it" in said.err
     assert said.err.count("not rendered:") == 1
     # the same command does what is left, and nothing else
     monkeypatch.undo()
     assert _replay(folders, "out", *ray) == 0
     assert [line for line in capsys.readouterr().err.splitlines() if " of 1 cells: " in line]
     assert _files(folders / "out") == _files(folders / "local")
+
+
+def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(cluster, folders, monkeypatch, capsys):
+    workers: list[int] = []
+
+    def see(text: str) -> None:
+        workers.extend(int(pid) for pid in re.findall(r"\(process (\d+) on", text))
+        if "1 of 2 cells" in text and "sample 1: " in text:
+            raise KeyboardInterrupt
+
+    _watching(monkeypatch, see)
+    assert _replay(folders, "out", "--ray", cluster, "--samples", "0,1", "--checkpoints", "0") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert len(list((folders / "out" / "aitk_replay").glob("*.json"))) == 1
+    (worker,) = set(workers)
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(worker).wait(60)
+
+
+def test_a_worker_that_would_render_otherwise_is_refused_by_name(cluster, folders, monkeypatch, capsys):
+    own = passport.versions()
+    monkeypatch.setattr(passport, "versions", lambda: {**own, "torch": "2.0.0", "diffusers": "0.1"})
+    assert _replay(folders, "out", "--ray", cluster) == 1
+    said = capsys.readouterr().err
+    refused = re.search(
+        r"error: No worker of the cluster is left\. worker 1 \(process \d+ on \S+\) is refused: (.*)", said
+    )
+    assert refused
+    assert f"torch is {own['torch']} there and 2.0.0 here" in refused[1]
+    assert f"diffusers is {own['diffusers']} there and 0.1 here" in refused[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ray-workers", "2"], "--ray-workers needs --ray"),
+        (["--ray", "auto", "--ray-workers", "0"], "must be 1 or more"),
+        (["--ray", "auto", "--device", "cuda:1"], "leave the number of --device out"),
+        (["--ray", "auto"], "pip install"),
+    ],
+)
+def test_what_stands_against_a_cluster_is_said_before_anything_starts(folders, monkeypatch, capsys, arguments, said):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert _replay(folders, "out", *arguments) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_worker_stays_with_its_checkpoint():
+    """It takes another one's cells only where all checkpoints are in hand, and there where most are left."""
+    queue = CellQueue({f"{step}-{index}": step for step in (0, 250, 500) for index in range(3)})
+    first = [queue.take(None, []), queue.take(0, [250])]
+    second = [queue.take(None, [0]), queue.take(250, [0]), queue.take(250, [0]), queue.take(250, [0])]
+    assert first == ["0-0", "0-1"]
+    assert second == ["250-0", "250-1", "250-2", "500-0"]
+    queue.give_back("250-2")
+    assert queue.take(0, [500]) == "0-2"
+    queue.drop("500-2")
+    assert [queue.take(None, [0, 250, 500]) for _ in range(3)] == ["250-2", "500-1", None]
