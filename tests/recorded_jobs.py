@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from comfyui_aitk.pipelines.files.header import FileStamp
@@ -13,6 +14,8 @@ from comfyui_aitk.pipelines.options import RuntimeOptions
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
+# of a run's report: what a clock or the system's memory says, and what was loaded already
+_OF_THE_DAY = ("seconds", "peak_memory", "work")
 
 
 def recorded_job(name: str, folder: Path | None = None) -> TrainingJob:
@@ -67,3 +70,31 @@ def recorded_base(model: str) -> PipelineHandle:
     checkpoint = Checkpoint.open(GOLDEN / model / "base", "base", find_model(model).files)
     options = RuntimeOptions(transformer_quantization="none", text_encoder_quantization="none")
     return PipelineHandle(model, checkpoint, "float32", options, lease=Lease())
+
+
+def copy_slow_job(folder: Path) -> None:
+    """A copy of the recorded PNG job whose sample 1 takes long enough to be killed within."""
+    shutil.copytree(GOLDEN / "jobs" / "lumina2_png", folder)
+    config = folder / "config.yaml"
+    text = config.read_text()
+    assert text.count("--s 5 ") == 1
+    config.write_text(text.replace("--s 5 ", "--s 200 "))
+
+
+def replayed_files(folder: Path) -> dict[str, bytes]:
+    """All that a replay wrote, by name, without what another run of the same says otherwise; the page holds both."""
+    found = {}
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.suffix == ".html":
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".json":
+            content = json.dumps(_lasting(json.loads(content))).encode()
+        found[path.relative_to(folder).as_posix()] = content
+    return found
+
+
+def _lasting(report: dict) -> dict:
+    cells = [{**cell, "found": None, "run": _lasting(cell["run"])} for cell in report.get("cells", ())]
+    left = {key: value for key, value in report.items() if key not in (*_OF_THE_DAY, "date", "cells")}
+    return {**left, "cells": cells}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,6 +49,15 @@ class Cell:
     caption: str = ""
 
 
+def check_cells(rows: int, columns: int) -> None:
+    """Raises InputError where a sheet would have no cell, or too many."""
+    if not 0 < rows * columns <= MAX_CELLS:
+        raise InputError(
+            f"A contact sheet of {rows} rows and {columns} columns cannot be made: it has 1 to {MAX_CELLS:,} "
+            "cells. Choose fewer checkpoints or samples."
+        )
+
+
 def contact_sheet(rows: Sequence[str], columns: Sequence[str], cells: Iterable[Cell], tile: int = 256) -> Image:
     """Draws a sheet; pictures are scaled down to their tiles, never up.
 
@@ -89,12 +99,8 @@ class _Layout:
 
     @classmethod
     def of(cls, rows: int, columns: int, tile: int) -> _Layout:
+        check_cells(rows, columns)
         cells = rows * columns
-        if not 0 < cells <= MAX_CELLS:
-            raise InputError(
-                f"A contact sheet of {rows} rows and {columns} columns cannot be made: it has 1 to {MAX_CELLS:,} "
-                "cells. Choose fewer checkpoints or samples."
-            )
         tile = min(tile, math.isqrt(int(_MOST_PIXELS / (cells * len(_PICTURES)))))
         # 2,000 rows leave 12 pixels
         tile = min(tile, (_LONGEST_SIDE - 4 * _LINE) // rows - _LINE - _GAP)
@@ -164,7 +170,10 @@ def _write(draw: ImageDraw, place: tuple[int, int], text: str, width: int) -> No
     """One line of text, cut where it does not fit."""
     # no line is longer than that, and measuring a long prompt letter by letter takes time
     line = " ".join(text[: max(width, 0)].split())
-    shown = line
-    while shown and draw.textlength(shown + ("..." if shown != text else "")) > width:
-        shown = shown[:-1]
-    draw.text(place, shown if shown in (text, "") else shown + "...", _INK)
+
+    def shown(letters: int) -> str:
+        return line[:letters] + ("..." if line[:letters] != text else "")
+
+    # a sheet has thousands of captions: each is measured in halves
+    letters = bisect_right(range(1, len(line) + 1), width, key=lambda count: draw.textlength(shown(count)))
+    draw.text(place, shown(letters) if letters else "", _INK)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,10 +17,7 @@ from comfyui_aitk.headless.cluster import crew, passport
 from comfyui_aitk.headless.cluster.cell_queue import CellQueue
 from comfyui_aitk.headless.replay import replay_command
 from comfyui_aitk.nodes.host import PlainHost, use_host
-
-GOLDEN = Path(__file__).parent.parent / "golden"
-# of a run: what a clock or the system's memory says, and what was loaded already
-_OF_THE_DAY = ("seconds", "peak_memory", "work")
+from recorded_jobs import GOLDEN, copy_slow_job, replayed_files
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +35,7 @@ def cluster():
 def folders(tmp_path: Path):
     """A job whose sample 1 takes long enough to be killed, and the models folder of its base."""
     shutil.copytree(GOLDEN / "lumina2" / "base", tmp_path / "models" / "diffusers" / "base")
-    shutil.copytree(GOLDEN / "jobs" / "lumina2_png", tmp_path / "my_job")
-    config = tmp_path / "my_job" / "config.yaml"
-    text = config.read_text()
-    assert text.count("--s 5 ") == 1
-    config.write_text(text.replace("--s 5 ", "--s 200 "))
+    copy_slow_job(tmp_path / "my_job")
     yield tmp_path
     use_host(None)
 
@@ -51,24 +43,6 @@ def folders(tmp_path: Path):
 def _replay(folders: Path, output: str, *arguments: str) -> int:
     own = ["--models", str(folders / "models"), "--output", str(folders / output), "--weights", "base"]
     return replay_command([str(folders / "my_job"), *own, "--device", "cpu", *arguments])
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    """All that a replay wrote, with what a clock said taken out."""
-    found = {}
-    for path in folder.rglob("*"):
-        if path.is_file() and path.suffix != ".html":
-            found[path.relative_to(folder).as_posix()] = path.read_bytes()
-    for name in [name for name in found if name.endswith(".json")]:
-        content = json.loads(found[name])
-        runs = [cell["run"] for cell in content["cells"]] if "cells" in content else [content]
-        for run, key in ((run, key) for run in runs for key in _OF_THE_DAY):
-            run.pop(key, None)
-        content.pop("date", None)
-        for cell in content.get("cells", ()):
-            cell.pop("found")
-        found[name] = json.dumps(content).encode()
-    return found
 
 
 def _watching(monkeypatch, see: Callable[[str], None]) -> None:
@@ -103,7 +77,7 @@ def test_a_worker_that_dies_loses_its_cell_alone_and_the_rest_is_the_local_repla
     monkeypatch.undo()
     assert _replay(folders, "out", *ray) == 0
     assert [line for line in capsys.readouterr().err.splitlines() if " of 1 cells: " in line]
-    assert _files(folders / "out") == _files(folders / "local")
+    assert replayed_files(folders / "out") == replayed_files(folders / "local")
 
 
 def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(cluster, folders, monkeypatch, capsys):
