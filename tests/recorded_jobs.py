@@ -78,7 +78,7 @@ def copy_slow_job(folder: Path) -> None:
     config = folder / "config.yaml"
     text = config.read_text()
     assert text.count("--s 5 ") == 1
-    config.write_text(text.replace("--s 5 ", "--s 200 "))
+    config.write_text(text.replace("--s 5 ", "--s 60 "))
 
 
 def replayed_files(folder: Path) -> dict[str, bytes]:

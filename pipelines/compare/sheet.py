@@ -170,10 +170,9 @@ def _write(draw: ImageDraw, place: tuple[int, int], text: str, width: int) -> No
     """One line of text, cut where it does not fit."""
     # no line is longer than that, and measuring a long prompt letter by letter takes time
     line = " ".join(text[: max(width, 0)].split())
-
-    def shown(letters: int) -> str:
-        return line[:letters] + ("..." if line[:letters] != text else "")
-
-    # a sheet has thousands of captions: each is measured in halves
-    letters = bisect_right(range(1, len(line) + 1), width, key=lambda count: draw.textlength(shown(count)))
-    draw.text(place, shown(letters) if letters else "", _INK)
+    if line != text or draw.textlength(line) > width:
+        # a sheet has thousands of captions: each is measured in halves
+        counts = range(1, len(line) + 1)
+        letters = bisect_right(counts, width, key=lambda count: draw.textlength(line[:count] + "..."))
+        line = line[:letters] + "..." if letters else ""
+    draw.text(place, line, _INK)

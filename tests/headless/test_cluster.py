@@ -127,12 +127,14 @@ def test_what_stands_against_a_cluster_is_said_before_anything_starts(folders, m
 
 def test_a_worker_stays_with_its_checkpoint():
     """It takes another one's cells only where all checkpoints are in hand, and there where most are left."""
-    queue = CellQueue({f"{step}-{index}": step for step in (0, 250, 500) for index in range(3)})
-    first = [queue.take(None, []), queue.take(0, [250])]
+    queue = CellQueue(
+        {f"{step}-{index}": step for step, count in ((0, 6), (250, 3), (500, 2)) for index in range(count)}
+    )
+    assert [queue.take(None, []), queue.take(0, [250])] == ["0-0", "0-1"]
     second = [queue.take(None, [0]), queue.take(250, [0]), queue.take(250, [0]), queue.take(250, [0])]
-    assert first == ["0-0", "0-1"]
     assert second == ["250-0", "250-1", "250-2", "500-0"]
     queue.give_back("250-2")
-    assert queue.take(0, [500]) == "0-2"
-    queue.drop("500-2")
-    assert [queue.take(None, [0, 250, 500]) for _ in range(3)] == ["250-2", "500-1", None]
+    assert queue.take(500, [0]) == "500-1"
+    assert queue.take(500, [0, 250]) == "0-2"
+    queue.drop("0-4")
+    assert [queue.take(250, [0]) for _ in range(4)] == ["250-2", "0-3", "0-5", None]
