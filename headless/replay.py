@@ -8,34 +8,36 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..nodes.host import PlainHost, use_host
+from ..nodes.job_model import job_pipeline, with_initial_lora
 from ..nodes.observer import NodeObserver
 from ..nodes.sampler import engine
-from ..nodes.training_job import job_pipeline, summary
-from ..pipelines.errors import FileError, InputError
+from ..nodes.training_job import summary
+from ..pipelines.errors import FileError
 from ..pipelines.jobs.folder import open_job
 from ..pipelines.pictures.saving import make_folder, replace_file
 from ..pipelines.weights.choice import DEFAULT
 from ..pipelines.words import printable
 from .local import exit_status, option
+from .on_cluster import add_ray_arguments, chosen_cluster
+from .oracle import add_oracle_arguments, chosen_oracle, tell_oracle
 from .replay_page.page import write_page
 
 if TYPE_CHECKING:
-    from ..pipelines.handle import PipelineHandle
+    from ..pipelines.compare.sheet import Cell as SheetCell
     from ..pipelines.jobs.job import TrainingJob
-    from ..pipelines.observer import Observer
+    from ..pipelines.oracle.beside import Beside
     from ..pipelines.replay.cell import Place
     from ..pipelines.replay.judge import Judged
     from ..pipelines.replay.selection import Selection
-    from .cluster.crew import Crew
+    from ..pipelines.replay.views import SheetTable
 
 _EXAMPLE = Path(__file__).resolve().parent.parent / "example_workflows" / "replay_one_checkpoint.json"
-_FOLDERS = ("ours", "trainer", "heat_map")
+_FOLDERS = ("ours", "trainer", "engine", "heat_map")
 
 
 def replay_command(argv: Sequence[str]) -> int:
@@ -66,12 +68,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-floor", action="store_true", help="do not render again, with other kernels, what is not the trainer's"
     )
+    add_oracle_arguments(parser)
     parser.add_argument("--workflow", type=Path, metavar="FILE", help="write the workflow that renders the first cell")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu, ... (default: the best there is)")
-    parser.add_argument("--ray", metavar="ADDRESS", help="render on the workers of a Ray cluster that runs, e.g. auto")
-    parser.add_argument(
-        "--ray-workers", type=int, metavar="N", help="how many (default: one for each GPU, or else for each machine)"
-    )
+    add_ray_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -95,7 +95,17 @@ class _Written:
             self.cells.append(cell_report(one, self._files(one)))
             yield one
 
-    def _files(self, one: Judged) -> dict[str, str | None]:
+    def each_beside(self, cells: Iterable[Beside]) -> Iterator[Beside]:
+        """The same for cells that AI Toolkit's engine was asked for."""
+        from ..pipelines.oracle.beside import oracle_report
+        from ..pipelines.replay.report import cell_report
+
+        for one in cells:
+            files = self._files(one.judged, one.witness.picture)
+            self.cells.append(cell_report(one.judged, files) | {"oracle": oracle_report(one)})
+            yield one
+
+    def _files(self, one: Judged, engine: Path | None = None) -> dict[str, str | None]:
         from ..pipelines.compare.pixels import encoded
 
         name = _name(one.outcome.place)
@@ -104,6 +114,7 @@ class _Written:
         return {
             "ours": self._write("ours", f"{name}.png", one.outcome.picture and one.outcome.picture.read_bytes()),
             "trainer": self._write("trainer", name + preview.suffix.lower(), preview.read_bytes()) if preview else None,
+            "engine": self._write("engine", f"{name}.png", engine and engine.read_bytes()),
             "heat_map": self._write("heat_map", f"{name}.png", None if heat_map is None else encoded(heat_map, "png")),
         }
 
@@ -116,21 +127,23 @@ class _Written:
 
 def _run(arguments: argparse.Namespace) -> int:
     output = arguments.output
-    _check_ray(arguments)
     if not os.path.isdir(arguments.models):
         raise FileError(f"{option('--models', arguments.models)} is no folder. It holds diffusers, loras, ...")
+    oracle, cluster = chosen_oracle(arguments), chosen_cluster(arguments)
     # a command line names any folder; a workflow does not
     job = open_job(arguments.job.resolve())
     host = PlainHost(arguments.models, arguments.job.resolve(), output, arguments.device)
     use_host(host)
+    job = with_initial_lora(job)
     for folder in (output, *(output / kind for kind in _FOLDERS)):
         make_folder(folder, option("--output", arguments.output))
-    with NodeObserver(host, None, "opening the job") as observer, ExitStack() as contexts:
+    with NodeObserver(host, None, "opening the job") as observer:
+        from ..pipelines.oracle.beside import sheet_cells
         from ..pipelines.replay.replay import replay
         from ..pipelines.replay.report import replay_report
         from ..pipelines.replay.selection import select
         from ..pipelines.replay.store import CellStore
-        from .cluster.fan_out import replay_on
+        from ..pipelines.replay.views import SheetTable
 
         selection = select(job, arguments.checkpoints, arguments.samples, arguments.strengths)
         if arguments.workflow:
@@ -139,62 +152,39 @@ def _run(arguments: argparse.Namespace) -> int:
         print(summary(job, notes), file=sys.stderr)
         written, store = _Written(output), CellStore(host.replay_folder())
         floor = not arguments.no_floor
-        if arguments.ray is None:
+        if cluster is None:
             judged = replay(
                 engine(), job, pipeline, selection, host.input_folder(), store, observer, measure_floor=floor
             )
         else:
-            crew = contexts.enter_context(_crew(arguments, job, pipeline, observer))
-            judged = replay_on(crew, job, pipeline, store, measure_floor=floor)
-        _draw_sheet(output / "contact_sheet.png", written.each(judged), selection)
+            judged = cluster.replay(job, pipeline, engine().device, store, observer, measure_floor=floor)
+        table = SheetTable.of(selection)
+        if oracle is None:
+            drawn = table.cells(written.each(judged))
+        else:
+            # ours are all in the store; the engine may need the device's memory
+            engine().release()
+            beside = oracle.ask(job, selection, judged, store, observer)
+            drawn = sheet_cells(table, written.each_beside(beside))
+        _draw_sheet(output / "contact_sheet.png", table, drawn, with_engine=oracle is not None)
     report = replay_report(job, pipeline, written.cells)
     replace_file(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_page(report, output, output / "replay.html")
     return _tell(report, output)
 
 
-def _check_ray(arguments: argparse.Namespace) -> None:
-    if arguments.ray is None and arguments.ray_workers is not None:
-        raise InputError("--ray-workers needs --ray, the address of the cluster.")
-    if arguments.ray is not None:
-        if arguments.ray_workers is not None and arguments.ray_workers < 1:
-            raise InputError(f"--ray-workers is {arguments.ray_workers}: it must be 1 or more.")
-        if (arguments.device or "").startswith("cuda:"):
-            raise InputError("Ray gives each worker a GPU of its own: leave the number of --device out.")
-
-
-@contextmanager
-def _crew(
-    arguments: argparse.Namespace, job: TrainingJob, pipeline: PipelineHandle, observer: Observer
-) -> Iterator[Crew]:
-    """The workers of the cluster, which end with the block."""
-    from .cluster.crew import Crew, connected
-    from .cluster.passport import Passport
-    from .cluster.worker import Ticket
-
-    ticket = Ticket(
-        str(job.folder), str(arguments.models.resolve()), arguments.weights, arguments.checkpoints, arguments.samples,
-        arguments.strengths, arguments.device,
-    )  # fmt: skip
-    own = Passport.of_this_process(job, pipeline, engine().device)
-    with connected(arguments.ray) as ray, closing(Crew(ray, ticket, own, arguments.ray_workers, observer)) as crew:
-        yield crew
-
-
-def _draw_sheet(path: Path, judged: Iterator[Judged], selection: Selection) -> None:
+def _draw_sheet(path: Path, table: SheetTable, cells: Iterator[SheetCell], *, with_engine: bool) -> None:
     """Draws the contact sheet, or goes through the cells alone where they are too many for one."""
     import io
 
     from ..pipelines.compare.sheet import MAX_CELLS, contact_sheet
-    from ..pipelines.replay.views import SheetTable
 
-    table = SheetTable.of(selection)
     if len(table.rows) * len(table.columns) > MAX_CELLS:
-        count = sum(1 for _ in judged)
+        count = sum(1 for _ in cells)
         print(f"{count:,} cells are too many for a contact sheet; the page has them all", file=sys.stderr)
         return
     file = io.BytesIO()
-    contact_sheet(table.row_labels, table.column_labels, table.cells(judged)).save(file, "PNG")
+    contact_sheet(table.row_labels, table.column_labels, cells, with_engine=with_engine).save(file, "PNG")
     replace_file(path, file.getvalue())
 
 
@@ -206,6 +196,7 @@ def _tell(report: dict[str, Any], output: Path) -> int:
         print(printable(f"not rendered: {where}: {cell['error']}"), file=sys.stderr)
     for verdict, count in Counter(cell["verdict"] for cell in report["cells"]).items():
         print(f"{count} {verdict}")
+    tell_oracle(report["cells"])
     print(output / "replay.html")
     return 1 if failed else 0
 
@@ -221,7 +212,7 @@ def _write_workflow(path: Path, arguments: argparse.Namespace, job: TrainingJob,
     if os.path.isdir(path):
         raise FileError(f"{option('--workflow', path)} is a folder. Name a file.")
     document = json.loads(_EXAMPLE.read_text("utf-8"))
-    step, index = selection.checkpoints[0].step, selection.samples[0].index
+    step, index = selection.checkpoints[0].step, next(iter(selection.columns))
     cell = [str(step), str(index), f"{selection.strengths[0]:g}", not arguments.no_floor]
     for node in document["nodes"]:
         if node["type"] == "AITKTrainingJob":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..pipelines.models.facts import ModelFacts
     from ..pipelines.observer import Observer
     from ..pipelines.weights.checkpoint import Checkpoint
+    from ..pipelines.weights.source import Source
 
 _DENSE = tuple(suffix for suffix in SUFFIXES if suffix != ".gguf")  # nobody packs an autoencoder
 
@@ -158,8 +159,17 @@ def _choice(weights: str, text_encoder: str, vae: str, repo_id: str = "") -> Cho
     return Choice(weights, repo_id, {"encoder": text_encoder, "autoencoder": vae})
 
 
-def chosen_checkpoint(facts: ModelFacts, choice: Choice, observer: Observer) -> Checkpoint:
-    """The checkpoint of a choice; where it is none of this model, the error says of which model it is one."""
+def chosen_checkpoint(
+    facts: ModelFacts, choice: Choice, observer: Observer, elsewhere: Mapping[str, Source] | None = None
+) -> Checkpoint:
+    """The checkpoint of a choice; where it is none of this model, the error says of which model it is one.
+
+    Args:
+        facts: the model's.
+        choice: the names.
+        observer: told of downloads.
+        elsewhere: part -> source of those that the choice is not asked for.
+    """
     from ..pipelines.weights.choose import choose, local_sources
 
     try:
@@ -168,7 +178,7 @@ def chosen_checkpoint(facts: ModelFacts, choice: Choice, observer: Observer) -> 
             main = local_sources(facts.files, choice, roots).get(facts.files.main)
             if main is not None:
                 _check_family(facts, main.name, main.config())
-        checkpoint = choose(facts.files, choice, roots, observer)
+        checkpoint = choose(facts.files, choice, roots, observer, elsewhere=elsewhere or {})
         _check_family(facts, checkpoint.name, checkpoint.config(facts.files.main))
         return checkpoint
     except OSError as error:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..pipelines.amounts import size
 from ..pipelines.errors import FileError, InputError
-from ..pipelines.handle import Lease, PipelineHandle
 from ..pipelines.jobs.job import TrainingJob
 from ..pipelines.machine.ram import total_ram
 from ..pipelines.models import find_model
-from ..pipelines.weights.choice import DEFAULT, Choice
+from ..pipelines.weights.choice import DEFAULT
 from ..pipelines.weights.untrusted_names import list_folders_with, resolve_name
 from ..pipelines.words import printable, shown
 from .host import current_host
-from .load_model import chosen_checkpoint, weights_names
+from .job_model import job_pipeline, with_initial_lora
+from .load_model import weights_names
 from .observer import NodeObserver
-from .shared import CATEGORY, check_pipeline, check_texts, roots, search_words
+from .shared import CATEGORY, check_pipeline, check_texts, search_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,12 +27,11 @@ if TYPE_CHECKING:
     import torch
 
     from ..pipelines.compare.pixels import Pixels
-    from ..pipelines.observer import Observer
+    from ..pipelines.handle import PipelineHandle
     from ..pipelines.replay.judge import Judged
     from ..pipelines.replay.selection import Selection
 
 _MARKERS = ("config.yaml", ".job_config.json")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SHOWN_CHECKPOINTS = 30
 _SHOWN_ERRORS = 3
 _BYTES_OF_PIXEL = 2 * 3 * (4 + 1)  # ours and the trainer's, in float32 and as they were read
@@ -101,7 +98,7 @@ class AITKTrainingJob:
         self, job: str, weights: str = DEFAULT, unique_id: str | None = None
     ) -> tuple[TrainingJob, PipelineHandle, str]:
         check_texts({"job": job, "weights": weights})
-        opened = _open(job)
+        opened = with_initial_lora(_open(job))
         with NodeObserver(current_host(), unique_id, "opening the job") as observer:
             pipeline, notes = job_pipeline(opened, weights, observer)
         return opened, pipeline, summary(opened, notes)
@@ -252,9 +249,10 @@ def _check_memory(selection: Selection) -> None:
     Raises:
         InputError: says how much they need.
     """
-    there = sum(1 for one in selection.checkpoints if one.file is not None or one.step == 0)
-    count = there * len(selection.samples) * len(selection.strengths)
-    height, width = (max(getattr(one, side) for one in selection.samples) for side in ("height", "width"))
+    there = [one for one in selection.checkpoints if one.file is not None or one.base]
+    samples = [sample for one in there for sample in selection.at(one)]
+    count = len(samples) * len(selection.strengths)
+    height, width = (max((getattr(one, side) for one in samples), default=0) for side in ("height", "width"))
     needed, ram = count * height * width * _BYTES_OF_PIXEL, total_ram()
     if needed > ram:
         raise InputError(
@@ -262,59 +260,6 @@ def _check_memory(selection: Selection) -> None:
             f"and this computer has {size(ram)}. Choose fewer checkpoints or samples at a time, or run "
             "'python3 tasks.py replay', which holds one at a time."
         )
-
-
-def job_pipeline(job: TrainingJob, weights: str, observer: Observer) -> tuple[PipelineHandle, list[str]]:
-    """The model as a job loads it, and what of its config has to be supplied otherwise; a sentence each.
-
-    Args:
-        job: whose model.
-        weights: as on Load AITK Model; ``default`` is the repository that the job names.
-        observer: told of a download.
-
-    Raises:
-        InputError: the pack does not run the model, or the job's base is a path of the trainer's machine.
-        FileError, HubError: the weights are not there, or are another model's.
-    """
-    from ..pipelines.jobs.model_section import wanted_model
-
-    wanted = wanted_model(job.model)
-    if not wanted.id:
-        # its words name the models that there are
-        find_model(job.model.arch)
-    if wanted.problems:
-        raise InputError(" ".join(wanted.problems))
-    facts = find_model(wanted.id)
-    repository = ""
-    if weights == DEFAULT and wanted.base != facts.files.repository:
-        if not _REPOSITORY.fullmatch(wanted.base):
-            raise InputError(
-                f"Job {shown(job.name)} was trained on {shown(wanted.base)}, which is on the trainer's machine. Set "
-                "weights to the same model here."
-            )
-        repository = wanted.base
-    checkpoint = chosen_checkpoint(facts, Choice(weights, repository), observer)
-    pipeline = PipelineHandle(facts.id, checkpoint, wanted.dtype, wanted.options, lease=Lease())
-    supplied = wanted.supplied or {}
-    notes = [f"The job sets {key} to {shown(value)}, which this node does not load." for key, value in supplied.items()]
-    if wanted.training_adapter:
-        return _adapted(pipeline, wanted.training_adapter, notes)
-    return pipeline, notes
-
-
-def _adapted(pipeline: PipelineHandle, adapter: str, notes: list[str]) -> tuple[PipelineHandle, list[str]]:
-    """The pipeline on its training adapter, where the user has the file."""
-    from ..pipelines.lora.training_adapter import with_training_adapter
-
-    name = PurePosixPath(adapter.replace("\\", "/")).name
-    try:
-        path = resolve_name(name, roots("loras"), "training adapter")
-    except FileError:
-        said = (
-            f"The job trained with the adapter {shown(name)}, which is not in 'loras': the last bits differ without it."
-        )
-        return pipeline, [*notes, said]
-    return with_training_adapter(pipeline, path, name, find_model(pipeline.model)), notes
 
 
 def summary(job: TrainingJob, notes: Iterable[str]) -> str:

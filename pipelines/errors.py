@@ -31,5 +31,9 @@ class WorkflowError(AITKError):
     """A workflow file cannot be run: broken JSON, an unknown node, a missing input, a cycle."""
 
 
+class OracleError(AITKError):
+    """AI Toolkit's own engine cannot be asked, or gave no picture."""
+
+
 class DeviceMemoryError(AITKError):
     """The device ran out of memory."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import Lease, PipelineHandle
 from comfyui_aitk.pipelines.jobs.job import JobCheckpoint, JobModel, JobPreview, JobSample, TrainingJob
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.options import RuntimeOptions
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
+from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden"
 # of a run's report: what a clock or the system's memory says, and what was loaded already
@@ -40,7 +43,7 @@ def recorded_job(name: str, folder: Path | None = None) -> TrainingJob:
         folder=folder,
         model=JobModel(notes["model"], notes["name_or_path"], "float32"),
         samples=tuple(_sample(item) for item in items),
-        first_samples=(),
+        first_samples=tuple(_sample(item) for item in items),
         one_multiplier=len({item["multiplier"] for item in items}) == 1,
         format="jpg" if items[0]["file"].endswith("jpg") else "png",
         checkpoints=tuple(_checkpoint(one, folder) for one in rounds),
@@ -62,7 +65,8 @@ def _checkpoint(one: dict, folder: Path) -> JobCheckpoint:
     path = folder / one["lora"] if one["lora"] else None
     there = path is not None and path.is_file()
     missing = one["lora"] if one["lora"] and not there else ""
-    return JobCheckpoint(one["step"], one["final"], FileStamp.of(path) if path and there else None, missing)
+    file = FileStamp.of(path) if path and there else None
+    return JobCheckpoint(one["step"], one["final"], base=not one["step"], file=file, missing=missing)
 
 
 def recorded_base(model: str) -> PipelineHandle:
@@ -81,6 +85,15 @@ def copy_slow_job(folder: Path) -> None:
     config.write_text(text.replace("--s 5 ", "--s 60 "))
 
 
+def moved(file: bytes, levels: int) -> bytes:
+    """A picture with its upper half moved by some levels."""
+    pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
+    pixels[: len(pixels) // 2] += np.where(pixels[: len(pixels) // 2] > 127, -levels, levels)
+    written = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(written, "PNG")
+    return written.getvalue()
+
+
 def replayed_files(folder: Path) -> dict[str, bytes]:
     """All that a replay wrote, by name, without what another run of the same says otherwise; the page holds both."""
     found = {}
@@ -95,6 +108,9 @@ def replayed_files(folder: Path) -> dict[str, bytes]:
 
 
 def _lasting(report: dict) -> dict:
-    cells = [{**cell, "found": None, "run": _lasting(cell["run"])} for cell in report.get("cells", ())]
+    cells = [
+        {**cell, "found": None, "run": _lasting(cell["run"]), "oracle": cell["oracle"] and _lasting(cell["oracle"])}
+        for cell in report.get("cells", ())
+    ]
     left = {key: value for key, value in report.items() if key not in (*_OF_THE_DAY, "date", "cells")}
     return {**left, "cells": cells}

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ...pipelines.replay.cell import Outcome, Place
     from ...pipelines.replay.store import CellStore
     from .passport import Passport
-    from .worker import Begun, Planned, Rendered, Ticket
+    from .ticket import Ticket
+    from .worker import Begun, Planned, Rendered
 
 _ROOT = Path(__file__).resolve().parents[2]
 _TRIES = 3  # of a cell whose worker dies

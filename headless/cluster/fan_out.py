@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...pipelines.compare.pixels import read_picture
 from ...pipelines.errors import FileError
-from ...pipelines.jobs.era import recipes_of
+from ...pipelines.jobs.era import recipes_by_step
 from ...pipelines.models import find_model
 from ...pipelines.replay.judge import Judged, judge, near_places
 
@@ -46,4 +46,5 @@ def replay_on(
     outcomes = crew.render(store, None, otherwise=False)
     near = list(near_places(job, outcomes)) if measure_floor else []
     floors = _RenderedFloors(crew.render(store, near, otherwise=True) if near else ())
-    return judge(job, outcomes, recipes_of(job, find_model(base.model)), floors if measure_floor else None)
+    recipes = recipes_by_step(job, job.checkpoints, find_model(base.model))
+    return judge(job, outcomes, recipes, floors if measure_floor else None)

@@ -9,8 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...pipelines.jobs.era import encoder_types_of, recipes_by_step
+from ...pipelines.models import find_model
 from ...pipelines.replay.key import kernels
-from ...pipelines.run.report import pack_version, versions
+from ...pipelines.run.report import digest, pack_version, versions
 
 if TYPE_CHECKING:
     from ...pipelines.handle import PipelineHandle
@@ -26,8 +28,9 @@ class Passport:
     Attributes:
         versions: of the pack and of the libraries, by name.
         code: digest of the pack's library, which has one version while it is developed.
-        job: digest of its samples, and of its checkpoints' names and sizes.
-        weights: the base's fingerprint.
+        job: digest of its samples, of its checkpoints' names and sizes, and of how the trainer rendered each.
+        weights: fingerprint of the base's files, those that the job takes from elsewhere among them.
+        adapter: digests of the base's LoRAs: the training adapter, where there is one.
         kernels: see :func:`...pipelines.replay.key.kernels`.
     """
 
@@ -35,13 +38,15 @@ class Passport:
     code: str
     job: str
     weights: str
+    adapter: tuple[str, ...]
     kernels: Mapping[str, Any]
 
     @classmethod
     def of_this_process(cls, job: TrainingJob, base: PipelineHandle, device: str) -> Passport:
         # Pillow writes the files
         own = {"comfyui-aitk": pack_version(), **versions(), "pillow": version("pillow")}
-        return cls(own, _code(), _contents(job), base.checkpoint.fingerprint(), kernels(device))
+        adapter = tuple(digest(lora.file) for lora in base.loras)
+        return cls(own, _code(), _contents(job, base), base.checkpoint.fingerprint(), adapter, kernels(device))
 
     def unlike(self, own: Passport) -> Iterator[str]:
         """How this one differs from the driver's, in words; kernels aside, for the driver may have no GPU."""
@@ -52,9 +57,11 @@ class Passport:
         if self.code != own.code:
             yield "the pack's code is another one"
         if self.job != own.job:
-            yield "the job's folder has other samples or checkpoints"
+            yield "the job has other samples, checkpoints or previews there, or another LoRA that it began with"
         if self.weights != own.weights:
             yield "the files of the base are others"
+        if self.adapter != own.adapter:
+            yield "the training adapter in 'loras' is another file, or only one machine has it"
 
     def unlike_kernels(self, others: Mapping[str, Any]) -> Iterator[str]:
         """How this one's kernels differ from those of the other workers, in words."""
@@ -73,6 +80,11 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _contents(job: TrainingJob) -> str:
-    checkpoints = [(one.step, one.file and (one.file.path.name, one.file.size)) for one in job.checkpoints]
-    return hashlib.sha256(repr((job.model, job.samples, checkpoints)).encode()).hexdigest()
+def _contents(job: TrainingJob, base: PipelineHandle) -> str:
+    recipes = recipes_by_step(job, job.checkpoints, find_model(base.model))
+    checkpoints = [
+        (one.step, one.file and (one.file.path.name, one.file.size), recipes[one.step], encoder_types_of(job, one))
+        for one in job.checkpoints
+    ]
+    found = (job.model, job.samples, job.first_samples, job.one_multiplier, checkpoints)
+    return hashlib.sha256(repr(found).encode()).hexdigest()

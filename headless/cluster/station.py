@@ -39,7 +39,8 @@ def station() -> type:
             try:
                 worker = importlib.import_module(f"{tasks.PACKAGE}.headless.cluster.worker")
                 self._doing = worker.Doing()
-                self._worker = worker.ReplayWorker(worker.Ticket(**ticket), self._doing)
+                ticket_type = importlib.import_module(f"{tasks.PACKAGE}.headless.cluster.ticket").Ticket
+                self._worker = worker.ReplayWorker(ticket_type(**ticket), self._doing)
                 return about | {"passport": self._worker.passport()}
             except errors.AITKError as error:
                 return about | {"problem": str(error)}

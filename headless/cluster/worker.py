@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...nodes.host import PlainHost, use_host
+from ...nodes.job_model import job_pipeline, with_initial_lora
 from ...nodes.sampler import engine
-from ...nodes.training_job import job_pipeline
 from ...pipelines.errors import AITKError
-from ...pipelines.jobs.era import recipes_of
 from ...pipelines.jobs.folder import open_job
-from ...pipelines.models import find_model
 from ...pipelines.replay.grid import make_grid
 from ...pipelines.replay.selection import select
 from ...pipelines.replay.studio import OtherKernels, Studio
@@ -27,25 +25,7 @@ if TYPE_CHECKING:
 
     from ...pipelines.parts.encoder import Embedding
     from ...pipelines.replay.cell import Cell, Place
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """What a worker is told of the replay: plain values, for it has no pack yet that could hold others.
-
-    Attributes:
-        job, models: folders, the same on every machine.
-        weights, checkpoints, samples, strengths: as the command has them.
-        device: None is the best there is.
-    """
-
-    job: str
-    models: str
-    weights: str
-    checkpoints: str
-    samples: str
-    strengths: str
-    device: str | None
+    from .ticket import Ticket
 
 
 @dataclass(frozen=True)
@@ -129,11 +109,10 @@ class ReplayWorker:
         host = PlainHost(Path(ticket.models), folder, folder, ticket.device)
         use_host(host)
         self._doing = doing
-        job = self._job = open_job(folder)
+        job = self._job = with_initial_lora(open_job(folder))
         self._base, _ = job_pipeline(job, ticket.weights, doing)
         selection = select(job, ticket.checkpoints, ticket.samples, ticket.strengths)
-        recipe = recipes_of(job, find_model(self._base.model))[0]
-        self._grid = make_grid(job, self._base, selection, host.input_folder(), recipe)
+        self._grid = make_grid(job, self._base, selection, host.input_folder())
         self._cells = {cell.place: cell for cell in self._grid.cells}
         self._engine = engine()
         self._studios = {False: Studio(self._engine), True: OtherKernels(self._engine)}

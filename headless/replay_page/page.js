@@ -43,8 +43,8 @@ function picture(cell, role, words) {
   return image;
 }
 
-const ROLES = { trainer: "picture of the trainer", ours: "picture of ours", heat_map: "heat map" };
-const NAMES = { trainer: "AI Toolkit", ours: "Ours", heat_map: "Heat map" };
+const ROLES = { trainer: "picture of the trainer", engine: "picture of its engine", ours: "picture of ours", heat_map: "heat map" };
+const NAMES = { trainer: "AI Toolkit", engine: "AI Toolkit's engine", ours: "Ours", heat_map: "Heat map" };
 
 function framed(cell, role) {
   return element("figure", {}, element("figcaption", {}, NAMES[role]), frame(cell, picture(cell, role, ROLES[role])));
@@ -59,20 +59,21 @@ function frame(cell, ...children) {
 }
 
 function slider(cell) {
-  const front = picture(cell, "trainer", ROLES.trainer);
+  const { left, right } = sidesOf(cell);
+  const front = picture(cell, left, ROLES[left]);
   front.classList.add("front");
   const box = frame(
     cell,
-    picture(cell, "ours", ROLES.ours),
+    picture(cell, right, ROLES[right]),
     front,
-    element("span", { class: "side left" }, NAMES.trainer),
-    element("span", { class: "side right" }, NAMES.ours),
+    element("span", { class: "side left" }, NAMES[left]),
+    element("span", { class: "side right" }, NAMES[right]),
     element("span", { class: "handle", "aria-hidden": "true" }),
   );
   box.classList.add("sliding");
   const range = element("input", {
     type: "range", min: 0, max: 100, step: 0.5, value: cut,
-    "aria-label": "Part of AI Toolkit's picture that is shown, in percent",
+    "aria-label": `Part of the picture on the left, ${NAMES[left]}, that is shown, in percent`,
   });
   const moveTo = (value) => {
     cut = Math.min(100, Math.max(0, value));
@@ -98,14 +99,15 @@ function slider(cell) {
 function showStage() {
   const cell = current;
   const stage = byId("stage");
-  const both = cell.files.trainer !== null && cell.files.ours !== null;
+  const both = Object.values(sidesOf(cell)).every((role) => cell.files[role] !== null);
   stage.dataset.mode = mode;
   if (mode === "heat") stage.replaceChildren(framed(cell, "heat_map"));
   else if (mode === "slider" && both) stage.replaceChildren(...slider(cell));
   else {
     stage.dataset.mode = "side";
-    const roles = mode === "side" ? Object.keys(NAMES) : ["trainer", "ours"];
-    stage.replaceChildren(...roles.map((role) => framed(cell, role)));
+    const roles = mode === "side" ? Object.keys(NAMES) : Object.values(sidesOf(cell));
+    const shownRoles = roles.filter((role) => role !== "engine" || hasEngine);
+    stage.replaceChildren(...shownRoles.map((role) => framed(cell, role)));
   }
 }
 
@@ -158,6 +160,7 @@ function choose(cell) {
     ["Size", `${cell.size[0]} \u00d7 ${cell.size[1]}`],
     ["Strength", cell.strength === null ? "no LoRA" : String(cell.strength)],
   ]);
+  showEngine(cell);
   showStage();
   showMoves();
   history.replaceState(null, "", `#cell-${cells.indexOf(cell)}`);
@@ -291,7 +294,7 @@ function rowOf(cell) {
     };
     const row = element(
       "tr", { onclick: () => open(cell) },
-      element("td", { class: "thumbs" }, small(cell, "trainer"), small(cell, "ours")),
+      element("td", { class: "thumbs" }, small(cell, "trainer"), ...(hasEngine ? [small(cell, "engine")] : []), small(cell, "ours")),
       ...COLUMNS.map(({ key }) => element("td", { "data-key": key }, texts[key])),
     );
     rows.set(cell, row);
@@ -377,42 +380,3 @@ function showCells() {
   if (current && !visible.has(current) && shown.length) choose(shown[0]);
   else if (current) showMoves();
 }
-
-// --- begin --------------------------------------------------------------------------------------
-
-function begin() {
-  byId("job").textContent = report.job;
-  byId("where").textContent = report.where;
-  pairs(byId("facts"), [
-    ["Model", report.model],
-    ["Trained with", report.trained_with ? `AI Toolkit ${report.trained_with}` : "unknown version"],
-    ["Replayed", report.date],
-    ...Object.entries(report.environment),
-  ]);
-  if (report.notes.length) {
-    const notes = byId("notes");
-    notes.hidden = false;
-    notes.querySelector("summary").textContent = report.notes.length === 1 ? "1 note" : `${report.notes.length} notes`;
-    notes.querySelector("ul").replaceChildren(...report.notes.map((note) => element("li", {}, note)));
-  }
-  makeFilters();
-  makeMatrix();
-  makeTable();
-  showCells();
-  for (const section of ["overview", "viewer", "filters", "bar"]) byId(section).hidden = cells.length === 0;
-  const named = () => cells[Number(/^#cell-(\d+)$/.exec(location.hash)?.[1] ?? NaN)];
-  if (cells.length) choose(named() ?? shown[0]);
-  addEventListener("hashchange", () => named() && open(named()));
-  byId("previous").addEventListener("click", () => move(-1));
-  byId("next").addEventListener("click", () => move(1));
-  byId("modes").addEventListener("change", (event) => setMode(event.target.value));
-  addEventListener("keydown", (event) => {
-    if (!current || event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input[type=search], select")) return;
-    const act = {
-      j: () => move(1), k: () => move(-1), 1: () => setMode("slider"), 2: () => setMode("side"), 3: () => setMode("heat"),
-    }[event.key.toLowerCase()];
-    act?.();
-  });
-}
-
-begin();

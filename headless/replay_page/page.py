@@ -97,7 +97,7 @@ def _data(report: Report, links: Mapping[str, str], where: str) -> str:
 
 def _assembled(title: str, data: str, picture_sources: str) -> str:
     style = _part("page.css")
-    script = _part("cells.js") + "\n" + _part("page.js")
+    script = "\n".join(map(_part, ("cells.js", "page.js", "engine.js", "begin.js")))
     # nothing but this very script and style, and pictures; the last two refuse HTML that is made of text
     policy = "; ".join(
         [

@@ -24,6 +24,7 @@ class Files(TypedDict):
 
     trainer: str | None
     ours: str | None
+    engine: str | None
     heat_map: str | None
 
 
@@ -43,12 +44,33 @@ class Metrics(TypedDict):
     lpips: float | None
 
 
+class Pair(TypedDict):
+    """Two of the three pictures: ``pair`` names them, e.g. ``ours and the engine``."""
+
+    pair: str
+    verdict: Verdict
+    metrics: Metrics
+
+
+class Oracle(TypedDict):
+    """What AI Toolkit's own engine said of a cell: ``finding`` in a few words, ``words`` in sentences.
+
+    ``pairs`` are those of the three pictures that could be compared; without a picture of the engine's there is none,
+    and ``words`` say why.
+    """
+
+    finding: str
+    words: str
+    pairs: list[Pair]
+
+
 class Cell(TypedDict):
     """One picture of the grid: a checkpoint, a sample, a strength.
 
     ``index`` is the sample's place in its round, ``strength`` the LoRA's, null where the picture has none. ``seed`` is
     null where the trainer drew one, ``size`` is width and height in pixels. ``verdict_words`` is a sentence, ``causes``
     are the likely ones, likeliest first. ``error`` says why there is no picture of ours; null where there is one.
+    ``oracle`` is null where no engine was asked.
     """
 
     step: int
@@ -65,6 +87,7 @@ class Cell(TypedDict):
     verdict_words: str
     causes: list[str]
     error: str | None
+    oracle: Oracle | None
 
 
 class Report(TypedDict):

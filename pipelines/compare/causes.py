@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from ..jobs.era import encoder_types_of
+from ..jobs.model_section import unmatched, wanted_model
+
 if TYPE_CHECKING:
     from ..jobs.job import JobCheckpoint, JobSample, TrainingJob
 
@@ -122,13 +125,13 @@ def recorded_run(
     return Described(
         model=job.model.arch,
         weights=job.model.name_or_path,
-        extras=job.model.extras,
+        extras=unmatched(job.model),
         dtype=job.model.dtype,
         denoiser_quantization=job.model.quantization.get("denoiser", "none"),
-        encoder_quantization=job.model.quantization.get("encoder", "none"),
+        encoder_quantization=encoder_types_of(job, checkpoint)[0],
         recipes=tuple(recipes),
         loras=_recorded_loras(job, sample, checkpoint),
-        lora_dtype=_FULL if checkpoint.step else None,
+        lora_dtype=None if checkpoint.base or checkpoint.initial else _FULL,
         merges_before=_merges_before(job, checkpoint),
         size=size,
         prompt=sample.prompt,
@@ -200,10 +203,10 @@ def _recorded_loras(
     job: TrainingJob, sample: JobSample, checkpoint: JobCheckpoint
 ) -> Mapping[str, float | None] | None:
     name = checkpoint.missing if checkpoint.file is None else checkpoint.file.path.name
-    if checkpoint.step and not name:
+    if not checkpoint.base and not name:
         # a step that was never saved has a LoRA without a name
         return None
-    adapter = job.model.extras.get("assistant_lora_path", "").rpartition("/")[2]
+    adapter = wanted_model(job.model).training_adapter.rpartition("/")[2]
     return ({name: sample.multiplier} if name else {}) | ({adapter: None} if adapter else {})
 
 
@@ -214,8 +217,7 @@ def _merges_before(job: TrainingJob, checkpoint: JobCheckpoint) -> int:
         and job.model.quantization.get("denoiser", "none") == "none"
         and not job.model.extras.get("layer_offloading")
     )
-    # at step 0 the LoRA adds nothing
-    return sum(1 for one in job.checkpoints if 0 < one.step < checkpoint.step) if merging else 0
+    return sum(1 for one in job.checkpoints if not one.base and one.step < checkpoint.step) if merging else 0
 
 
 def _names(weights: object) -> str | None:

@@ -101,7 +101,7 @@ def read_picture(path: Path) -> StoredPicture:
         content = path.read_bytes()
     except OSError as error:
         raise FileError(f"{shown(path.name)} cannot be read: {error.strerror or type(error).__name__}.") from error
-    return _decoded(path.name, content)
+    return decoded(path.name, content)
 
 
 def encoded(pixels: Pixels, format: Format) -> bytes:
@@ -130,10 +130,11 @@ def as_stored(pixels: Pixels, format: Format) -> StoredPicture:
     content = encoded(pixels, format)
     if format == "png":
         return StoredPicture("ours", pixels, format, content)
-    return _decoded("ours", content)
+    return decoded("ours", content)
 
 
-def _decoded(name: str, content: bytes) -> StoredPicture:
+def decoded(name: str, content: bytes) -> StoredPicture:
+    """A picture of a file's bytes; ``name`` is in messages. Raises FileError as :func:`read_picture`."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 

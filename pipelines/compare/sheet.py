@@ -1,4 +1,4 @@
-"""A labelled contact sheet: a row for each checkpoint, a column for each sample, three pictures in each cell."""
+"""A labelled contact sheet: a row for each checkpoint, a column for each sample, three or four pictures a cell."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ _GAP = 4  # pixels
 _MARGIN = 132  # pixels, for the rows' labels
 _LEGEND_STEP = 64  # pixels
 _PICTURES = ("trainer", "ours", "difference")
+_WITH_ENGINE = ("trainer", "engine", "ours", "difference")
 _BACKGROUND, _INK, _EMPTY = (250, 250, 250), (20, 20, 20), (225, 225, 225)
 
 
@@ -39,6 +40,7 @@ class Cell:
         row, column: its place.
         trainer, ours, heat_map: uint8 [H, W, 3]; None where there is none.
         caption: e.g. the verdict; one line, cut where it is too long.
+        engine: the picture of AI Toolkit's own engine, likewise; drawn only on a sheet with engines.
     """
 
     row: int
@@ -47,6 +49,12 @@ class Cell:
     ours: Pixels | None
     heat_map: Pixels | None
     caption: str = ""
+    engine: Pixels | None = None
+
+    def pictures(self, names: Sequence[str]) -> list[Pixels | None]:
+        """The pictures of these names, in their order."""
+        there = {"trainer": self.trainer, "engine": self.engine, "ours": self.ours, "difference": self.heat_map}
+        return [there[name] for name in names]
 
 
 def check_cells(rows: int, columns: int) -> None:
@@ -58,7 +66,9 @@ def check_cells(rows: int, columns: int) -> None:
         )
 
 
-def contact_sheet(rows: Sequence[str], columns: Sequence[str], cells: Iterable[Cell], tile: int = 256) -> Image:
+def contact_sheet(
+    rows: Sequence[str], columns: Sequence[str], cells: Iterable[Cell], tile: int = 256, *, with_engine: bool = False
+) -> Image:
     """Draws a sheet; pictures are scaled down to their tiles, never up.
 
     Args:
@@ -68,6 +78,7 @@ def contact_sheet(rows: Sequence[str], columns: Sequence[str], cells: Iterable[C
         cells: in any order, each drawn before the next one is asked for, so that their pictures need not be in memory
             together. A place without one stays empty.
         tile: the longest side of a picture on the sheet, in pixels; less where the sheet would become too large.
+        with_engine: whether cells have the engine's picture between the trainer's and ours.
 
     Returns:
         RGB, at most 65,500 pixels a side.
@@ -77,7 +88,7 @@ def contact_sheet(rows: Sequence[str], columns: Sequence[str], cells: Iterable[C
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    layout = _Layout.of(len(rows), len(columns), tile)
+    layout = _Layout.of(len(rows), len(columns), tile, _WITH_ENGINE if with_engine else _PICTURES)
     sheet = Image.new("RGB", layout.size, _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     draw.font = ImageFont.load_default(_FONT)
@@ -96,19 +107,20 @@ class _Layout:
     rows: int
     columns: int
     tile: int
+    pictures: tuple[str, ...]
 
     @classmethod
-    def of(cls, rows: int, columns: int, tile: int) -> _Layout:
+    def of(cls, rows: int, columns: int, tile: int, pictures: tuple[str, ...]) -> _Layout:
         check_cells(rows, columns)
         cells = rows * columns
-        tile = min(tile, math.isqrt(int(_MOST_PIXELS / (cells * len(_PICTURES)))))
+        tile = min(tile, math.isqrt(int(_MOST_PIXELS / (cells * len(pictures)))))
         # 2,000 rows leave 12 pixels
         tile = min(tile, (_LONGEST_SIDE - 4 * _LINE) // rows - _LINE - _GAP)
-        return cls(rows, columns, max(tile, _LEAST_TILE))
+        return cls(rows, columns, max(tile, _LEAST_TILE), pictures)
 
     @property
     def cell_width(self) -> int:
-        return len(_PICTURES) * self.tile + _GAP
+        return len(self.pictures) * self.tile + _GAP
 
     @property
     def cell_height(self) -> int:
@@ -143,7 +155,7 @@ def _draw_labels(draw: ImageDraw, layout: _Layout, rows: Sequence[str], columns:
     for column, label in enumerate(columns):
         x, y = layout.corner(0, column)
         _write(draw, (x, y - 2 * _LINE), label, layout.cell_width - _GAP)
-        for index, name in enumerate(_PICTURES):
+        for index, name in enumerate(layout.pictures):
             _write(draw, (x + index * layout.tile, y - _LINE), name, layout.tile)
     for first in range(0, len(columns), layout.columns_in_band):
         for row, label in enumerate(rows):
@@ -154,7 +166,7 @@ def _draw_cell(sheet: Image, draw: ImageDraw, layout: _Layout, cell: Cell) -> No
     from PIL import Image
 
     left, top = layout.corner(cell.row, cell.column)
-    for index, pixels in enumerate((cell.trainer, cell.ours, cell.heat_map)):
+    for index, pixels in enumerate(cell.pictures(layout.pictures)):
         x = left + index * layout.tile
         if pixels is None:
             draw.rectangle((x, top, x + layout.tile - 2, top + layout.tile - 1), _EMPTY)

@@ -20,9 +20,10 @@ from ..errors import FileError
 from ..files.header import FileStamp
 from ..models.recipe import TRAINER_PREVIEW
 from ..words import shown
+from .beginning import Section, read_beginning, rounds_at_start, samples_of_step_0
 from .config_text import parse_json, parse_yaml, plain
 from .job import JobPreview, TrainingJob
-from .job_samples import job_samples
+from .job_samples import job_samples, of_sampler
 from .model_section import DTYPES, facts_of, read_model
 from .sample_section import SampleRound, TrainerRefusal, read_section
 from .saves import find_saves
@@ -59,21 +60,31 @@ def open_job(folder: Path) -> TrainingJob:
     name, process = _trainer(config, folder, notes)
     train, save = _section(process, "train"), _section(process, "save")
     previews = _previews(folder, notes)
-    saves = find_saves(folder, name, _whole(train.get("steps", 1000)), _whole(save.get("save_every", 1000)), notes)
-    trained_with = saves.trained_with or _logged_version(folder)
-    model, of_model = read_model(process, trained_with)
+    begin = read_beginning(process, train, notes)
+    saves = find_saves(
+        folder, name, begin, _whole(train.get("steps", 1000)), _whole(save.get("save_every", 1000)), notes
+    )
+    model, of_model = read_model(process, saves.trained_with)
     notes += of_model
     facts = facts_of(model)
     control_images = facts.recipes[TRAINER_PREVIEW].control_images if facts else 3
-    rounds = {key: _round(process, key, notes) for key in ("sample", "first_sample")}
-    samples, first_samples = (job_samples(rounds[key], control_images) for key in ("sample", "first_sample"))
+    sections: tuple[Section, ...] = ("sample", "first_sample")
+    rounds = {key: _round(process, key, notes) for key in sections}
+    samples: dict[Section, tuple[JobSample, ...]] = {
+        key: of_sampler(
+            job_samples(rounds[key], control_images), rounds[key].sampler, train.get("noise_scheduler", "ddpm"), facts
+        )
+        for key in sections
+    }
+    own_first = process.get("first_sample") is not None
+    first_samples = samples_of_step_0(rounds_at_start(train, own_first, begin.step), samples)
     steps = sorted({one.step for one in previews} | set(saves.steps))
-    _note_gaps(previews, samples, notes)
+    _note_gaps(previews, samples["sample"], first_samples, notes)
     return TrainingJob(
         name=name,
         folder=folder,
         model=model,
-        samples=samples,
+        samples=samples["sample"],
         first_samples=first_samples,
         one_multiplier=rounds["sample"].one_multiplier,
         # of both rounds: AI Toolkit takes the ending from the section `sample`
@@ -81,7 +92,8 @@ def open_job(folder: Path) -> TrainingJob:
         checkpoints=tuple(saves.checkpoint(step, notes) for step in steps),
         previews=previews,
         save_dtype=_save_dtype(save.get("dtype", "float16")),
-        trained_with=trained_with,
+        trained_with=saves.trained_with,
+        samples_on_resume=bool(train.get("force_first_sample")),
         notes=tuple(notes),
     )
 
@@ -228,41 +240,28 @@ def _files(folder: Path, job: Path, skipped: list[str]) -> Iterator[Path]:
                 yield path
 
 
-def _note_gaps(previews: tuple[JobPreview, ...], samples: tuple[JobSample, ...], notes: list[str]) -> None:
+def _note_gaps(
+    previews: tuple[JobPreview, ...],
+    samples: tuple[JobSample, ...],
+    first_samples: tuple[JobSample, ...],
+    notes: list[str],
+) -> None:
     """Says which pictures of a round are gone, and which no sample stands for."""
     indices: dict[int, set[int]] = {}
     for one in previews:
         indices.setdefault(one.step, set()).add(one.index)
-    wanted = {sample.index for sample in samples}
+    strange: set[int] = set()
     for step, found in indices.items():
+        wanted = {sample.index for sample in (samples if step else first_samples)}
         if gone := wanted - found:
             notes.append(f"Of step {step} {_pictures(gone)} missing.")
-    if wanted and (strange := set().union(*indices.values()) - wanted if indices else set()):
-        notes.append(
-            f"The config has no sample for {_pictures(strange)[:-4]}: it was changed after they were rendered."
-        )
+        strange |= found - wanted if wanted else set()
+    if strange:
+        named = _pictures(strange).rpartition(" ")[0]
+        notes.append(f"The config has no sample for {named}: it was changed after they were rendered.")
 
 
 def _pictures(indices: set[int]) -> str:
     named = ", ".join(str(one) for one in sorted(indices)[:_MOST_NAMED])
     more = f" and {len(indices) - _MOST_NAMED} more" if len(indices) > _MOST_NAMED else ""
     return f"picture {named} is" if len(indices) == 1 else f"pictures {named}{more} are"
-
-
-# what a log says of the version: a line of its own, or the metadata that it shows
-_VERSION = re.compile(
-    r"ai[-_ ]toolkit\b[^\n]{0,120}?\b(?:version\W{1,6}|v)?(\d{1,3}\.\d{1,3}\.\d{1,4})\b", re.IGNORECASE
-)
-_LOG_PART = 1 << 18  # bytes of a log's beginning
-
-
-def _logged_version(folder: Path) -> str:
-    path = folder / "log.txt"
-    if not inside(path, folder):
-        return ""
-    try:
-        with path.open("rb") as file:
-            match = _VERSION.search(file.read(_LOG_PART).decode("utf-8", "replace"))
-    except OSError:
-        return ""  # the log is one of several places, and may be open elsewhere
-    return match[1] if match else ""

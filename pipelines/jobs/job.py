@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ..files.header import FileStamp
@@ -57,8 +57,10 @@ class JobModel:
         name_or_path: of the base, as the job has it: a repository, or a path on the trainer's machine.
         dtype: ``train.dtype``, in which previews are computed.
         quantization: ``denoiser`` and ``encoder`` -> AI Toolkit's type, ``none`` where it is not quantised.
+        encoder_types: the encoder's type up to AI Toolkit 0.12.26, and since 0.13.5; empty where they are the same.
         extras: other keys that are set and change what is loaded: ``extras_name_or_path``, ``te_name_or_path``,
             ``vae_path``, ``assistant_lora_path`` and so on.
+        section: all of it as the job has it, plain data: what another program of the trainer's own reads.
     """
 
     arch: str
@@ -66,6 +68,8 @@ class JobModel:
     dtype: DType
     quantization: Mapping[Literal["denoiser", "encoder"], str] = field(default_factory=dict)
     extras: Mapping[str, str] = field(default_factory=dict)
+    encoder_types: tuple[str, ...] = ()
+    section: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,23 @@ class JobCheckpoint:
     """A state of the network that previews were rendered with.
 
     Attributes:
-        step: of the previews; 0 is the base without a LoRA.
+        step: of the previews.
         final: whether it is the job's last.
-        file: the LoRA that was saved at that step; None at step 0, and where it is gone or was never saved.
+        base: whether nothing was trained yet, and the network adds nothing: at step 0.
+        initial: the LoRA's path by the job, where training began with one (``network.pretrained_lora_path``).
+        file: the LoRA that was saved at that step, or the initial one; None for the base, and where it is gone or was
+            never saved.
         missing: the name that the file would have, where it is gone.
+        trained_with: AI Toolkit's version by that file, e.g. ``0.12.26``; empty where it says none.
     """
 
     step: int
     final: bool
+    base: bool = False
+    initial: str = ""
     file: FileStamp | None = None
     missing: str = ""
+    trained_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,13 +114,16 @@ class TrainingJob:
         folder: where it is.
         model: what was trained.
         samples: of a usual round, in order.
-        first_samples: of an additional round at step 0 with other settings; empty for most jobs.
+        first_samples: of step 0, whose pictures may be of the section ``first_sample``; those of a usual round in most
+            jobs.
         one_multiplier: whether all samples have the same: then AI Toolkit merges the LoRA where it can.
         format: of the pictures.
         checkpoints: in the order of their steps.
         previews: in the order of steps and indices.
         save_dtype: the LoRA's, e.g. ``float16``: the trainer rendered with its float32 weights.
-        trained_with: AI Toolkit's version by a saved LoRA or the log, e.g. ``0.12.26``; empty where nothing says it.
+        trained_with: AI Toolkit's version by the latest LoRA that says one; empty where none does.
+        samples_on_resume: whether a training that is taken up again first renders the step at which it begins
+            (``train.force_first_sample``): that step's pictures may be of a later version than its LoRA.
         notes: what of the folder was skipped, and why; a sentence each.
     """
 
@@ -124,7 +138,12 @@ class TrainingJob:
     previews: tuple[JobPreview, ...]
     save_dtype: str
     trained_with: str = ""
+    samples_on_resume: bool = False
     notes: tuple[str, ...] = ()
+
+    def samples_at(self, step: int) -> tuple[JobSample, ...]:
+        """What the pictures of a step were rendered with."""
+        return self.samples if step else self.first_samples
 
     def preview(self, step: int, index: int) -> JobPreview | None:
         """The trainer's picture of a cell, where there is one."""

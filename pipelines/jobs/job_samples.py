@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..words import shown
 from .job import JobSample
 from .sample_section import Failed, Random, SampleRound, Settings
 
+if TYPE_CHECKING:
+    from ..models.facts import ModelFacts
+
 # what torch.manual_seed takes; a negative seed stands for itself plus 2^64
 _SEEDS = range(-(1 << 63), 1 << 64)
 _LARGEST = 3e38  # float32's
+_ONE_STEP = "mean_flow"  # takes the whole prediction off at every step
+Samples = tuple[JobSample, ...]
 
 
 def job_samples(found: SampleRound, control_images: int) -> tuple[JobSample, ...]:
@@ -25,6 +30,30 @@ def job_samples(found: SampleRound, control_images: int) -> tuple[JobSample, ...
         _failed(index, picture) if isinstance(picture, Failed) else _sample(index, picture, control_images)
         for index, picture in enumerate(found.pictures)
     )
+
+
+def of_sampler(samples: Samples, sampler: Any, noise_scheduler: Any, facts: ModelFacts | None) -> Samples:
+    """The samples, each with what its round's sampler keeps from being rendered.
+
+    AI Toolkit hands it to one of its classes only, whose pipeline takes no other schedule than flow matching's; where
+    the section says ``null``, that class takes the one that it trains with.
+
+    Args:
+        samples: of the round.
+        sampler: of its section.
+        noise_scheduler: the job's ``train.noise_scheduler``.
+        facts: the model's; None where it is unknown.
+    """
+    used = noise_scheduler if sampler is None else sampler
+    if facts is None or not facts.preview_sampler or used == facts.preview_sampler:
+        return samples
+    key = "train.noise_scheduler" if sampler is None else "sample.sampler"
+    if used == _ONE_STEP:
+        why = f"{key} is {shown(used)}, whose loop this pack does not have."
+    else:
+        why = f"{key} is {shown(used)}, with which AI Toolkit stops at {facts.title}'s first picture."
+    why += f" Set {facts.preview_sampler} in the job's config, if that is what it was rendered with."
+    return tuple(replace(one, problem=f"{one.problem} {why}".strip()) for one in samples)
 
 
 def _failed(index: int, picture: Failed) -> JobSample:

@@ -6,7 +6,7 @@ Sources: AI Toolkit config_modules.py ModelConfig, train_tools.py get_torch_dtyp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from packaging.version import InvalidVersion, Version
@@ -32,10 +32,10 @@ _EXTRAS = (
     "assistant_lora_path", "inference_lora_path", "unconditional_lora_path", "accuracy_recovery_adapter",
     "layer_offloading", "vae_dtype", "te_dtype", "compile", "block_compile",
 )  # fmt: skip
-# of these a user has to supply the files
-_SUPPLIED = (
-    "extras_name_or_path", "te_name_or_path", "vae_path", "unet_path", "inference_lora_path", "lora_path",
-    "accuracy_recovery_adapter",
+# of these, those that name files
+_FILES = (
+    "extras_name_or_path", "te_name_or_path", "vae_path", "unet_path", "refiner_name_or_path", "lora_path",
+    "assistant_lora_path", "inference_lora_path", "unconditional_lora_path", "accuracy_recovery_adapter",
 )  # fmt: skip
 # the old way to name an architecture, `is_xl: true`; every other one is `is_` and its name
 _OLD_NAMES = {"is_v2": "sd2", "is_v3": "sd3", "is_xl": "sdxl"}
@@ -45,7 +45,7 @@ _RENAMED = {"flex1": "flux"}
 _SAME_TYPES = {"qfloat8_e4m3fn": "qfloat8"}  # two of quanto's names
 _NO_ARCH = "sd1"  # what AI Toolkit takes a section for that says nothing
 # AI Toolkit's loaders changed between these: the first was seen before, the second after
-_OLD_LOADERS, _NEW_LOADERS = Version("0.12.26"), Version("0.13.5")
+OLD_LOADERS, NEW_LOADERS = Version("0.12.26"), Version("0.13.5")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class WantedModel:
         dtype: of the computation.
         options: with the quantisation of both parts.
         training_adapter: the adapter that AI Toolkit trained with, a repository's file or a path; empty without one.
-        supplied: key of the job's config -> what it names: other files that the user has to supply.
+        elsewhere: key of the model section -> what it names, for parts that AI Toolkit takes from there.
+        notes: what other files the section names, and what comes of them; a sentence each.
         problems: why a picture cannot be rendered as the trainer did, a sentence each.
     """
 
@@ -67,7 +68,8 @@ class WantedModel:
     dtype: DType
     options: RuntimeOptions
     training_adapter: str = ""
-    supplied: Mapping[str, str] | None = None
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -89,6 +91,7 @@ def read_model(process: Mapping[str, Any], trained_with: str) -> tuple[JobModel,
         name_or_path=name if isinstance(name, str) else "",
         dtype=DTYPES.get(said, "bfloat16") if isinstance(said, str) else "bfloat16",
         extras=_extras(section),
+        section=section,
     )
     facts = facts_of(model)
     if not model.name_or_path:
@@ -97,13 +100,15 @@ def read_model(process: Mapping[str, Any], trained_with: str) -> tuple[JobModel,
         notes.append(
             f"The job's model is {shown(model.arch)}, which this pack does not run. It runs: {', '.join(catalogue())}."
         )
-    encoder, undecided = _encoder_type(section, facts, trained_with)
+    types = _encoder_types(section, facts)
+    encoder, undecided = _encoder_type(types, trained_with)
     if undecided:
         notes.append(undecided)
     denoiser = _type(section, "quantize", "qtype")
     if denoiser == "qfloat8" and _takes_adapter(model):
         denoiser = "float8"  # AI Toolkit z_image.py load_model
-    return replace(model, quantization={"denoiser": denoiser, "encoder": encoder}), tuple(notes)
+    quantization: dict[Literal["denoiser", "encoder"], str] = {"denoiser": denoiser, "encoder": encoder}
+    return replace(model, quantization=quantization, encoder_types=types if len(types) > 1 else ()), tuple(notes)
 
 
 def facts_of(model: JobModel) -> ModelFacts | None:
@@ -138,10 +143,34 @@ def wanted_model(model: JobModel) -> WantedModel:
         base=model.name_or_path,
         dtype=model.dtype,
         options=options,
-        training_adapter=model.extras.get("assistant_lora_path", ""),
-        supplied={key: model.extras[key] for key in _SUPPLIED if key in model.extras},
+        training_adapter=model.extras["assistant_lora_path"] if _takes_adapter(model) else "",
+        elsewhere={key: model.extras[key] for key in (facts.job_files.parts if facts else ()) if key in model.extras},
+        notes=_notes(model, facts) if facts else (),
         problems=tuple(problems),
     )
+
+
+def unmatched(model: JobModel) -> dict[str, str]:
+    """Keys of the section that decide the picture and that ours may lack: neither loaded here nor ignored there."""
+    facts = facts_of(model)
+    # use_comfy_weights is only kept where it says that the repository's own weights are taken, as here
+    known = (set(_FILES) - set(facts.job_files.missing)) | {"use_comfy_weights"} if facts else set()
+    return {key: value for key, value in model.extras.items() if key not in known}
+
+
+def _notes(model: JobModel, facts: ModelFacts) -> tuple[str, ...]:
+    found, files = [], facts.job_files
+    for key in _FILES:
+        if key not in model.extras or key in files.parts or (key == "assistant_lora_path" and _takes_adapter(model)):
+            continue
+        said = f"The job sets model.{key} to {shown(model.extras[key], 200)}"
+        if key in files.missing:
+            found.append(f"{said}, which this pack does not have: the quantised weights differ.")
+        elif key in files.stops or (key == "inference_lora_path" and not _takes_adapter(model)):
+            found.append(f"{said}, at which AI Toolkit stops with {facts.title}: its pictures were rendered without.")
+        else:
+            found.append(f"{said}, which AI Toolkit does not read for {facts.title}: nothing is loaded of it.")
+    return tuple(found)
 
 
 def version_of(text: str) -> Version | None:
@@ -150,6 +179,12 @@ def version_of(text: str) -> Version | None:
         return Version(text)
     except InvalidVersion:
         return None
+
+
+def by_old_loaders(trained_with: str) -> bool:
+    """Whether a version of AI Toolkit is known to load weights as it did before 0.13."""
+    version = version_of(trained_with)
+    return version is not None and version <= OLD_LOADERS
 
 
 def _bare(arch: str) -> str:
@@ -187,20 +222,26 @@ def _type(section: Mapping[str, Any], switch: str, key: str) -> str:
     return "float8" if found == "qfloat8" and _offloads(section) else found
 
 
-def _encoder_type(section: Mapping[str, Any], facts: ModelFacts | None, trained_with: str) -> tuple[str, str]:
-    """The text encoder's type, and a sentence where it depends on a version that nothing tells."""
+def _encoder_types(section: Mapping[str, Any], facts: ModelFacts | None) -> tuple[str, ...]:
+    """The text encoder's type; of a model whose key changed, that of the old loaders and that of the new ones."""
     own, shared = _type(section, "quantize_te", "qtype_te"), _type(section, "quantize_te", "qtype")
     rule = facts.encoder_qtype if facts else "qtype_te"
-    if rule != "qtype_te since 0.13":
-        return (shared if rule == "qtype" else own), ""
+    if rule == "qtype_te since 0.13":
+        return (own,) if own == shared else (shared, own)
+    return (shared,) if rule == "qtype" else (own,)
+
+
+def _encoder_type(types: tuple[str, ...], trained_with: str) -> tuple[str, str]:
+    """The text encoder's type at a version, and a sentence where nothing tells it."""
     version = version_of(trained_with)
-    if version is not None and version <= _OLD_LOADERS:
-        return shared, ""
-    if own == shared or (version is not None and version >= _NEW_LOADERS):
-        return own, ""
-    return own, (
-        f"AI Toolkit up to {_OLD_LOADERS} quantised this model's text encoder to {shown(shared)}, from {_NEW_LOADERS} "
-        f"on to {shown(own)}. Nothing tells which rendered these previews; {shown(own)} is taken."
+    old, new = types[0], types[-1]
+    if by_old_loaders(trained_with):
+        return old, ""
+    if old == new or (version is not None and version >= NEW_LOADERS):
+        return new, ""
+    return new, (
+        f"AI Toolkit up to {OLD_LOADERS} quantised this model's text encoder to {shown(old)}, from {NEW_LOADERS} "
+        f"on to {shown(new)}. Nothing tells which rendered these previews; {shown(new)} is taken."
     )
 
 

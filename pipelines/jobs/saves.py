@@ -11,13 +11,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
 from ..files.header import FileStamp
 from ..files.safetensors import read_header
 from ..words import shown
 from .job import JobCheckpoint
+
+if TYPE_CHECKING:
+    from .beginning import Beginning
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,26 @@ class Saves:
         name: what the files' names begin with.
         files: step -> file; the last one's step is the one in its metadata, else the job's last.
         damaged: step -> name of a file that cannot be read.
+        begin: how the training began.
         last_step: at which the training ends; 0 where the config does not say.
         final_step: of the last file, ``<name>.safetensors``; None where there is none.
         save_every: in steps; 0 is never.
-        trained_with: AI Toolkit's version by the latest file.
+        versions: step -> AI Toolkit's version by the file; those that say none are left out.
     """
 
     name: str
     files: Mapping[int, FileStamp]
     damaged: Mapping[int, str]
+    begin: Beginning
     last_step: int
     final_step: int | None
     save_every: int
-    trained_with: str
+    versions: Mapping[int, str]
+
+    @property
+    def trained_with(self) -> str:
+        """AI Toolkit's version by the latest file that says one."""
+        return self.versions[max(self.versions)] if self.versions else ""
 
     @property
     def steps(self) -> list[int]:
@@ -50,8 +60,10 @@ class Saves:
         """The state of the network at a step's previews; a note where its file is not there."""
         final = step == (self.last_step if self.final_step is None else self.final_step)
         file = self.files.get(step)
-        if file is not None or step == 0:
-            return JobCheckpoint(step, final, file)
+        if file is not None:
+            return JobCheckpoint(step, final, file=file, trained_with=self.versions.get(step, ""))
+        if step in (0, self.begin.step):
+            return JobCheckpoint(step, final, base=not self.begin.lora, initial=self.begin.lora)
         if step in self.damaged:
             return JobCheckpoint(step, final, missing=self.damaged[step])
         if final or (self.save_every and step % self.save_every == 0):
@@ -64,12 +76,13 @@ class Saves:
         return JobCheckpoint(step, final)
 
 
-def find_saves(folder: Path, name: str, last_step: int, save_every: int, notes: list[str]) -> Saves:
+def find_saves(folder: Path, name: str, begin: Beginning, last_step: int, save_every: int, notes: list[str]) -> Saves:
     """Lists the LoRAs in a job's folder and reads their headers; a note for each that cannot be read.
 
     Args:
         folder: the job's.
         name: the job's.
+        begin: how the training began.
         last_step, save_every: as the config has them, 0 where it does not say.
         notes: gets a sentence for each file that is skipped.
     """
@@ -92,12 +105,16 @@ def find_saves(folder: Path, name: str, last_step: int, save_every: int, notes: 
             final_step = place
         files[place] = FileStamp.of(folder / file)
         damaged.pop(place, None)
-        versions[place] = _version(metadata)
-    told = {one for one in versions.values() if one}
+        versions.pop(place, None)
+        if version := _version(metadata):
+            versions[place] = version
+    told = sorted(set(versions.values()))
     if len(told) > 1:
-        notes.append(f"Several versions of AI Toolkit saved this job's LoRAs: {', '.join(sorted(told)[:5])}.")
-    latest = next((versions[step] for step in sorted(versions, reverse=True) if versions[step]), "")
-    return Saves(stem, files, damaged, last_step, final_step, save_every, latest)
+        notes.append(
+            f"Several versions of AI Toolkit saved this job's LoRAs: {', '.join(told[:5])}. The previews of each are "
+            "rendered as that version did."
+        )
+    return Saves(stem, files, damaged, begin, last_step, final_step, save_every, versions)
 
 
 def _names(folder: Path, name: str) -> tuple[str, dict[int | None, str]]:

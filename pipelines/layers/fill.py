@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..files.packed import PackedTensor
+    from .finite import FiniteChecks
     from .holding import Holding
 
 _BUILDING = RLock()
@@ -116,66 +117,58 @@ def _fill(
     check: Callable[[], None],
     holding: Holding | None,
 ) -> None:
+
+    from .finite import FiniteChecks
+
+    slots: Mapping[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    with FiniteChecks(where) as checks:
+        for name, value in tensors:
+            check()
+            if name in slots:
+                _put(model, name, value, slots[name], dtype, where, holding, checks)
+        checks.finish()
+
+
+def _put(
+    model: nn.Module,
+    name: str,
+    value: torch.Tensor | PackedTensor,
+    slot: torch.Tensor,
+    dtype: torch.dtype,
+    where: str,
+    holding: Holding | None,
+    checks: FiniteChecks,
+) -> None:
+    """Puts one tensor in the place of a slot."""
     import torch
 
     from ..files.packed import PackedTensor
+    from .finite import check_finite, check_finite_packed
     from .holding import replace_layer
     from .packed_linear import PackedLinear
 
-    slots: Mapping[str, torch.Tensor] = model.state_dict(keep_vars=True)
-    for name, value in tensors:
-        check()
-        if name not in slots:
-            continue
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        if not isinstance(value, PackedTensor) and slots[name].is_floating_point() and not value.is_floating_point():
-            kind = str(value.dtype).removeprefix("torch.")
-            raise FileError(f"{where} cannot be used: its tensor {name!r} holds {kind}, of which nothing is said.")
-        if isinstance(value, PackedTensor):
-            if isinstance(module, torch.nn.Linear) and leaf == "weight":
-                _check_finite_packed(value, dtype, name, where)
-                replace_layer(model, owner, PackedLinear(value, module.bias, dtype))
-                continue
-            cast = value.dequantize(dtype)
-        else:
-            cast = value.to(dtype if value.is_floating_point() else value.dtype)
-            # a piece of a larger tensor gets memory of its own: LoRAs are merged in place
-            if cast.untyped_storage().nbytes() != cast.nbytes:
-                cast = cast.clone()
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if not isinstance(value, PackedTensor) and slot.is_floating_point() and not value.is_floating_point():
+        kind = str(value.dtype).removeprefix("torch.")
+        raise FileError(f"{where} cannot be used: its tensor {name!r} holds {kind}, of which nothing is said.")
+    if isinstance(value, PackedTensor):
+        if isinstance(module, torch.nn.Linear) and leaf == "weight":
+            check_finite_packed(value, dtype, name, where)
+            replace_layer(model, owner, PackedLinear(value, module.bias, dtype))
+            return
+        cast = value.dequantize(dtype)
+    else:
+        cast = value.to(dtype if value.is_floating_point() else value.dtype)
+        # a piece of a larger tensor gets memory of its own: LoRAs are merged in place
+        if cast.untyped_storage().nbytes() != cast.nbytes:
+            cast = cast.clone()
+    if holding is not None and leaf == "weight" and holding.takes(module, owner):
         check_finite(cast, name, where)
-        if holding is not None and leaf == "weight" and holding.takes(module, owner):
-            holding.hold(model, owner, cast, where)
-        elif leaf in module._parameters:
-            module._parameters[leaf] = torch.nn.Parameter(cast, requires_grad=False)
-        else:
-            module._buffers[leaf] = cast
-
-
-def check_finite(value: torch.Tensor, name: str, where: str) -> None:
-    """Raises FileError where a floating-point tensor holds NaN or Inf."""
-    import torch
-
-    if is_finite(value):
+        holding.hold(model, owner, cast, where)
         return
-    hint = " float16 ends at 65504: choose bfloat16 or float32." if value.dtype == torch.float16 else ""
-    raise FileError(f"{where} is damaged: its tensor {name!r} holds NaN or Inf.{hint} Download it again.")
-
-
-def is_finite(value: torch.Tensor) -> bool:
-    """False for a floating-point tensor with NaN or Inf."""
-    import torch
-
-    if value.numel() == 0 or not value.is_floating_point():
-        return True
-    # the extremes carry NaN and Inf with them: no second tensor of the same size is made
-    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(value))
-
-
-def _check_finite_packed(value: PackedTensor, dtype: torch.dtype, name: str, where: str) -> None:
-    """The same for a packed tensor that is to run in ``dtype``, as far as it can be told without making it dense."""
-    import torch
-
-    # neither NaN nor Inf is below it
-    if not value.largest() <= torch.finfo(dtype).max:
-        check_finite(value.dequantize(dtype), name, where)
+    checks.add(name, cast)
+    if leaf in module._parameters:
+        module._parameters[leaf] = torch.nn.Parameter(cast, requires_grad=False)
+    else:
+        module._buffers[leaf] = cast

@@ -12,7 +12,7 @@ from ..errors import LoraError
 from ..files.header import FileStamp, Header
 from ..files.safetensors import read_header, read_tensors
 from ..handle import LoraSpec
-from ..layers.fill import is_finite
+from ..layers.finite import is_finite
 from ..words import shown
 from .formats import recognise
 from .kinds import KINDS, ia3, lokr, oft_v2

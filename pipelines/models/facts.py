@@ -92,6 +92,41 @@ class Words:
 
 
 @dataclass(frozen=True)
+class NamedParts:
+    """Parts that a key of a training job's model section names.
+
+    Attributes:
+        parts: which.
+        alone: whether they lie in the root of the repository or folder; else in diffusers' subfolders.
+        base_first: whether they are taken from the base where that is a folder that has them.
+    """
+
+    parts: tuple[str, ...]
+    alone: bool = False
+    base_first: bool = False
+
+
+@dataclass(frozen=True)
+class JobFiles:
+    """What AI Toolkit's class of a model reads of a training job's model section beside the base.
+
+    Attributes:
+        parts: key -> the parts that it names.
+        file_extras: the repository of the other parts where the base is a single file; empty where there is none.
+        stops: keys at which AI Toolkit stops before the first picture.
+        missing: keys that AI Toolkit reads and this pack does not.
+        comfy_weights: ComfyUI's files that AI Toolkit takes for the model's own repository since 0.13, where one of
+            them lies in its models folder.
+    """
+
+    parts: Mapping[str, NamedParts] = field(default_factory=dict)
+    file_extras: str = ""
+    stops: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    comfy_weights: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """A catalogue entry.
 
@@ -116,6 +151,9 @@ class ModelFacts:
         training_adapter: the file, ``owner/name/file`` on the hub, that AI Toolkit's interface trains it with; empty
             where it needs none.
         encoder_qtype: which key of a training job's config is the type of its quantised text encoders.
+        preview_sampler: the value of a training job's ``sample.sampler`` with which AI Toolkit renders as its recipes
+            do; empty where it reads none.
+        job_files: which keys of a training job's config name other files.
     """
 
     id: str
@@ -134,3 +172,5 @@ class ModelFacts:
     words: Words = field(default_factory=Words)
     training_adapter: str = ""
     encoder_qtype: Literal["qtype", "qtype_te", "qtype_te since 0.13"] = "qtype_te"
+    preview_sampler: str = ""
+    job_files: JobFiles = field(default_factory=JobFiles)

@@ -32,7 +32,7 @@ class Cell:
 
     Attributes:
         place: in the grid.
-        handle: the base with the checkpoint's LoRA at the cell's strength; without one at step 0.
+        handle: the base with the checkpoint's LoRA at the cell's strength; without one where nothing was trained yet.
         request: for the run.
     """
 

@@ -41,7 +41,7 @@ def open_control_images(paths: Sequence[str], folders: ControlFolders) -> Contro
     """
     if not paths:
         return None
-    found = [_find(path, folders) for path in paths]
+    found = [find_control_image(path, folders) for path in paths]
     notes = tuple(
         f"control image {shown(path)} was taken from {file.name!r} of the {where}"
         for path, (file, where, as_named) in zip(paths, found, strict=True)
@@ -50,7 +50,12 @@ def open_control_images(paths: Sequence[str], folders: ControlFolders) -> Contro
     return ControlImages(tuple(_read(file) for file, _, _ in found), notes)
 
 
-def _find(path: str, folders: ControlFolders) -> tuple[Path, str, bool]:
+def find_control_image(path: str, folders: ControlFolders) -> tuple[Path, str, bool]:
+    """A picture's file, in words which folder it is in, and whether it has the name that the job gives it.
+
+    Raises:
+        FileError: it is in neither folder.
+    """
     for name, as_named in _names(path, folders.job.name):
         for root, where in ((folders.job, "job's folder"), (folders.input, "input folder")):
             try:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, get_args
 
 from ..errors import AITKError, FileError, InputError
+from ..jobs.era import encoder_types_of, recipes_by_step
 from ..lora.file import open_lora
 from ..models import find_model
-from ..models.recipe import TRAINER_PREVIEW
+from ..options import Quantization
 from ..run.request import MAX_SEED, SampleRequest
 from ..words import shown
 from .cell import Cell, Outcome, Place
@@ -29,15 +31,15 @@ class Grid:
     Attributes:
         cells: those that can be tried, in the order in which they are rendered: by checkpoint, then by strength.
         refused: places that cannot, with the reason.
+        recipes: step -> names of those that the trainer may have rendered it by; the first is taken.
     """
 
     cells: tuple[Cell, ...]
     refused: tuple[Outcome, ...]
+    recipes: Mapping[int, tuple[str, ...]]
 
 
-def make_grid(
-    job: TrainingJob, base: PipelineHandle, selection: Selection, input_folder: Path, recipe: str = TRAINER_PREVIEW
-) -> Grid:
+def make_grid(job: TrainingJob, base: PipelineHandle, selection: Selection, input_folder: Path) -> Grid:
     """Decides every cell of a selection; what stands against one is that cell's error alone.
 
     Args:
@@ -45,35 +47,44 @@ def make_grid(
         base: the model as the job loads it, without the job's LoRA.
         selection: what of the job.
         input_folder: ComfyUI's, where control images may lie.
-        recipe: of the model, e.g. that of the trainer at another time.
     """
-    controls = {one.index: _control(one, ControlFolders(job.folder, input_folder)) for one in selection.samples}
+    recipes = recipes_by_step(job, selection.checkpoints, find_model(base.model))
+    folders, controls = ControlFolders(job.folder, input_folder), _Controls()
     cells: list[Cell] = []
     refused: list[Outcome] = []
     for checkpoint in selection.checkpoints:
-        for sample, strength in ((s, t) for t in selection.strengths for s in selection.samples):
+        encoder = encoder_types_of(job, checkpoint)[0]
+        for sample, strength in ((s, t) for t in selection.strengths for s in selection.at(checkpoint)):
             place = Place(checkpoint.step, sample.index, strength)
             try:
-                handle = _with_checkpoint(job, base, checkpoint, sample.multiplier * strength)
-                cells.append(_cell(place, handle, sample, controls[sample.index], recipe))
+                own = _with_encoder(base, encoder) if job.model.encoder_types else base
+                handle = _with_checkpoint(job, own, checkpoint, sample.multiplier * strength)
+                control = controls.of(sample.control_images, folders)
+                cells.append(_cell(place, handle, sample, control, recipes[place.step][0]))
             except AITKError as error:
                 refused.append(Outcome(place, error=str(error)))
-    return Grid(tuple(cells), tuple(refused))
+    return Grid(tuple(cells), tuple(refused), recipes)
 
 
-def _control(sample: JobSample, folders: ControlFolders) -> ControlImages | AITKError | None:
-    """A sample's pictures, read once for all checkpoints; or why they cannot be."""
-    try:
-        return open_control_images(sample.control_images, folders)
-    except AITKError as error:
-        return error
+class _Controls:
+    """Samples' control images, read once for all checkpoints; or why they cannot be."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], ControlImages | AITKError | None] = {}
+
+    def of(self, paths: tuple[str, ...], folders: ControlFolders) -> ControlImages | None:
+        if paths not in self._found:
+            try:
+                self._found[paths] = open_control_images(paths, folders)
+            except AITKError as error:
+                self._found[paths] = error
+        found = self._found[paths]
+        if isinstance(found, AITKError):
+            raise found
+        return found
 
 
-def _cell(
-    place: Place, handle: PipelineHandle, sample: JobSample, control: ControlImages | AITKError | None, recipe: str
-) -> Cell:
-    if isinstance(control, AITKError):
-        raise control
+def _cell(place: Place, handle: PipelineHandle, sample: JobSample, control: ControlImages | None, recipe: str) -> Cell:
     if sample.problem:
         raise InputError(f"Sample {sample.index} cannot be rendered as the trainer did. {sample.problem}")
     if sample.seed is None:
@@ -100,13 +111,27 @@ def _cell(
     return Cell(place, handle, request)
 
 
+def _with_encoder(base: PipelineHandle, said: str) -> PipelineHandle:
+    """The base with its text encoder as the checkpoint's version of AI Toolkit quantised it."""
+    for known in get_args(Quantization):
+        if known == said:
+            return replace(base, options=replace(base.options, text_encoder_quantization=known))
+    raise InputError(f"The text encoder was quantised to {shown(said)} then, which this pack does not have.")
+
+
 def _with_checkpoint(
     job: TrainingJob, base: PipelineHandle, checkpoint: JobCheckpoint, strength: float
 ) -> PipelineHandle:
     """The base with a checkpoint's LoRA, merged or live as AI Toolkit would have it in the job's own rounds."""
+    if checkpoint.base:
+        # a fresh LoRA adds nothing to a layer's output, and AI Toolkit merges nothing of it
+        return base
     if checkpoint.file is None:
-        if checkpoint.step == 0:
-            return base
+        if checkpoint.initial:
+            raise FileError(
+                f"Training began with the LoRA {shown(checkpoint.initial, 200)} (network.pretrained_lora_path), which "
+                "is not in 'loras'. Put it there under that file's name, or choose another checkpoint."
+            )
         name = shown(checkpoint.missing) if checkpoint.missing else f"of step {checkpoint.step}"
         raise FileError(
             f"The LoRA {name} is gone: the job keeps only its latest saves (max_step_saves_to_keep), or it was "

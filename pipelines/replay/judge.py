@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from ..compare.causes import causes, our_run, recorded_run
 from ..compare.comparison import Verdict, compare_with_file
 from ..compare.pixels import read_picture
+from ..compare.undecided import undecided
 from ..errors import AITKError, FileError
 
 if TYPE_CHECKING:
-    from ..compare.causes import Cause
+    from ..compare.causes import Cause, Described
     from ..compare.comparison import Comparison
     from ..compare.pixels import Pixels
     from ..jobs.job import JobCheckpoint, JobPreview, JobSample, TrainingJob
@@ -28,19 +29,23 @@ class Judged:
     Attributes:
         outcome: of a place.
         checkpoint, sample: the place's.
+        recipes: names of those that the trainer may have rendered it by; ours is the first.
         preview: the trainer's picture; None where there is none, and at another strength than the job's own.
         comparison: None where one of the two is missing or cannot be read.
         causes: of a difference, likely ones first; none for identical pictures.
         problem: why the trainer's picture cannot be read; empty where it can.
+        floor: our picture with other kernels, where it was rendered; uint8 [H, W, 3].
     """
 
     outcome: Outcome
     checkpoint: JobCheckpoint
     sample: JobSample
+    recipes: tuple[str, ...]
     preview: JobPreview | None
     comparison: Comparison | None = None
     causes: tuple[Cause, ...] = ()
     problem: str = ""
+    floor: Pixels | None = None
 
     def ours(self) -> Pixels | None:
         """Our picture, uint8 [H, W, 3], read from its file."""
@@ -52,62 +57,80 @@ class Judged:
 
 
 def judge(
-    job: TrainingJob, outcomes: Iterable[Outcome], recipes: Sequence[str], floors: Floor | None = None
+    job: TrainingJob,
+    outcomes: Iterable[Outcome],
+    recipes: Mapping[int, tuple[str, ...]],
+    floors: Floor | None = None,
 ) -> Iterator[Judged]:
     """Compares each outcome with the job's preview, one at a time: their heat maps are large.
 
     Args:
         job: whose previews.
         outcomes: of :func:`.render.render_grid`, the base's before the others.
-        recipes: those that the trainer may have used, by name.
+        recipes: step -> names of those that the trainer may have rendered it by.
         floors: renders a cell once more where its picture is not the trainer's; None has no verdict of kernel noise.
     """
     checkpoints = {one.step: one for one in job.checkpoints}
-    samples = {one.index: one for one in job.samples}
     equal_bases: set[int] = set()
     for outcome in outcomes:
         place = outcome.place
-        checkpoint, sample = checkpoints[place.step], samples[place.index]
-        preview = _preview(job, place)
+        checkpoint, possible = checkpoints[place.step], recipes[place.step]
+        sample = next(one for one in job.samples_at(place.step) if one.index == place.index)
+        preview = _preview(job, checkpoint, place)
         if outcome.picture is None or preview is None:
-            yield Judged(outcome, checkpoint, sample, preview)
+            yield Judged(outcome, checkpoint, sample, possible, preview)
             continue
         pixels = read_picture(outcome.picture).pixels
         try:
             comparison = compare_with_file(pixels, preview.file.path)
         except FileError as error:
-            yield Judged(outcome, checkpoint, sample, preview, problem=str(error))
+            yield Judged(outcome, checkpoint, sample, possible, preview, problem=str(error))
             continue
+        floor = None
         if floors is not None and comparison.verdict is Verdict.SAME_PICTURE:
             try:
-                comparison = compare_with_file(pixels, preview.file.path, floors.of(place))
+                rendered = floors.of(place)
+                comparison = compare_with_file(pixels, preview.file.path, rendered)
+                floor = rendered
             except AITKError as error:
                 said = f"What other kernels change could not be measured: {error}"
                 comparison = replace(comparison, notes=(*comparison.notes, said))
         identical = comparison.verdict is Verdict.IDENTICAL
-        if identical and place.step == 0:
+        if identical and checkpoint.base:
             equal_bases.add(place.index)
         size = read_picture(preview.file.path).pixels.shape
-        recorded = recorded_run(job, sample, checkpoint, (size[1], size[0]), recipes)
-        ours = our_run(outcome.report, (pixels.shape[1], pixels.shape[0]), job.save_dtype if place.step else None)
-        found = () if identical else causes(recorded, ours, base_is_equal=place.index in equal_bases)
-        yield Judged(outcome, checkpoint, sample, preview, comparison, found)
+        recorded = recorded_run(job, sample, checkpoint, (size[1], size[0]), possible)
+        saved = None if checkpoint.base or checkpoint.initial else job.save_dtype
+        ours = our_run(outcome.report, (pixels.shape[1], pixels.shape[0]), saved)
+        found = () if identical else _causes(job, checkpoint, recorded, ours, place.index in equal_bases)
+        yield Judged(outcome, checkpoint, sample, possible, preview, comparison, found, floor=floor)
 
 
 def near_places(job: TrainingJob, outcomes: Iterable[Outcome]) -> Iterator[Place]:
     """The places whose pictures are near the trainer's and are not it: those that :func:`judge` asks a floor for."""
+    checkpoints = {one.step: one for one in job.checkpoints}
     for outcome in outcomes:
-        preview = _preview(job, outcome.place)
+        place = outcome.place
+        preview = _preview(job, checkpoints[place.step], place)
         if outcome.picture is None or preview is None:
             continue
         # what is wrong with a preview, the judge says
         with suppress(FileError):
             comparison = compare_with_file(read_picture(outcome.picture).pixels, preview.file.path)
             if comparison.verdict is Verdict.SAME_PICTURE:
-                yield outcome.place
+                yield place
 
 
-def _preview(job: TrainingJob, place: Place) -> JobPreview | None:
-    """The trainer's picture of a place; at another strength than the job's own there is none."""
-    own = place.strength == 1 or place.step == 0
+def _preview(job: TrainingJob, checkpoint: JobCheckpoint, place: Place) -> JobPreview | None:
+    """The trainer's picture of a place; at another strength than the job's own only the base has one."""
+    own = place.strength == 1 or checkpoint.base
     return job.preview(place.step, place.index) if own else None
+
+
+def _causes(
+    job: TrainingJob, checkpoint: JobCheckpoint, recorded: Described, ours: Described, base_is_equal: bool
+) -> tuple[Cause, ...]:
+    found = causes(recorded, ours, base_is_equal=base_is_equal)
+    left_open = () if base_is_equal else undecided(job, checkpoint, ours)
+    # what only may be comes after what differs
+    return tuple(sorted((*found, *left_open), key=lambda cause: cause.standing))

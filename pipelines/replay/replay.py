@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..jobs.era import recipes_of
-from ..models import find_model
 from .floor import Floors
 from .grid import make_grid
 from .judge import Judged, judge
@@ -36,14 +34,14 @@ def replay(
 ) -> Iterator[Judged]:
     """Renders a selection of a job's cells, then compares them one at a time.
 
-    Where the version of AI Toolkit leaves the recipe open, the newest is rendered, and the causes name the others. With
-    ``measure_floor`` cells that are near the trainer's picture and not it are rendered once more, see :mod:`.floor`.
+    Each checkpoint is rendered as the version of AI Toolkit did that saved it. Where that leaves the recipe open, the
+    newest is taken, and report and causes name the others. With ``measure_floor`` cells that are near the trainer's
+    picture and not it are rendered once more, see :mod:`.floor`.
 
     Raises:
         Exception: whatever the observer raises to interrupt; finished cells are kept in the store.
     """
-    recipes = recipes_of(job, find_model(base.model))
-    grid = make_grid(job, base, selection, input_folder, recipes[0])
+    grid = make_grid(job, base, selection, input_folder)
     outcomes = render_grid(engine, grid, store, observer)
     floors = Floors(engine, {cell.place: cell for cell in grid.cells}, store, observer) if measure_floor else None
-    return judge(job, outcomes, recipes, floors)
+    return judge(job, outcomes, grid.recipes, floors)

@@ -11,17 +11,18 @@ from ..models import find_model
 from ..run.report import pack_version
 
 if TYPE_CHECKING:
+    from ..compare.comparison import Comparison
     from ..handle import PipelineHandle
     from ..jobs.job import TrainingJob
     from .judge import Judged
 
-_VERDICTS = {
+VERDICTS = {
     Verdict.IDENTICAL: "identical",
     Verdict.KERNEL_NOISE: "kernel noise",
     Verdict.SAME_PICTURE: "same picture",
     Verdict.DIFFERENT: "different",
 }
-NO_FILES: Mapping[str, str | None] = {"trainer": None, "ours": None, "heat_map": None}
+NO_FILES: Mapping[str, str | None] = {"trainer": None, "ours": None, "engine": None, "heat_map": None}
 
 
 def cell_report(judged: Judged, files: Mapping[str, str | None] = NO_FILES) -> dict[str, Any]:
@@ -29,29 +30,23 @@ def cell_report(judged: Judged, files: Mapping[str, str | None] = NO_FILES) -> d
 
     Args:
         judged: the cell.
-        files: ``trainer``, ``ours`` and ``heat_map``: paths below the report's folder, or None.
+        files: ``trainer``, ``ours``, ``engine`` and ``heat_map``: paths below the report's folder, or None.
     """
     outcome, sample, comparison = judged.outcome, judged.sample, judged.comparison
-    place, difference = outcome.place, comparison and comparison.difference
+    place = outcome.place
     size = outcome.report["size"]["rendered"] if outcome.report else [sample.width, sample.height]
     return {
         "step": place.step,
         "final": judged.checkpoint.final,
         "index": place.index,
-        "strength": sample.multiplier * place.strength if place.step else None,
+        "strength": sample.multiplier * place.strength if not judged.checkpoint.base else None,
         "prompt": sample.prompt,
         "negative": sample.negative_prompt,
         "seed": sample.seed,
         "size": list(size),
+        "recipes": list(judged.recipes),
         "files": dict(files),
-        "metrics": {
-            "max": difference and difference.maximum,
-            "mean": difference and difference.mean,
-            "share": difference and difference.share,
-            "psnr": difference and (difference.psnr if difference.differing else None),
-            "ssim": comparison and comparison.ssim.value,
-            "lpips": comparison and comparison.lpips.value,
-        },
+        "metrics": metrics(comparison),
         "verdict": _verdict(judged),
         "verdict_words": _words(judged),
         "causes": [cause.words for cause in judged.causes],
@@ -60,6 +55,21 @@ def cell_report(judged: Judged, files: Mapping[str, str | None] = NO_FILES) -> d
         "checks": [cause.as_json() for cause in judged.causes],
         "run": dict(outcome.report),
         "found": outcome.found,
+        # where AI Toolkit's engine was asked too, see pipelines/oracle/beside.py
+        "oracle": None,
+    }
+
+
+def metrics(comparison: Comparison | None) -> dict[str, float | None]:
+    """The numbers of a comparison; each None where it was not measured."""
+    difference = comparison and comparison.difference
+    return {
+        "max": difference and difference.maximum,
+        "mean": difference and difference.mean,
+        "share": difference and difference.share,
+        "psnr": difference and (difference.psnr if difference.differing else None),
+        "ssim": comparison and comparison.ssim.value,
+        "lpips": comparison and comparison.lpips.value,
     }
 
 
@@ -87,7 +97,7 @@ def replay_report(job: TrainingJob, base: PipelineHandle, cells: Sequence[Mappin
 
 def _verdict(judged: Judged) -> str:
     if judged.comparison is not None:
-        return _VERDICTS[judged.comparison.verdict]
+        return VERDICTS[judged.comparison.verdict]
     return "not rendered" if judged.outcome.picture is None else "no preview"
 
 

@@ -23,13 +23,27 @@ class Selection:
 
     Attributes:
         checkpoints: in the order of their steps.
-        samples: in the order of their indices.
+        samples: of a usual round, in the order of their indices.
+        first_samples: of step 0.
         strengths: times each sample's own multiplier, in the order given.
     """
 
     checkpoints: tuple[JobCheckpoint, ...]
     samples: tuple[JobSample, ...]
+    first_samples: tuple[JobSample, ...]
     strengths: tuple[float, ...]
+
+    def at(self, checkpoint: JobCheckpoint) -> tuple[JobSample, ...]:
+        """The samples of a checkpoint's round."""
+        return self.samples if checkpoint.step else self.first_samples
+
+    @property
+    def columns(self) -> dict[int, JobSample]:
+        """Index -> sample of all chosen rounds; where step 0 has another one than the rest, that of the rest."""
+        found: dict[int, JobSample] = {}
+        for checkpoint in sorted(self.checkpoints, key=lambda one: one.step):
+            found |= {one.index: one for one in self.at(checkpoint)}
+        return dict(sorted(found.items()))
 
 
 def select(job: TrainingJob, checkpoints: str = ALL, samples: str = ALL, strengths: str = "1.0") -> Selection:
@@ -45,18 +59,26 @@ def select(job: TrainingJob, checkpoints: str = ALL, samples: str = ALL, strengt
         InputError: a text is none of these, or names what the job does not have; says what it has.
     """
     steps = [one.step for one in job.checkpoints]
-    indices = [one.index for one in job.samples]
+    rounds = [job.samples_at(step) for step in steps]
+    indices = sorted({one.index for samples in rounds for one in samples})
     for what, found in (("checkpoint", steps), ("sample", indices)):
         if not found:
             raise InputError(f"Job {shown(job.name)} has no {what}: there is nothing to replay. Choose another job.")
     words = {ALL: steps, LAST: [max(steps)]}
     chosen_steps = set(_numbers("checkpoints", checkpoints, steps, words))
     chosen_indices = set(_numbers("samples", samples, indices, {ALL: indices}))
-    return Selection(
+    selection = Selection(
         tuple(one for one in job.checkpoints if one.step in chosen_steps),
         tuple(one for one in job.samples if one.index in chosen_indices),
+        tuple(one for one in job.first_samples if one.index in chosen_indices),
         _strengths(strengths),
     )
+    if not selection.columns:
+        raise InputError(
+            f"samples names {_listed(list(chosen_indices))}, which no checkpoint of {_listed(list(chosen_steps))} has: "
+            "step 0 has samples of its own in this job (first_sample). Choose other ones."
+        )
+    return selection
 
 
 def _numbers(name: str, text: str, there: Sequence[int], words: dict[str, list[int]]) -> list[int]:

@@ -70,7 +70,9 @@ class SheetTable:
             for checkpoint in selection.checkpoints
             for strength in selection.strengths
         }
-        return cls(rows, {one.index: f"{one.index}: {cut(one.prompt, _LONGEST_LABEL)}" for one in selection.samples})
+        return cls(
+            rows, {index: f"{index}: {cut(one.prompt, _LONGEST_LABEL)}" for index, one in selection.columns.items()}
+        )
 
     @property
     def row_labels(self) -> list[str]:

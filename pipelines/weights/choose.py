@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..errors import FileError, InputError
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
     from .source import Source
 
 
-def choose(model: ModelFiles, choice: Choice, roots: Roots, observer: Observer = SILENT) -> Checkpoint:
+_NONE: Mapping[str, Source] = MappingProxyType({})
+
+
+def choose(
+    model: ModelFiles,
+    choice: Choice,
+    roots: Roots,
+    observer: Observer = SILENT,
+    *,
+    elsewhere: Mapping[str, Source] = _NONE,
+) -> Checkpoint:
     """The checkpoint of a choice; reads no weights, and downloads what is neither there nor in the hub's cache.
 
     Args:
@@ -30,11 +41,12 @@ def choose(model: ModelFiles, choice: Choice, roots: Roots, observer: Observer =
         choice: the names.
         roots: finds ComfyUI's folders.
         observer: told of downloads; where it raises, they end at once.
+        elsewhere: part -> source of those that neither the weights nor the files are asked for.
 
     Raises:
         FileError, HubError, InputError: a file is missing, damaged or of another model; the message says which.
     """
-    given = _given(model, choice, roots)
+    given = {**_given(model, choice, roots), **elsewhere}
     repo_id = choice.repo_id.strip()
     if choice.weights == DEFAULT:
         found = open_repo(repo_id or model.repository, model, given, observer)
@@ -87,12 +99,12 @@ def _given(model: ModelFiles, choice: Choice, roots: Roots) -> dict[str, Source]
     found: dict[str, Source] = {}
     for role, file in choice.files.items():
         if file != DEFAULT:
-            found |= _of_role(model, role, file, roots)
+            found |= of_role(model, role, file, roots)
     return found
 
 
-def _of_role(model: ModelFiles, role: Role, file: str, roots: Roots) -> dict[str, SingleFileSource]:
-    """The parts of a role in a single file, which may hold others too."""
+def of_role(model: ModelFiles, role: Role, file: str, roots: Roots) -> dict[str, SingleFileSource]:
+    """The parts of a role in a single file of ComfyUI's folders, which may hold others too."""
     what, name = INPUTS[role], check_name(file, INPUTS[role]).as_posix()
     found = open_single_file(resolve_name(file, folders(PART_FILES[role], roots), what), name, model)
     own = {part: source for part, source in found.items() if source.role == role}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from ..words import shown
 from .checkpoint import MODEL_INDEX, parts_in
 from .download import DownloadError, download
 from .folder import FolderSource, has_tokenizer
+from .part_files import Repository
 from .single_file import open_part
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def open_repo(
         HubError: it is not cached and cannot be downloaded; the message says why and what to do.
         FileError: the repository lacks a part of the model.
     """
-    if len(repo_id) > _LONGEST_ID or not _REPO_ID.fullmatch(repo_id):
+    if not is_repository(repo_id):
         raise InputError(f"repo_id {shown(repo_id)} is no Hugging Face repository id. Write it as owner/name.")
     wanted = {part: facts for part, facts in model.parts.items() if part not in given}
     own = {part: facts for part, facts in wanted.items() if facts.repository is None}
@@ -89,6 +91,28 @@ def fetch_part(part: str, model: ModelFiles, observer: Observer = SILENT) -> Sou
         return {part: FolderSource.open(folder, name, part, facts, alone=not repository.whole)}
 
     return _snapshot(repository.id, [repository.patterns], opened, observer)[part]
+
+
+def fetch_from(repo_id: str, part: str, model: ModelFiles, file: str, *, alone: bool, observer: Observer) -> Source:
+    """A part from a repository that AI Toolkit does not take it from by itself; errors as :func:`open_repo`.
+
+    Args:
+        repo_id: ``owner/name``.
+        part: which.
+        model: whose part it is.
+        file: the part's, in the root of the repository; empty where it has diffusers' files.
+        alone: whether those lie in the root too.
+        observer: of a download.
+    """
+    facts = model.parts[part]
+    patterns = (file,) if file else _FILES if alone else tuple(_folders(part, facts))
+    there = replace(facts, repository=Repository(repo_id, patterns, whole=not alone), file=file)
+    return fetch_part(part, replace(model, parts={**model.parts, part: there}), observer)
+
+
+def is_repository(text: str) -> bool:
+    """Whether a text has the form of a repository's id."""
+    return len(text) <= _LONGEST_ID and _REPO_ID.fullmatch(text) is not None
 
 
 def fetch_tokenizer(part: str, model: ModelFiles, observer: Observer = SILENT) -> Path:

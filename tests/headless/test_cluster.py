@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,11 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from comfyui_aitk.headless.cluster import crew, passport
 from comfyui_aitk.headless.cluster.cell_queue import CellQueue
 from comfyui_aitk.headless.replay import replay_command
 from comfyui_aitk.nodes.host import PlainHost, use_host
-from recorded_jobs import GOLDEN, copy_slow_job, replayed_files
+from comfyui_aitk.pipelines.oracle.access import TOKEN_VARIABLE
+from engine_server import TOKEN, running
+from recorded_jobs import GOLDEN, copy_slow_job, moved, replayed_files
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,43 @@ def test_a_worker_that_dies_loses_its_cell_alone_and_the_rest_is_the_local_repla
     assert _replay(folders, "out", *ray) == 0
     assert [line for line in capsys.readouterr().err.splitlines() if " of 1 cells: " in line]
     assert replayed_files(folders / "out") == replayed_files(folders / "local")
+
+
+def test_what_a_job_takes_from_elsewhere_its_floor_and_the_engine_beside_it_are_as_in_the_local_replay(
+    cluster, folders, monkeypatch
+):
+    _take_from_elsewhere(folders)
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    (preview,) = (folders / "my_job" / "samples").glob("*__000000500_0.png")
+    recorded = preview.read_bytes()
+    # near and not equal: other kernels are asked
+    preview.write_bytes(moved(recorded, 3))
+    with running(lambda body: recorded) as server:
+        chosen = ["--checkpoints", "0,500", "--samples", "0", "--oracle", server.address]
+        assert _replay(folders, "local", *chosen) == 0
+        assert _replay(folders, "out", "--ray", cluster, *chosen) == 0
+    assert replayed_files(folders / "out") == replayed_files(folders / "local")
+    first, last = json.loads((folders / "out" / "report.json").read_text())["cells"]
+    assert [lora["name"] for lora in first["run"]["loras"]] == ["fox_before.safetensors"]
+    assert "gemma" in json.dumps(first["run"]["model"])
+    assert last["verdict"] in ("same picture", "kernel noise")
+    assert len(list((folders / "out" / "aitk_replay").glob("*.png"))) > 2 + 2
+    assert last["oracle"]["finding"]
+
+
+def _take_from_elsewhere(folders: Path) -> None:
+    """Has the job begin with a LoRA, and take its text encoder from a folder of its own."""
+    models, config = folders / "models", folders / "my_job" / "config.yaml"
+    models.joinpath("loras").mkdir()
+    shutil.copy(GOLDEN / "lumina2" / "lora" / "lora_f32.safetensors", models / "loras" / "fox_before.safetensors")
+    base = models / "diffusers" / "base"
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(base / part, models / "diffusers" / "gemma", dirs_exist_ok=True)
+    section = yaml.safe_load(config.read_text())
+    process = section["config"]["process"][0]
+    process["network"]["pretrained_lora_path"] = "/trainer/fox_before.safetensors"
+    process["model"]["te_name_or_path"] = "/trainer/gemma"
+    config.write_text(yaml.safe_dump(section))
 
 
 def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(cluster, folders, monkeypatch, capsys):

@@ -47,7 +47,8 @@ def test_a_job_becomes_pictures_a_page_and_a_report(folders, capsys):
     report = json.loads((out / "report.json").read_text())
     assert [cell["step"] for cell in report["cells"]] == [0, 250]
     for cell in report["cells"]:
-        assert all((out / name).is_file() for name in cell["files"].values())
+        assert all((out / name).is_file() for name in cell["files"].values() if name)
+        assert (cell["files"]["engine"], cell["oracle"]) == (None, None)
         # 1 level on 1 %: other kernels, see CONTRIBUTING.md
         assert cell["metrics"]["max"] <= 1
         assert cell["metrics"]["share"] < 0.01

@@ -83,14 +83,27 @@ def cell(number: int, **other: object) -> dict:
         "negative": None,
         "seed": 2**63 + number,
         "size": [24, 16],
-        "files": {"trainer": f"cells/{number} #1%.png", "ours": f"cells/{number}.jpg", "heat_map": None},
+        "files": {
+            "trainer": f"cells/{number} #1%.png",
+            "ours": f"cells/{number}.jpg",
+            "engine": None,
+            "heat_map": None,
+        },
         "metrics": {"max": 3, "mean": 0.25, "share": 0.1, "psnr": 47.5, "ssim": 0.99, "lpips": None},
         "verdict": "same picture",
         "verdict_words": "The same picture, different by 0.25 levels.",
         "causes": ["The LoRA was saved in float16."],
         "error": None,
+        "oracle": None,
         **other,
     }
+
+
+def asked(cell: dict) -> dict:
+    """The same where AI Toolkit's engine was asked too."""
+    pair = {"pair": "ours and the engine", "verdict": cell["verdict"], "metrics": cell["metrics"]}
+    oracle = {"finding": HOSTILE, "words": HOSTILE, "pairs": [pair]}
+    return {**cell, "files": {**cell["files"], "engine": cell["files"]["ours"]}, "oracle": oracle}
 
 
 @pytest.fixture
@@ -107,7 +120,7 @@ def report(tmp_path: Path) -> dict:
         "date": "2026-11-28",
         "environment": {"torch": "2.13.0", HOSTILE: HOSTILE},
         "notes": [HOSTILE],
-        "cells": [cell(number) for number in range(4)],
+        "cells": [*(cell(number) for number in range(3)), asked(cell(3))],
     }
 
 
@@ -170,7 +183,7 @@ def test_large_pictures_stay_beside_the_page(report, tmp_path, monkeypatch):
 
 
 def test_all_of_a_large_grid_is_there(report, tmp_path):
-    none = {"trainer": None, "ours": None, "heat_map": None}
+    none = {"trainer": None, "ours": None, "engine": None, "heat_map": None}
     report["cells"] = [cell(number, files=none, verdict="not rendered", error="gone") for number in range(2000)]
     write_page(report, tmp_path, tmp_path / "replay.html")
     found = read(tmp_path / "replay.html").data()["cells"]
@@ -190,6 +203,10 @@ FAULTS = {
         r"'fine' at cells\[2\].verdict.*one of",
     ),
     "three sides": (lambda report: report["cells"][0].update(size=[1, 2, 3]), r"list at cells\[0\].size"),
+    "a pair without its numbers": (
+        lambda report: report["cells"][3]["oracle"]["pairs"][0].pop("metrics"),
+        r"no 'metrics' in cells\[3\].oracle.pairs\[0\]",
+    ),
     "no list": (lambda report: report.update(cells={}), r"dict at cells, where a list belongs"),
     "two in one place": (
         lambda report: report["cells"][3].update(step=0, index=1),
@@ -224,7 +241,7 @@ def test_a_picture_that_cannot_be_shown_is_refused_by_name(name, words, report, 
 
 
 def test_the_script_makes_no_html_of_texts():
-    script = "".join((PARTS / name).read_text("utf-8") for name in ("cells.js", "page.js"))
+    script = "".join((PARTS / name).read_text("utf-8") for name in ("cells.js", "page.js", "engine.js", "begin.js"))
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|fetch\(", script
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.nodes.training_job import AITKReplayPreviews, AITKTrainingJob
 from comfyui_aitk.pipelines.errors import FileError, InputError
@@ -69,8 +70,24 @@ def test_the_pipeline_is_the_jobs(jobs):
     assert pipeline.options.text_encoder_quantization == "qfloat8"
     assert pipeline.options.transformer_quantization == "none"
     assert "checkpoints: 0, 250 (gone)" in summary
-    with pytest.raises(InputError, match=r"on the trainer's machine\. Set weights"):
+    with pytest.raises(InputError, match=r"on the trainer's machine, .* Set weights"):
         AITKTrainingJob().open("te", "default")
+
+
+def test_a_training_that_began_with_a_lora_is_replayed_with_it_at_step_0(jobs, tmp_path):
+    """AI Toolkit's pictures of step 250 stand for those of a job that began with that LoRA."""
+    config = jobs / "png" / "config.yaml"
+    named = "network:\n      pretrained_lora_path: /home/me/loras/old.safetensors"
+    config.write_text(config.read_text().replace("network:", named, 1))
+    with pytest.raises(InputError, match=r"network\.pretrained_lora_path\), which is not in 'loras'"):
+        _replayed("png", checkpoints="0")
+    (tmp_path / "loras").mkdir()
+    shutil.copy(jobs / "png" / LORA, tmp_path / "loras" / "old.safetensors")
+    own = {"diffusers": GOLDEN / "lumina2" / "base", "loras": tmp_path / "loras"}
+    use_host(PlainHost(tmp_path, jobs, jobs.parent / "output", "cpu", own))
+    ours, _, _, text = _replayed("png", checkpoints="0,250", measure_floor=False)
+    assert [cell["strength"] for cell in json.loads(text)["cells"]] == [1.0] * 6
+    assert torch.equal(ours[:3], ours[3:])
 
 
 def test_an_unknown_model_is_named(jobs):
@@ -111,8 +128,9 @@ def _large(steps: int, samples: int, side: int = 64) -> tuple[TrainingJob, Pipel
     """The recorded job with many samples, and with many checkpoints of which the base alone is there."""
     job = recorded_job("lumina2_png")
     many = tuple(replace(job.samples[0], index=i, seed=i % 3, width=side, height=side) for i in range(samples))
-    gone = tuple(JobCheckpoint(step, False, None, f"gone_{step}.safetensors") for step in range(1, steps))
-    return replace(job, samples=many, checkpoints=(job.checkpoints[0], *gone)), recorded_base("lumina2")
+    gone = tuple(JobCheckpoint(step, False, missing=f"gone_{step}.safetensors") for step in range(1, steps))
+    checkpoints = (job.checkpoints[0], *gone)
+    return replace(job, samples=many, first_samples=many, checkpoints=checkpoints), recorded_base("lumina2")
 
 
 def test_a_job_of_two_thousand_pictures_says_what_it_skipped(jobs, monkeypatch):

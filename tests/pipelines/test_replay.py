@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comfyui_aitk.pipelines.compare.causes import Standing
 from comfyui_aitk.pipelines.compare.comparison import Verdict
 from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import DeviceMemoryError, InputError
-from comfyui_aitk.pipelines.jobs.job import TrainingJob
+from comfyui_aitk.pipelines.files.header import FileStamp
+from comfyui_aitk.pipelines.jobs.job import JobCheckpoint, TrainingJob
 from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.models.lumina2 import loop
 from comfyui_aitk.pipelines.observer import SILENT, SilentObserver
@@ -22,6 +24,7 @@ from comfyui_aitk.pipelines.replay.grid import make_grid
 from comfyui_aitk.pipelines.replay.judge import Judged
 from comfyui_aitk.pipelines.replay.render import render_grid
 from comfyui_aitk.pipelines.replay.replay import replay
+from comfyui_aitk.pipelines.replay.report import cell_report
 from comfyui_aitk.pipelines.replay.selection import select
 from comfyui_aitk.pipelines.replay.store import CellStore
 from PIL import Image
@@ -155,7 +158,8 @@ def test_one_cells_failure_is_its_own(kept, job, tmp_path):
     whole.write_bytes(whole.read_bytes()[:-100])
     (job.folder / "fox_style_v1_000000500.safetensors").unlink()
     broken = replace(job.samples[1], seed=None)
-    job = replace(recorded_job("lumina2_png", job.folder), samples=(job.samples[0], broken, job.samples[2]))
+    samples = (job.samples[0], broken, job.samples[2])
+    job = replace(recorded_job("lumina2_png", job.folder), samples=samples, first_samples=samples)
     outcomes = {one.place: one for one in _replay(kept, job, tmp_path / "cells", samples="0,1")}
     assert "fox_style_v1_000000250" in outcomes[Place(250, 0)].error
     assert "fox_style_v1_000000500.safetensors' is gone" in outcomes[Place(500, 0)].error
@@ -192,6 +196,51 @@ def test_a_lora_that_was_saved_again_is_another_picture(kept, job, tmp_path):
     assert after.picture.read_bytes() != before.picture.read_bytes()
 
 
+def test_each_checkpoint_is_rendered_as_the_version_did_that_saved_it(kept, tmp_path):
+    """Guidance 1.5 of Z-Image was 0.5 from July 15 on, and 1.5 before: another picture of the same LoRA."""
+    lora = FileStamp.of(GOLDEN / "zimage" / "lora" / "lora_f32.safetensors")
+    saved = [(250, "0.10.0"), (500, ""), (750, "0.12.26")]
+    job = recorded_job("lumina2_png")
+    sample = replace(job.samples[0], guidance_scale=1.5, steps=2)
+    checkpoints = tuple(JobCheckpoint(step, False, lora, trained_with=version) for step, version in saved)
+    preview = job.preview(250, 0)
+    job = replace(job, samples=(sample,), checkpoints=checkpoints, previews=(replace(preview, step=500),))
+    found = list(replay(kept, job, recorded_base("zimage"), select(job), tmp_path, CellStore(tmp_path), SILENT))
+    assert [one.outcome.error for one in found] == [""] * 3
+    newest, oldest = "trainer preview", "trainer preview until 2026-07-07"
+    assert [one.outcome.report["recipe"] for one in found] == [oldest, newest, newest]
+    named = [cell_report(one)["recipes"] for one in found]
+    assert (named[0], named[1][0], named[1][-1], named[2]) == ([oldest], newest, oldest, [newest])
+    (era,) = [cause for cause in found[1].causes if cause.name == "era"]
+    assert (era.standing, newest in era.words, oldest in era.words) == (Standing.POSSIBLE, True, True)
+    first, second, third = (one.ours() for one in found)
+    assert np.array_equal(second, third)
+    assert not np.array_equal(first, second)
+
+
+def test_an_encoder_is_quantised_as_in_each_checkpoint_s_version(kept, tmp_path):
+    """FLUX.2's was ``qtype`` up to 0.12.26 and is ``qtype_te`` since 0.13.5; of a save between them both are named."""
+    job = recorded_job("flux2_control")
+    lora = job.checkpoints[1].file
+    saved = [(250, "0.12.26"), (500, ""), (750, "0.13.19")]
+    checkpoints = tuple(JobCheckpoint(step, False, file=lora, trained_with=version) for step, version in saved)
+    preview = job.preview(250, 2)
+    assert preview is not None
+    job = replace(
+        job,
+        model=replace(job.model, encoder_types=("qint8", "qfloat8")),
+        checkpoints=checkpoints,
+        previews=(replace(preview, step=500),),
+    )
+    chosen = select(job, samples="2")
+    found = list(replay(kept, job, recorded_base("flux2"), chosen, tmp_path, CellStore(tmp_path), SILENT))
+    assert [one.outcome.error for one in found] == [""] * 3
+    types = [one.outcome.report["model"]["quantization"]["text_encoder"] for one in found]
+    assert types == ["qint8", "qfloat8", "qfloat8"]
+    (cause,) = [cause for cause in found[1].causes if cause.name == "text_encoder_type"]
+    assert (cause.standing, cause.recorded, cause.ours) == (Standing.POSSIBLE, "qint8 or qfloat8", "qfloat8")
+
+
 def test_strengths_are_times_the_jobs_own(kept, tmp_path):
     job = recorded_job("flux2_control")
     outcomes = _replay(kept, job, tmp_path, "flux2", checkpoints="0,250", samples="1", strengths="0,1,2.0")
@@ -212,7 +261,7 @@ def test_a_job_names_no_picture_elsewhere(kept, tmp_path, path):
     shutil.copy(folder / "control_images" / "ctrl_a.png", secret)
     (folder / "link.png").symlink_to(secret)
     job = recorded_job("flux2_control", folder)
-    job = replace(job, samples=(replace(job.samples[0], control_images=(path,)),))
+    job = replace(job, first_samples=(replace(job.samples[0], control_images=(path,)),))
     (one,) = _replay(kept, job, tmp_path / "cells", "flux2", checkpoints="0")
     assert "is neither in the job's folder nor in ComfyUI's input folder" in one.error
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .kind import Kind, Shape, effective_alpha, has_values, matrix_product, merged, spread, tucker_product
+from .kind import Kind, Shape, effective_alpha, has_values, matrix_product, merged_by_rows, spread, tucker_product
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +47,11 @@ class LoHa:
     def merge(
         self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        first = self.w1_a.to(workspace.device) @ self.w1_b.to(workspace.device)
-        change = workspace.product(self.w2_a, self.w2_b)
-        return merged(weight, change.mul_(first), (self.scale, strength), out)
+        def change(rows: slice) -> torch.Tensor:
+            first = self.w1_a[rows].to(workspace.device) @ self.w1_b.to(workspace.device)
+            return workspace.product(self.w2_a[rows], self.w2_b).mul_(first)
+
+        return merged_by_rows(weight, change, (self.scale, strength), workspace, out)
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import LoHaBranch

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .kind import PAIR, Kind, Shape, effective_alpha, has_values, merged, product, spread, tucker_product
+from .kind import PAIR, Kind, Shape, effective_alpha, has_values, merged_by_rows, product, spread, tucker_product
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,10 @@ class LowRank:
     def merge(
         self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return merged(weight, workspace.product(self.up, self.down), (strength, self.scale), out)
+        def change(rows: slice) -> torch.Tensor:
+            return workspace.product(self.up[rows], self.down)
+
+        return merged_by_rows(weight, change, (strength, self.scale), workspace, out)
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import PeftBranch, SdScriptsBranch, TrainerBranch

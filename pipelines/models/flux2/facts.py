@@ -10,7 +10,7 @@ from ...parts.language_model.files import REPOSITORY_FILES, TOKENIZER_FILES, Lan
 from ...parts.language_model.mistral_files import mistral
 from ...parts.language_model.qwen3_files import qwen3
 from ...weights.part_files import ModelFiles, PartFiles, Repository
-from ..facts import Defaults, LatentSpace, LoraNames, ModelFacts, Spelling, Words
+from ..facts import Defaults, JobFiles, LatentSpace, LoraNames, ModelFacts, NamedParts, Spelling, Words
 from .files import CLASS, TRANSFORMER, folder_config
 from .names import diffusers_modules, names_of_flux1
 from .recipes import KLEIN_REFERENCE, KLEIN_TRAINER, REFERENCE, TRAINER
@@ -73,6 +73,12 @@ FLUX2 = ModelFacts(
     recipes={recipe.name: recipe for recipe in (REFERENCE, TRAINER)},
     guidance="embedded",
     encoder_qtype="qtype_te since 0.13",  # AI Toolkit flux2_model.py load_te; models/v2/_mixin.py from 0.13 on
+    # AI Toolkit flux2_model.py load_model; base_model.py generate_images asks for an assistant that is not there
+    job_files=JobFiles(
+        {"vae_path": NamedParts(("vae",), alone=True, base_first=True)},
+        stops=("assistant_lora_path", "inference_lora_path"),
+        missing=("accuracy_recovery_adapter",),
+    ),
     latent=LatentSpace("Flux2", channels=128, downscale=16),
     lora=_LORA,
     main_blocks=56,

@@ -8,7 +8,7 @@ from ...parts.flux_vae.files import FLUX_VAE
 from ...parts.language_model.gemma2_files import GEMMA2
 from ...weights.part_files import ModelFiles, PartFiles, Repository
 from ...weights.pieces import Piece
-from ..facts import Defaults, LatentSpace, LoraNames, ModelFacts, Spelling, Words
+from ..facts import Defaults, JobFiles, LatentSpace, LoraNames, ModelFacts, NamedParts, Spelling, Words
 from ..option import Option
 from .files import TRANSFORMER, original_modules
 from .recipes import OPTIONS, REFERENCE, SD_SCRIPTS, TRAINER
@@ -54,6 +54,12 @@ MODEL = ModelFacts(
     defaults=Defaults(steps=25, guidance_scale=4.0, seed=42, width=1024, height=1024),
     recipes={recipe.name: recipe for recipe in (REFERENCE, TRAINER, SD_SCRIPTS)},
     guidance="classifier-free",
+    # AI Toolkit stable_diffusion_model.py load_model: neither vae_path nor extras_name_or_path is read in this branch
+    job_files=JobFiles(
+        {"te_name_or_path": NamedParts(("text_encoder",), alone=True)},
+        stops=("lora_path", "assistant_lora_path", "inference_lora_path"),
+    ),
+    preview_sampler="flowmatch",  # AI Toolkit stable_diffusion_model.py generate_images; others pass it by
     encoder_qtype="qtype",  # AI Toolkit stable_diffusion_model.py load_model, 0.13 too
     latent=LatentSpace("Flux", channels=16, downscale=8),
     lora=LoraNames(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...parts.flux_vae.files import FLUX_VAE
 from ...parts.language_model.qwen2_5_files import QWEN2_5_VL
 from ...weights.part_files import ModelFiles, PartFiles, Repository
-from ..facts import Defaults, LatentSpace, LoraNames, ModelFacts, Spelling, Words
+from ..facts import Defaults, JobFiles, LatentSpace, LoraNames, ModelFacts, NamedParts, Spelling, Words
 from .files import TRANSFORMER
 from .recipes import OPTIONS, REFERENCE, TRAINER
 
@@ -36,6 +36,12 @@ MODEL = ModelFacts(
     defaults=Defaults(steps=25, guidance_scale=4.0, seed=42, width=1024, height=1024),
     recipes={recipe.name: recipe for recipe in (REFERENCE, TRAINER)},
     guidance="classifier-free",
+    # AI Toolkit omnigen2/__init__.py load_model; base_model.py generate_images asks for an assistant that is not there
+    job_files=JobFiles(
+        {"extras_name_or_path": NamedParts(("text_encoder", "vae"))},
+        stops=("assistant_lora_path", "inference_lora_path"),
+        missing=("accuracy_recovery_adapter",),
+    ),
     latent=LatentSpace("Flux", channels=16, downscale=8),
     lora=LoraNames(
         spellings=(Spelling(""),),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ...parts.flux_vae.files import FLUX_VAE
 from ...parts.language_model.qwen3_files import qwen3
 from ...weights.part_files import ModelFiles, PartFiles, Repository
-from ..facts import Defaults, LatentSpace, LoraNames, ModelFacts, Spelling, Words
+from ..facts import Defaults, JobFiles, LatentSpace, LoraNames, ModelFacts, NamedParts, Spelling, Words
 from .files import CLASS, TRANSFORMER, original_modules
 from .recipes import RECIPES
 
@@ -66,6 +66,12 @@ Z_IMAGE = ModelFacts(
     defaults=Defaults(steps=30, guidance_scale=4.0, seed=42, width=1024, height=1024),
     recipes={recipe.name: recipe for recipe in RECIPES},
     guidance="classifier-free",
+    # AI Toolkit z_image.py load_transformer and load_model
+    job_files=JobFiles(
+        {"extras_name_or_path": NamedParts(("text_encoder", "vae"), base_first=True)},
+        file_extras=_TURBO_REPOSITORY,
+        missing=("accuracy_recovery_adapter",),
+    ),
     latent=LatentSpace("Flux", channels=16, downscale=8),
     lora=_LORA,
     main_blocks=30,
@@ -86,6 +92,8 @@ TURBO = replace(
     title="Z-Image Turbo",
     files=_files("Z-Image Turbo", _TURBO_REPOSITORY, None, None),
     defaults=replace(Z_IMAGE.defaults, steps=8, guidance_scale=1.0),
+    # AI Toolkit toolkit/models/v2/diffusion_models/z_image.py (64a20f51)
+    job_files=replace(Z_IMAGE.job_files, comfy_weights=("z_image_turbo_int8_convrot", "z_image_turbo_bf16")),
     training_adapter="ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors",
 )
 

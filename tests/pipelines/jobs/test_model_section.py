@@ -1,20 +1,11 @@
-"""What a job's model section asks for, and which recipe the version of AI Toolkit makes it."""
+"""What a job's model section asks for."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
-from comfyui_aitk.pipelines.files.header import FileStamp
-from comfyui_aitk.pipelines.jobs.era import recipes_of
-from comfyui_aitk.pipelines.jobs.folder import open_job
-from comfyui_aitk.pipelines.jobs.job import JobPreview
 from comfyui_aitk.pipelines.jobs.model_section import facts_of, read_model, wanted_model
-from comfyui_aitk.pipelines.models import find_model
 
 TURBO = "Tongyi-MAI/Z-Image-Turbo"
-JOB = open_job(Path(__file__).parents[2] / "golden/jobs/lumina2_png")
 
 
 def model_of(section, trained_with="0.12.26", train=None):
@@ -107,7 +98,9 @@ def test_what_has_to_be_supplied_and_what_this_pack_lacks_is_named():
         "vae_path": "a/vae", "te_dtype": "fp16", "accuracy_recovery_adapter": "a/ara/b", "use_comfy_weights": "False",
     }  # fmt: skip
     wanted = wanted_model(model)
-    assert wanted.supplied == {"vae_path": "a/vae", "accuracy_recovery_adapter": "a/ara/b"}
+    assert wanted.elsewhere == {}
+    assert "model.vae_path to 'a/vae', which AI Toolkit does not read" in wanted.notes[0]
+    assert "'a/ara/b', which this pack does not have" in wanted.notes[1]
     assert (wanted.id, wanted.base, wanted.dtype) == ("omnigen2", "a/b", "bfloat16")
     assert wanted.options.text_encoder_quantization == "qfloat8"
     assert wanted.options.transformer_quantization == "none"
@@ -121,45 +114,3 @@ def test_dtypes_are_ai_toolkit_s():
     assert model_of({}, train={"steps": 1}).dtype == "float32"
     _, notes = read_model({"model": {"name_or_path": "a"}, "train": {"dtype": "e4m3fn"}}, "")
     assert "'e4m3fn'" in notes[0]
-
-
-# a version of the job -> the days at which Z-Image's recipes of it begin; an era begins at a version that lasts longer
-ERAS = {
-    "0.12.26": ["trainer preview"],
-    "0.13.19": ["trainer preview"],
-    "0.10.25": ["trainer preview"],
-    "0.10.24": ["trainer preview", "trainer preview until 2026-07-14", "trainer preview until 2026-07-12"],
-    "0.10.22": ["trainer preview until 2026-07-12"],
-    "0.10.21": ["trainer preview until 2026-07-12", "trainer preview until 2026-07-07"],
-    "0.9.13": ["trainer preview until 2026-05-27"],
-    "0.7.18": ["trainer preview until 2026-03-21"],
-    "0.3.1": ["trainer preview until 2026-03-21"],
-}
-
-
-def job_at(version, *times):
-    previews = tuple(JobPreview(0, i, FileStamp(Path(f"{t}__000000000_{i}.png"), 1, 1, 1)) for i, t in enumerate(times))
-    return replace(JOB, trained_with=version, previews=previews)
-
-
-@pytest.mark.parametrize("version", ERAS)
-def test_the_recipes_of_a_version(version):
-    facts = find_model("zimage:turbo")
-    assert list(recipes_of(job_at(version), facts)) == ERAS[version]
-    # a time later than all of them rules out nothing
-    assert list(recipes_of(job_at(version, 1795210355584), facts)) == ERAS[version]
-
-
-def test_the_first_picture_s_time_rules_out_what_came_later():
-    facts = find_model("zimage")
-    july_13, july_1 = 1783900800000, 1782864000000
-    assert recipes_of(job_at("0.10.24", 1795210355584, july_13), facts) == tuple(ERAS["0.10.24"][1:])
-    assert recipes_of(job_at("", july_1), facts)[0] == "trainer preview until 2026-07-07"
-    assert len(recipes_of(job_at(""), facts)) == 6
-    # a clock that was wrong rules out everything, and so nothing
-    assert list(recipes_of(job_at("0.12.26", 1), facts)) == ERAS["0.12.26"]
-    assert recipes_of(job_at("0.12.26", 10**17), facts) == ("trainer preview",)
-
-
-def test_a_model_that_the_trainer_always_rendered_alike_has_one_recipe():
-    assert recipes_of(JOB, find_model("lumina2")) == ("trainer preview",)
