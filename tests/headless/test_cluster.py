@@ -58,7 +58,7 @@ def _watching(monkeypatch, see: Callable[[str], None]) -> None:
 def test_a_worker_that_dies_loses_its_cell_alone_and_the_rest_is_the_local_replay(
     cluster, folders, monkeypatch, capsys
 ):
-    chosen = ["--checkpoints", "0,250,500"]
+    chosen = ["--checkpoints", "0,250", "--samples", "0,1"]
     assert _replay(folders, "local", *chosen) == 0
     killed: list[tuple[str, int]] = []
 
@@ -69,10 +69,10 @@ def test_a_worker_that_dies_loses_its_cell_alone_and_the_rest_is_the_local_repla
                 killed.append((place, int(pid)))
                 os.kill(int(pid), signal.SIGKILL)
 
-    ray = ["--ray", cluster, "--ray-workers", "2", *chosen]
+    ray = ["--ray", cluster, *chosen]
     _watching(monkeypatch, see)
     monkeypatch.setattr(crew, "_TRIES", 2)
-    assert _replay(folders, "out", *ray) == 1
+    assert _replay(folders, "out", *ray, "--ray-workers", "2") == 1
     assert [place for place, _ in killed].count("step 250, sample 1") == 2
     said = capsys.readouterr()
     assert "not rendered: step 250, sample 1: 2 workers died with it" in said.err
