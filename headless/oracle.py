@@ -48,7 +48,7 @@ class Oracle:
         Raises:
             Exception: whatever the observer raises to interrupt, after the engine was told to stop.
         """
-        from ..pipelines.jobs.era import recipes_of
+        from ..pipelines.jobs.era import recipes_by_step
         from ..pipelines.jobs.model_section import facts_of
         from ..pipelines.oracle.beside import three_ways
         from ..pipelines.oracle.connection import Connection
@@ -56,7 +56,7 @@ class Oracle:
         from ..pipelines.replay.control import ControlFolders
 
         facts = facts_of(job.model)
-        recipes = {one.step: recipes_of(job, one, facts) for one in selection.checkpoints} if facts else {}
+        recipes = recipes_by_step(job, selection.checkpoints, facts) if facts else {}
         folders = ControlFolders(job.folder, current_host().input_folder())
         engine = Connection(self.address, self.token, observer)
         witnesses = consult(job, selection, recipes, folders, engine, store, observer, self.seconds)

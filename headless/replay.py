@@ -23,6 +23,7 @@ from ..pipelines.pictures.saving import make_folder, replace_file
 from ..pipelines.weights.choice import DEFAULT
 from ..pipelines.words import printable
 from .local import exit_status, option, prepare_file
+from .on_cluster import add_ray_arguments, chosen_cluster
 from .oracle import add_oracle_arguments, chosen_oracle, tell_oracle
 from .replay_page.page import write_page
 
@@ -70,6 +71,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_oracle_arguments(parser)
     parser.add_argument("--workflow", type=Path, metavar="FILE", help="write the workflow that renders the first cell")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu, ... (default: the best there is)")
+    add_ray_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -127,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> int:
     output = arguments.output
     if not os.path.isdir(arguments.models):
         raise FileError(f"{option('--models', arguments.models)} is no folder. It holds diffusers, loras, ...")
-    oracle = chosen_oracle(arguments)
+    oracle, cluster = chosen_oracle(arguments), chosen_cluster(arguments)
     # a command line names any folder; a workflow does not
     job = open_job(arguments.job.resolve())
     if arguments.workflow:
@@ -151,10 +153,13 @@ def _run(arguments: argparse.Namespace) -> int:
         pipeline, notes = job_pipeline(job, arguments.weights, observer)
         print(summary(job, notes), file=sys.stderr)
         written, store = _Written(output), CellStore(host.replay_folder())
-        judged = replay(
-            engine(), job, pipeline, selection, host.input_folder(), store, observer,
-            measure_floor=not arguments.no_floor,
-        )  # fmt: skip
+        floor = not arguments.no_floor
+        if cluster is None:
+            judged = replay(
+                engine(), job, pipeline, selection, host.input_folder(), store, observer, measure_floor=floor
+            )
+        else:
+            judged = cluster.replay(job, pipeline, engine().device, store, observer, measure_floor=floor)
         table = SheetTable.of(selection)
         if oracle is None:
             drawn = table.cells(written.each(judged))

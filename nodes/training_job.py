@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..pipelines.amounts import size
 from ..pipelines.errors import FileError, InputError
 from ..pipelines.jobs.job import TrainingJob
+from ..pipelines.machine.ram import total_ram
 from ..pipelines.models import find_model
 from ..pipelines.weights.choice import DEFAULT
 from ..pipelines.weights.untrusted_names import list_folders_with, resolve_name
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
     from ..pipelines.compare.pixels import Pixels
     from ..pipelines.handle import PipelineHandle
     from ..pipelines.replay.judge import Judged
+    from ..pipelines.replay.selection import Selection
 
 _MARKERS = ("config.yaml", ".job_config.json")
 _SHOWN_CHECKPOINTS = 30
+_SHOWN_ERRORS = 3
+_BYTES_OF_PIXEL = 2 * 3 * (4 + 1)  # ours and the trainer's, in float32 and as they were read
 
 
 class AITKTrainingJob:
@@ -172,7 +177,7 @@ class AITKReplayPreviews:
         latent_format = find_model(pipeline.model).latent.format
         with NodeObserver(host, unique_id, "importing PyTorch and diffusers", latent_format) as observer:
             # torch and diffusers are imported by the first run, not by the pack
-            from ..pipelines.compare.sheet import contact_sheet
+            from ..pipelines.compare.sheet import check_cells, contact_sheet
             from ..pipelines.replay.replay import replay
             from ..pipelines.replay.report import replay_report
             from ..pipelines.replay.selection import select
@@ -182,12 +187,15 @@ class AITKReplayPreviews:
 
             selection = select(job, checkpoints, samples, strengths)
             seen = _Seen(PagePairs(host.page_folder()))
+            table = SheetTable.of(selection)
+            # before hours of rendering
+            check_cells(len(table.rows), len(table.columns))
+            _check_memory(selection)
             store = CellStore(host.replay_folder())
             judged = replay(
                 engine(), job, pipeline, selection, host.input_folder(), store, observer,
                 measure_floor=bool(measure_floor),
             )  # fmt: skip
-            table = SheetTable.of(selection)
             sheet = contact_sheet(table.row_labels, table.column_labels, table.cells(seen.noting(judged)))
         if not seen.rendered:
             raise InputError(f"No picture of job {shown(job.name)} could be rendered. {seen.error}")
@@ -205,7 +213,7 @@ class _Seen:
         self.ours: list[Pixels | None] = []
         self.trainers: list[Pixels | None] = []
         self.reports: list[dict[str, Any]] = []
-        self.error = ""
+        self._errors: Counter[str] = Counter()
 
     def noting(self, judged: Iterable[Judged]) -> Iterator[Judged]:
         from ..pipelines.replay.report import cell_report
@@ -215,7 +223,7 @@ class _Seen:
             self.reports.append(report)
             strength = "" if report["strength"] is None else f", strength {report['strength']:g}"
             title = f"step {report['step']}, sample {report['index']}{strength}"
-            self.error = self.error or one.outcome.error
+            self._errors.update([one.outcome.error] if one.outcome.error else [])
             if one.outcome.picture is not None:
                 self.ours.append(one.ours())
                 self.trainers.append(one.trainers())
@@ -226,11 +234,38 @@ class _Seen:
     def rendered(self) -> bool:
         return bool(self.ours)
 
+    @property
+    def error(self) -> str:
+        """The first errors, with the number of pictures where there are several."""
+        first = list(self._errors.items())[:_SHOWN_ERRORS]
+        said = [f"{count} pictures: {error}" if count > 1 else error for error, count in first]
+        more = len(self._errors) - len(first)
+        return " ".join([*said, f"{more} more reasons are in the report."] if more > 0 else said)
+
     def said(self) -> str:
-        """How many cells came to what, and the first error."""
+        """How many cells came to what, and the first errors."""
         counts = Counter(report["verdict"] for report in self.reports)
         text = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        return f"{text}. {self.error}" if self.error else text
+        return f"{text}. {self.error}" if self._errors else text
+
+
+def _check_memory(selection: Selection) -> None:
+    """Refuses more pictures than this machine can hold at once, which is what an IMAGE is.
+
+    Raises:
+        InputError: says how much they need.
+    """
+    there = [one for one in selection.checkpoints if one.file is not None or one.base]
+    samples = [sample for one in there for sample in selection.at(one)]
+    count = len(samples) * len(selection.strengths)
+    height, width = (max((getattr(one, side) for one in samples), default=0) for side in ("height", "width"))
+    needed, ram = count * height * width * _BYTES_OF_PIXEL, total_ram()
+    if needed > ram:
+        raise InputError(
+            f"{count:,} pictures of up to {width} x {height} and the trainer's need {size(needed)} of memory as IMAGE, "
+            f"and this computer has {size(ram)}. Choose fewer checkpoints or samples at a time, or run "
+            "'python3 tasks.py replay', which holds one at a time."
+        )
 
 
 def summary(job: TrainingJob, notes: Iterable[str]) -> str:

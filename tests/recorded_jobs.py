@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.handle import Lease, PipelineHandle
 from comfyui_aitk.pipelines.jobs.job import JobCheckpoint, JobModel, JobPreview, JobSample, TrainingJob
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.options import RuntimeOptions
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
+from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden"
+# of a run's report: what a clock or the system's memory says, and what was loaded already
+_OF_THE_DAY = ("seconds", "peak_memory", "work")
 
 
 def recorded_job(name: str, folder: Path | None = None) -> TrainingJob:
@@ -68,3 +74,43 @@ def recorded_base(model: str) -> PipelineHandle:
     checkpoint = Checkpoint.open(GOLDEN / model / "base", "base", find_model(model).files)
     options = RuntimeOptions(transformer_quantization="none", text_encoder_quantization="none")
     return PipelineHandle(model, checkpoint, "float32", options, lease=Lease())
+
+
+def copy_slow_job(folder: Path) -> None:
+    """A copy of the recorded PNG job whose sample 1 takes long enough to be killed within."""
+    shutil.copytree(GOLDEN / "jobs" / "lumina2_png", folder)
+    config = folder / "config.yaml"
+    text = config.read_text()
+    assert text.count("--s 5 ") == 1
+    config.write_text(text.replace("--s 5 ", "--s 60 "))
+
+
+def moved(file: bytes, levels: int) -> bytes:
+    """A picture with its upper half moved by some levels."""
+    pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
+    pixels[: len(pixels) // 2] += np.where(pixels[: len(pixels) // 2] > 127, -levels, levels)
+    written = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(written, "PNG")
+    return written.getvalue()
+
+
+def replayed_files(folder: Path) -> dict[str, bytes]:
+    """All that a replay wrote, by name, without what another run of the same says otherwise; the page holds both."""
+    found = {}
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.suffix == ".html":
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".json":
+            content = json.dumps(_lasting(json.loads(content))).encode()
+        found[path.relative_to(folder).as_posix()] = content
+    return found
+
+
+def _lasting(report: dict) -> dict:
+    cells = [
+        {**cell, "found": None, "run": _lasting(cell["run"]), "oracle": cell["oracle"] and _lasting(cell["oracle"])}
+        for cell in report.get("cells", ())
+    ]
+    left = {key: value for key, value in report.items() if key not in (*_OF_THE_DAY, "date", "cells")}
+    return {**left, "cells": cells}

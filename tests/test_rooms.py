@@ -15,6 +15,7 @@ from comfyui_aitk.pipelines.models import catalogue
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("__init__.py", "tasks.py", "nodes", "pipelines", "headless")
 DOOR = "nodes/host/comfyui.py"
+RAY = "headless/cluster/crew.py"
 # what lies at the top of ComfyUI's source, in its releases from 0.3 on
 COMFYUI = {
     "alembic_db", "api_server", "app", "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution",
@@ -118,6 +119,11 @@ def ways_around_the_door(pack: Pack) -> list[str]:
     return [str(one) for one in pack.imports if one.elsewhere.split(".")[0] in COMFYUI and one.importer != DOOR]
 
 
+def ways_around_ray(pack: Pack) -> list[str]:
+    """Imports of Ray, which few have, anywhere but in the one module that says so."""
+    return [str(one) for one in pack.imports if one.elsewhere.split(".")[0] == "ray" and one.importer != RAY]
+
+
 def family_of(path: str) -> str:
     """The family's package that a module is in; empty for what all share."""
     place = path.removeprefix(MODELS) if path.startswith(MODELS) else ""
@@ -195,6 +201,11 @@ def test_one_module_imports_comfyui(pack):
     assert [one for one in pack.imports if one.importer == DOOR and one.elsewhere.split(".")[0] in COMFYUI]
 
 
+def test_one_module_imports_ray(pack):
+    assert ways_around_ray(pack) == []
+    assert [one for one in pack.imports if one.importer == RAY and one.elsewhere == "ray"]
+
+
 def test_families_are_imported_by_themselves_alone(pack):
     families = {family_of(path) for path in pack.trees} - {""}
     assert len(families) > 3
@@ -239,6 +250,7 @@ FAULTS = {
         {"pipelines/a.py": "def f():\n    from folder_paths import get_folder_paths"},
         lambda pack, _: ways_around_the_door(pack),
     ),
+    "Ray": ({"pipelines/a.py": "def f():\n    import ray"}, lambda pack, _: ways_around_ray(pack)),
     "another family": (
         {f"{MODELS}one/loop.py": "from ..two import loop", f"{MODELS}two/loop.py": ""},
         lambda pack, _: visits_to_families(pack),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -56,6 +57,15 @@ class Cell:
         return [there[name] for name in names]
 
 
+def check_cells(rows: int, columns: int) -> None:
+    """Raises InputError where a sheet would have no cell, or too many."""
+    if not 0 < rows * columns <= MAX_CELLS:
+        raise InputError(
+            f"A contact sheet of {rows} rows and {columns} columns cannot be made: it has 1 to {MAX_CELLS:,} "
+            "cells. Choose fewer checkpoints or samples."
+        )
+
+
 def contact_sheet(
     rows: Sequence[str], columns: Sequence[str], cells: Iterable[Cell], tile: int = 256, *, with_engine: bool = False
 ) -> Image:
@@ -101,12 +111,8 @@ class _Layout:
 
     @classmethod
     def of(cls, rows: int, columns: int, tile: int, pictures: tuple[str, ...]) -> _Layout:
+        check_cells(rows, columns)
         cells = rows * columns
-        if not 0 < cells <= MAX_CELLS:
-            raise InputError(
-                f"A contact sheet of {rows} rows and {columns} columns cannot be made: it has 1 to {MAX_CELLS:,} "
-                "cells. Choose fewer checkpoints or samples."
-            )
         tile = min(tile, math.isqrt(int(_MOST_PIXELS / (cells * len(pictures)))))
         # 2,000 rows leave 12 pixels
         tile = min(tile, (_LONGEST_SIDE - 4 * _LINE) // rows - _LINE - _GAP)
@@ -176,7 +182,9 @@ def _write(draw: ImageDraw, place: tuple[int, int], text: str, width: int) -> No
     """One line of text, cut where it does not fit."""
     # no line is longer than that, and measuring a long prompt letter by letter takes time
     line = " ".join(text[: max(width, 0)].split())
-    shown = line
-    while shown and draw.textlength(shown + ("..." if shown != text else "")) > width:
-        shown = shown[:-1]
-    draw.text(place, shown if shown in (text, "") else shown + "...", _INK)
+    if line != text or draw.textlength(line) > width:
+        # a sheet has thousands of captions: each is measured in halves
+        counts = range(1, len(line) + 1)
+        letters = bisect_right(counts, width, key=lambda count: draw.textlength(line[:count] + "..."))
+        line = line[:letters] + "..." if letters else ""
+    draw.text(place, line, _INK)

@@ -179,10 +179,7 @@ class Engine:
             texts: what to encode.
             observer: told of a load, asked for interruption.
         """
-        device = self.device
-        keys: list[EmbeddingKey] = [
-            (wanted.keys[text.encoder], wanted.loras_of(text.encoder), text, device) for text in texts
-        ]
+        keys = self._embedding_keys(wanted, texts)
         new = self._embeddings.missing(keys)
         with self._metered():
             on_disk = self.stored.find(new if wanted.handle.options.embeddings_on_disk else [])
@@ -194,15 +191,24 @@ class Engine:
             self._encode(wanted, name, [key for key in new if key[2].encoder == name], observer)
         return self._embeddings.take(keys)
 
+    def take_embeddings(self, wanted: Wanted, texts: Sequence[Text], embeddings: Sequence[Embedding]) -> None:
+        """Takes embeddings that an engine elsewhere made of the same files, with the same kernels; on the CPU."""
+        for key, embedding in zip(self._embedding_keys(wanted, texts), embeddings, strict=True):
+            self._embeddings.put(key, embedding)
+
+    def _embedding_keys(self, wanted: Wanted, texts: Sequence[Text]) -> list[EmbeddingKey]:
+        device = self.device
+        return [(wanted.keys[text.encoder], wanted.loras_of(text.encoder), text, device) for text in texts]
+
     @contextmanager
     def keeping_texts(self, count: int) -> Iterator[None]:
         """Keeps at least so many embeddings meanwhile: those of runs that are still to come."""
-        before = self._embeddings.most
-        self._embeddings.most = max(MOST, count)
+        kept = self._embeddings
+        before, kept.most = kept.most, max(MOST, count)
         try:
             yield
         finally:
-            self._embeddings.most = before
+            kept.most = before
 
     @contextmanager
     def using_texts(self, texts: Embeddings) -> Iterator[None]:

@@ -6,6 +6,7 @@ Toolkit prints its version nowhere, and what looks like one in ``log.txt`` is a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,13 @@ def recipes_of(job: TrainingJob, checkpoint: JobCheckpoint, facts: ModelFacts) -
     return tuple(name for name, era in found if not day or not era.first or era.first <= day) or tuple(
         name for name, _ in found
     )
+
+
+def recipes_by_step(
+    job: TrainingJob, checkpoints: Iterable[JobCheckpoint], facts: ModelFacts
+) -> dict[int, tuple[str, ...]]:
+    """The same of several checkpoints, by their steps."""
+    return {one.step: recipes_of(job, one, facts) for one in checkpoints}
 
 
 def versions_of(job: TrainingJob, checkpoint: JobCheckpoint) -> tuple[Version, Version] | None:

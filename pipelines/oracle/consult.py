@@ -171,7 +171,7 @@ class _Questions:
         _check(drawing, asked)
         # a copy without whatever else the engine writes into its files
         picture = encoded(decoded("The engine's picture", drawing.picture).pixels, "png")
-        return self._store.keep_file(key, picture, self._record(asked, drawing, key))
+        return self._store.keep(key, picture, self._record(asked, drawing, key))
 
     def _asset(self, path: Path) -> str:
         """How the engine names a control image, which it gets once."""

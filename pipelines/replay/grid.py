@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from ..errors import AITKError, FileError, InputError
-from ..jobs.era import encoder_types_of, recipes_of
+from ..jobs.era import encoder_types_of, recipes_by_step
 from ..lora.file import open_lora
 from ..models import find_model
 from ..options import Quantization
@@ -48,8 +48,7 @@ def make_grid(job: TrainingJob, base: PipelineHandle, selection: Selection, inpu
         selection: what of the job.
         input_folder: ComfyUI's, where control images may lie.
     """
-    facts = find_model(base.model)
-    recipes = {one.step: recipes_of(job, one, facts) for one in selection.checkpoints}
+    recipes = recipes_by_step(job, selection.checkpoints, find_model(base.model))
     folders, controls = ControlFolders(job.folder, input_folder), _Controls()
     cells: list[Cell] = []
     refused: list[Outcome] = []

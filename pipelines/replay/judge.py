@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from ..compare.comparison import Comparison
     from ..compare.pixels import Pixels
     from ..jobs.job import JobCheckpoint, JobPreview, JobSample, TrainingJob
-    from .cell import Outcome
-    from .floor import Floors
+    from .cell import Outcome, Place
+    from .floor import Floor
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def judge(
     job: TrainingJob,
     outcomes: Iterable[Outcome],
     recipes: Mapping[int, tuple[str, ...]],
-    floors: Floors | None = None,
+    floors: Floor | None = None,
 ) -> Iterator[Judged]:
     """Compares each outcome with the job's preview, one at a time: their heat maps are large.
 
@@ -75,8 +76,7 @@ def judge(
         place = outcome.place
         checkpoint, possible = checkpoints[place.step], recipes[place.step]
         sample = next(one for one in job.samples_at(place.step) if one.index == place.index)
-        own = place.strength == 1 or checkpoint.base
-        preview = job.preview(place.step, place.index) if own else None
+        preview = _preview(job, checkpoint, place)
         if outcome.picture is None or preview is None:
             yield Judged(outcome, checkpoint, sample, possible, preview)
             continue
@@ -104,6 +104,27 @@ def judge(
         ours = our_run(outcome.report, (pixels.shape[1], pixels.shape[0]), saved)
         found = () if identical else _causes(job, checkpoint, recorded, ours, place.index in equal_bases)
         yield Judged(outcome, checkpoint, sample, possible, preview, comparison, found, floor=floor)
+
+
+def near_places(job: TrainingJob, outcomes: Iterable[Outcome]) -> Iterator[Place]:
+    """The places whose pictures are near the trainer's and are not it: those that :func:`judge` asks a floor for."""
+    checkpoints = {one.step: one for one in job.checkpoints}
+    for outcome in outcomes:
+        place = outcome.place
+        preview = _preview(job, checkpoints[place.step], place)
+        if outcome.picture is None or preview is None:
+            continue
+        # what is wrong with a preview, the judge says
+        with suppress(FileError):
+            comparison = compare_with_file(read_picture(outcome.picture).pixels, preview.file.path)
+            if comparison.verdict is Verdict.SAME_PICTURE:
+                yield place
+
+
+def _preview(job: TrainingJob, checkpoint: JobCheckpoint, place: Place) -> JobPreview | None:
+    """The trainer's picture of a place; at another strength than the job's own only the base has one."""
+    own = place.strength == 1 or checkpoint.base
+    return job.preview(place.step, place.index) if own else None
 
 
 def _causes(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _SCHEMA = 1  # grows where a key says less or more than before
 # environment variables that choose kernels
-_KERNELS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE")
+KERNEL_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE")
 # of RuntimeOptions: none of these changes a picture
 _PLACING = {"placement", "blocks_on_cpu", "embeddings_on_disk"}
 
@@ -72,7 +72,7 @@ def kernels(device: str) -> dict[str, Any]:
     """What decides the last bits beside the libraries' versions: the device's kind, and the kernels that it takes."""
     import torch
 
-    found: dict[str, Any] = {name: os.environ.get(name, "") for name in _KERNELS}
+    found: dict[str, Any] = {name: os.environ.get(name, "") for name in KERNEL_VARIABLES}
     if device.startswith("cuda"):
         # the sums of a GPU differ with its kind, and with TF32
         return found | {

@@ -16,6 +16,33 @@ if TYPE_CHECKING:
 _SHOW_EVERY = 1.0  # seconds
 
 
+class TimeLeft:
+    """How long the rest of some steps will take, by those that are done.
+
+    Args:
+        steps: all of them.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._start: float | None = None
+
+    def begin(self) -> None:
+        """The first step begins; later calls mean nothing."""
+        if self._start is None:
+            self._start = time.monotonic()
+
+    def after(self, text: str, done: int) -> str:
+        """A text, and behind it the time that is left after so many steps; the text alone before the first."""
+        seconds = self._seconds(done)
+        return text if seconds is None else f"{text}; about {duration(seconds)} left"
+
+    def _seconds(self, done: int) -> float | None:
+        if self._start is None or not done:
+            return None
+        return (time.monotonic() - self._start) / done * (self._steps - done)
+
+
 class GridObserver:
     """Passes each run's progress on as the grid's; see :class:`..observer.Observer`.
 
@@ -34,13 +61,12 @@ class GridObserver:
         self._within = 0  # of this one
         self._own = 0  # of this one in all
         self._where = ""
-        self._start: float | None = None
+        self._left = TimeLeft(steps)
         self._shown = 0.0
 
     def begin(self, place: Place, steps: int) -> None:
         """A cell begins."""
-        if self._start is None:
-            self._start = time.monotonic()
+        self._left.begin()
         self._begun += 1
         self._within, self._own = 0, steps
         self._where = f"cell {self._begun} of {self._cells} ({place})"
@@ -71,13 +97,4 @@ class GridObserver:
     def _said(self, text: str) -> str:
         if not self._where:
             return text
-        left = self.seconds_left()
-        rest = "" if left is None else f"; about {duration(left)} left"
-        return f"{self._where}: {text}{rest}"
-
-    def seconds_left(self) -> float | None:
-        """Of the whole grid, by the steps so far; None before the first one."""
-        done = self._before + self._within
-        if self._start is None or not done:
-            return None
-        return (time.monotonic() - self._start) / done * (self._steps - done)
+        return self._left.after(f"{self._where}: {text}", self._before + self._within)

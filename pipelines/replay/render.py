@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import AITKError
-from ..run.run import Progress, prepare
-from ..run.sample import sample
-from .cell import Outcome
-from .key import cell_key
+from .ledger import Ledger
 from .progress import GridObserver
+from .studio import Studio
 from .texts import TextsAhead
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..engine.engine import Engine
     from ..observer import Observer
-    from .cell import Cell
+    from .cell import Cell, Outcome, Place
     from .grid import Grid
     from .store import CellStore
 
@@ -37,77 +35,35 @@ def render_grid(engine: Engine, grid: Grid, store: CellStore, observer: Observer
     Raises:
         Exception: whatever the observer raises to interrupt; finished cells are kept.
     """
-    work = _Work(engine, store)
-    with engine.turn(observer):
+    studio, ledger, texts = Studio(engine), Ledger(store), TextsAhead()
+    for one in grid.refused:
+        ledger.refuse(one.place, one.error)
+    with studio.open(observer):
         observer.stage("looking at what is rendered already")
         for cell in grid.cells:
             observer.check()
-            work.add(cell, observer)
-        work.render(observer)
-    return sorted([*grid.refused, *work.outcomes()], key=lambda outcome: outcome.place)
+            try:
+                run, key = studio.prepared(cell, observer)
+            except AITKError as error:
+                ledger.refuse(cell.place, str(error))
+                continue
+            if ledger.add(cell.place, key, len(run.schedule.sigmas) - 1):
+                texts.add(key, run)
+        with engine.keeping_texts(texts.count):
+            for key, error in texts.encode(engine, observer):
+                ledger.fail(key, error)
+            _render(studio, ledger, {cell.place: cell for cell in grid.cells}, observer)
+    return ledger.outcomes()
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    cell: Cell
-    steps: int
-
-
-class _Work:
-    """What a grid comes to: by key, for two places may be one picture, as the base at two strengths is."""
-
-    def __init__(self, engine: Engine, store: CellStore) -> None:
-        self._engine = engine
-        self._store = store
-        self._texts = TextsAhead()
-        self._keys: list[tuple[Cell, str]] = []
-        self._refused: list[Outcome] = []
-        self._found: dict[str, Mapping[str, Any]] = {}
-        self._rendered: dict[str, Mapping[str, Any]] = {}
-        self._waiting: dict[str, _Waiting] = {}
-        self._failed: dict[str, str] = {}
-
-    def add(self, cell: Cell, observer: Observer) -> None:
-        """Decides everything of a cell; loads nothing."""
+def _render(studio: Studio, ledger: Ledger, cells: Mapping[Place, Cell], observer: Observer) -> None:
+    """Renders what waits, in the order in which it was added."""
+    waiting = ledger.waiting
+    grid = GridObserver(observer, len(waiting), sum(one.steps for one in waiting.values()))
+    for key, one in waiting.items():
+        grid.begin(one.place, one.steps)
         try:
-            progress = Progress(replace(self._engine.counters))
-            run, _ = prepare(self._engine, cell.handle, cell.request, observer, progress)
-            key = cell_key(run)
-            if key not in self._found and key not in self._waiting:
-                report = self._store.find(key)
-                if report is not None:
-                    self._found[key] = report
-                else:
-                    self._texts.add(key, run)
-                    self._waiting[key] = _Waiting(cell, len(run.schedule.sigmas) - 1)
+            ledger.keep(key, *studio.rendered(cells[one.place], grid))
         except AITKError as error:
-            self._refused.append(Outcome(cell.place, error=str(error)))
-        else:
-            self._keys.append((cell, key))
-
-    def render(self, observer: Observer) -> None:
-        """Renders what waits, in the order in which it was added."""
-        with self._engine.keeping_texts(self._texts.count):
-            self._failed.update(self._texts.encode(self._engine, observer))
-            left = {key: one for key, one in self._waiting.items() if key not in self._failed}
-            grid = GridObserver(observer, len(left), sum(one.steps for one in left.values()))
-            for key, one in left.items():
-                grid.begin(one.cell.place, one.steps)
-                try:
-                    result = sample(self._engine, one.cell.handle, one.cell.request, grid)
-                    self._rendered[key] = self._store.keep(key, result.images[0], result.report)
-                except AITKError as error:
-                    self._failed[key] = str(error)
-                grid.end()
-
-    def outcomes(self) -> list[Outcome]:
-        return [*self._refused, *(self._outcome(cell, key) for cell, key in self._keys)]
-
-    def _outcome(self, cell: Cell, key: str) -> Outcome:
-        place = cell.place
-        if key in self._failed:
-            return Outcome(place, error=self._failed[key])
-        found = key in self._found
-        report = self._found[key] if found else self._rendered[key]
-        where = {"step": place.step, "index": place.index, "strength": place.strength, "key": key}
-        return Outcome(place, self._store.picture(key), {**report, "replay": where}, found=found)
+            ledger.fail(key, str(error))
+        grid.end()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..pictures.saving import make_folder, remove_leftovers, replace_file
-
-if TYPE_CHECKING:
-    import torch
 
 _DIGEST = "picture_sha256"
 
@@ -46,25 +42,17 @@ class CellStore:
         whole = isinstance(report, dict) and report.get(_DIGEST) == hashlib.sha256(picture).hexdigest()
         return report if whole else None
 
-    def keep(self, key: str, image: torch.Tensor, report: Mapping[str, Any]) -> Mapping[str, Any]:
+    def keep(self, key: str, picture: bytes, report: Mapping[str, Any]) -> Mapping[str, Any]:
         """Keeps a finished cell; returns its report as it is kept.
 
         Args:
             key: the cell's.
-            image: [H, W, 3], 0..1, of whole 255ths.
+            picture: a PNG file.
             report: of its run, JSON-able.
 
         Raises:
             FileError: it cannot be written, e.g. because the disk is full.
         """
-        from PIL import Image
-
-        file = io.BytesIO()
-        Image.fromarray((image * 255).round().byte().cpu().numpy()).save(file, "PNG")
-        return self.keep_file(key, file.getvalue(), report)
-
-    def keep_file(self, key: str, picture: bytes, report: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The same for a picture that is a PNG file already."""
         kept = {**report, _DIGEST: hashlib.sha256(picture).hexdigest()}
         replace_file(self.picture(key), picture)
         replace_file(self._report(key), json.dumps(kept, indent=1, ensure_ascii=False))

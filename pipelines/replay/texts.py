@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from ..engine.wanted import Wanted
     from ..lora.stack import AppliedLora
     from ..observer import Observer
-    from ..parts.encoder import Text
+    from ..parts.encoder import Embedding, Text
     from ..run.run import Run
 
 
 @dataclass
 class _Together:
-    """Texts that are encoded in one go, and the keys of the cells that need them."""
+    """Texts that are encoded in one go, the keys of the cells that need them, and what came of it."""
 
     wanted: Wanted
     texts: dict[Text, None] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
+    embeddings: list[Embedding] | None = None
 
 
 class TextsAhead:
@@ -33,14 +34,8 @@ class TextsAhead:
         self._groups: dict[tuple[AppliedLora, ...], _Together] = {}
 
     def add(self, key: str, run: Run) -> None:
-        """Adds a prepared cell's.
-
-        Raises:
-            AITKError: the model cannot make its texts, or not of these control images.
-        """
-        model = run.wanted.model
-        texts = model.texts(run.job)
-        model.check_references(run.job)
+        """Adds a prepared cell's."""
+        texts = run.wanted.model.texts(run.job)
         encoders = dict.fromkeys(text.encoder for text in texts)
         loras = tuple(lora for name in encoders for lora in run.wanted.loras_of(name))
         group = self._groups.setdefault(loras, _Together(run.wanted))
@@ -64,6 +59,17 @@ class TextsAhead:
         for group in self._groups.values():
             try:
                 with torch.inference_mode(False), torch.no_grad(), engine.device_memory():
-                    engine.embeddings(group.wanted, list(group.texts), observer)
+                    group.embeddings = engine.embeddings(group.wanted, list(group.texts), observer)
             except AITKError as error:
                 yield from ((key, str(error)) for key in group.keys)
+
+    @property
+    def encoded(self) -> list[list[Embedding] | None]:
+        """What was encoded, for :meth:`give` of the same cells elsewhere; None for texts that failed."""
+        return [group.embeddings for group in self._groups.values()]
+
+    def give(self, engine: Engine, encoded: Sequence[Sequence[Embedding] | None]) -> None:
+        """Has an engine take what was encoded elsewhere."""
+        for group, embeddings in zip(self._groups.values(), encoded, strict=True):
+            if embeddings is not None:
+                engine.take_embeddings(group.wanted, list(group.texts), embeddings)

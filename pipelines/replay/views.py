@@ -38,8 +38,9 @@ def to_batch(pictures: Sequence[Pixels | None], like: Sequence[Pixels | None] = 
     batch = torch.zeros((len(pictures), height, width, 3))
     for place, picture in zip(batch, pictures, strict=True):
         if picture is not None:
-            place[: picture.shape[0], : picture.shape[1]] = torch.from_numpy(picture.copy()).float() / 255
-    return batch
+            place[: picture.shape[0], : picture.shape[1]] = torch.from_numpy(picture.copy())
+    # in place: the batch of a large replay is many gigabytes
+    return batch.div_(255)
 
 
 def as_batch(picture: Image) -> torch.Tensor:

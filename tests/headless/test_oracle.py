@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from comfyui_aitk.headless.replay import replay_command
 from comfyui_aitk.nodes.host import use_host
 from comfyui_aitk.pipelines.oracle.access import TOKEN_VARIABLE
 from engine_server import TOKEN, EngineServer, running
 from PIL import Image
+from recorded_jobs import moved
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CHOSEN = ("--checkpoints", "0,250", "--samples", "0")
@@ -53,15 +52,6 @@ def place(tmp_path: Path, monkeypatch):
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     yield Place(tmp_path)
     use_host(None)
-
-
-def moved(file: bytes, levels: int) -> bytes:
-    """A picture with its upper half moved by some levels."""
-    pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
-    pixels[: len(pixels) // 2] += np.where(pixels[: len(pixels) // 2] > 127, -levels, levels)
-    written = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(written, "PNG")
-    return written.getvalue()
 
 
 def test_three_ways_are_in_the_report_on_the_page_and_on_the_sheet(place, capsys):

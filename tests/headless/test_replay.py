@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from comfyui_aitk.headless.cli import run_command
 from comfyui_aitk.headless.replay import replay_command
 from comfyui_aitk.nodes.host import use_host
+from recorded_jobs import GOLDEN, copy_slow_job, replayed_files
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.usefixtures("kept_engine")
 
@@ -25,9 +31,13 @@ def folders(tmp_path: Path):
     use_host(None)
 
 
-def _replay(folders: Path, *arguments: str) -> int:
-    own = ["--models", str(folders / "models"), "--output", str(folders / "out"), "--weights", "base"]
-    return replay_command([str(folders / "input" / "my_job"), *own, "--device", "cpu", *arguments])
+def _replay(folders: Path, *arguments: str, output: str = "out") -> int:
+    return replay_command([*_own(folders, output), *arguments])
+
+
+def _own(folders: Path, output: str) -> list[str]:
+    own = ["--models", str(folders / "models"), "--output", str(folders / output), "--weights", "base"]
+    return [str(folders / "input" / "my_job"), *own, "--device", "cpu"]
 
 
 def test_a_job_becomes_pictures_a_page_and_a_report(folders, capsys):
@@ -73,3 +83,42 @@ def test_a_job_that_died_is_told(tmp_path, capsys):
     assert "1 identical" in said.out or "1 same picture" in said.out
     assert "not rendered: step 0, sample 1" in said.err
     use_host(None)
+
+
+_IN_A_CHILD = """
+import sys, tasks
+tasks.load_pack()
+from comfyui_aitk.headless.replay import replay_command
+sys.exit(replay_command(sys.argv[1:]))
+"""
+
+
+def test_a_killed_replay_goes_on_where_it_stopped(folders):
+    shutil.rmtree(folders / "input" / "my_job")
+    copy_slow_job(folders / "input" / "my_job")
+    chosen, store = ["--checkpoints", "0,250"], folders / "out" / "aitk_replay"
+    # the keys of cells know the number of threads
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", _IN_A_CHILD, *_own(folders, "out"), *chosen]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as child:
+        while len(list(store.glob("*.json"))) < 3:
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.kill()
+    assert child.returncode != 0
+    finished = sorted(store.glob("*.json"))
+    assert 3 <= len(finished) < 6
+    # a picture of which half was written, and a file that was never given its name
+    half = finished.pop().with_suffix(".png")
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    draft = store / f".{'0' * 32}.part"
+    draft.write_bytes(b"half")
+    os.utime(draft, (0, 0))
+    before = {path: path.stat().st_mtime_ns for path in finished}
+    assert _replay(folders, *chosen) == 0
+    report = json.loads((folders / "out" / "report.json").read_text())
+    found = {cell["run"]["replay"]["key"] for cell in report["cells"] if cell["found"]}
+    assert found == {path.stem for path in finished}
+    assert {path: path.stat().st_mtime_ns for path in finished} == before
+    assert _replay(folders, *chosen, output="undisturbed") == 0
+    assert replayed_files(folders / "out") == replayed_files(folders / "undisturbed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import torch
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.nodes.training_job import AITKReplayPreviews, AITKTrainingJob
 from comfyui_aitk.pipelines.errors import FileError, InputError
+from comfyui_aitk.pipelines.handle import PipelineHandle
+from comfyui_aitk.pipelines.jobs.job import JobCheckpoint, TrainingJob
+from recorded_jobs import recorded_base, recorded_job
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 LORA = "fox_style_v1_000000250.safetensors"
@@ -118,3 +122,35 @@ def test_something_else_than_a_job_is_refused(jobs):
     _, pipeline, _ = AITKTrainingJob().open("png", "base")
     with pytest.raises(InputError, match="Connect AITK Training Job"):
         AITKReplayPreviews().replay("png", pipeline)  # pyright: ignore[reportArgumentType]
+
+
+def _large(steps: int, samples: int, side: int = 64) -> tuple[TrainingJob, PipelineHandle]:
+    """The recorded job with many samples, and with many checkpoints of which the base alone is there."""
+    job = recorded_job("lumina2_png")
+    many = tuple(replace(job.samples[0], index=i, seed=i % 3, width=side, height=side) for i in range(samples))
+    gone = tuple(JobCheckpoint(step, False, missing=f"gone_{step}.safetensors") for step in range(1, steps))
+    checkpoints = (job.checkpoints[0], *gone)
+    return replace(job, samples=many, first_samples=many, checkpoints=checkpoints), recorded_base("lumina2")
+
+
+def test_a_job_of_two_thousand_pictures_says_what_it_skipped(jobs, monkeypatch):
+    said = []
+    monkeypatch.setattr(PlainHost, "show_text", lambda self, node, text: said.append(text))
+    ours, trainer, _, text = AITKReplayPreviews().replay(*_large(200, 10), checkpoints="all")
+    cells = json.loads(text)["cells"]
+    assert len(cells) == 2000
+    assert sum("is gone" in (cell["error"] or "") for cell in cells) == 1990
+    assert len(ours) == len(trainer) == 10
+    assert len({picture.numpy().tobytes() for picture in ours}) == 3
+    assert "1990 not rendered" in said[-1]
+    assert "10 pictures: The LoRA 'gone_1.safetensors' is gone" in said[-1]
+    assert "196 more reasons are in the report" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "samples", "side", "why"), [(201, 10, 64, "1 to 2,000"), (1, 2000, 16384, "IMAGE, and this computer has")]
+)
+def test_too_much_at_once_is_refused_before_anything_is_rendered(jobs, steps, samples, side, why):
+    with pytest.raises(InputError, match=why):
+        AITKReplayPreviews().replay(*_large(steps, samples, side), checkpoints="all")
+    assert not list(jobs.parent.rglob("aitk_replay/*"))

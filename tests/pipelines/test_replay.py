@@ -16,6 +16,7 @@ from comfyui_aitk.pipelines.errors import DeviceMemoryError, InputError
 from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.jobs.job import JobCheckpoint, TrainingJob
 from comfyui_aitk.pipelines.machine.machine import PlainMachine
+from comfyui_aitk.pipelines.models.lumina2 import loop
 from comfyui_aitk.pipelines.observer import SILENT, SilentObserver
 from comfyui_aitk.pipelines.replay.cell import Outcome, Place
 from comfyui_aitk.pipelines.replay.floor import Floors
@@ -164,6 +165,25 @@ def test_one_cells_failure_is_its_own(kept, job, tmp_path):
     assert "fox_style_v1_000000500.safetensors' is gone" in outcomes[Place(500, 0)].error
     assert "seed" in outcomes[Place(0, 1)].error
     assert [place for place, one in outcomes.items() if one.picture] == [Place(0, 0), Place(600, 0)]
+
+
+def test_a_cell_that_runs_out_of_memory_leaves_the_others(kept, tmp_path, monkeypatch):
+    predict = loop.predict
+
+    def predicted(module, latents, *rest):
+        # sample 2 is 80 x 64
+        return torch.empty(2**60) if latents.shape[-2:] == (8, 10) else predict(module, latents, *rest)
+
+    monkeypatch.setattr(loop, "predict", predicted)
+    job = recorded_job("lumina2_png")
+    outcomes = {one.place: one for one in _replay(kept, job, tmp_path, checkpoints="0,250")}
+    full = {place for place, one in outcomes.items() if "ran out of memory" in one.error}
+    assert full == {Place(0, 2), Place(250, 2)}
+    assert all(one.picture for place, one in outcomes.items() if place not in full)
+    monkeypatch.undo()
+    again = _replay(kept, job, tmp_path, checkpoints="0,250")
+    assert {one.place for one in again if not one.found} == full
+    assert not [one.error for one in again if one.error]
 
 
 def test_a_lora_that_was_saved_again_is_another_picture(kept, job, tmp_path):

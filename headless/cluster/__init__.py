@@ -1,0 +1,1 @@
+"""A replay's cells on the workers of a Ray cluster."""
