@@ -136,7 +136,7 @@ def _large(steps: int, samples: int, side: int = 64) -> tuple[TrainingJob, Pipel
 def test_a_job_of_two_thousand_pictures_says_what_it_skipped(jobs, monkeypatch):
     said = []
     monkeypatch.setattr(PlainHost, "show_text", lambda self, node, text: said.append(text))
-    ours, trainer, _, text = AITKReplayPreviews().replay(*_large(200, 10), checkpoints="all")
+    ours, trainer, _, text = AITKReplayPreviews().replay(*_large(200, 10), checkpoints="all")["result"]
     cells = json.loads(text)["cells"]
     assert len(cells) == 2000
     assert sum("is gone" in (cell["error"] or "") for cell in cells) == 1990
