@@ -325,31 +325,32 @@ def test_the_changelog_has_the_package_s_version_and_room_for_the_next():
     assert all(re.fullmatch(r" - \d{4}-\d\d-\d\d", day) for _, day in headings[1:])
 
 
-DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / WEB_DIRECTORY / "docs" / node / "en.md" for node in NODE_CLASS_MAPPINGS]
+PAGES = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+HELP = [f"{WEB_DIRECTORY.removeprefix('./')}/docs/{node}/en.md" for node in NODE_CLASS_MAPPINGS]
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, *PAGES], ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_linked_files_and_headings_are_there(path: Path):
-    for link in re.findall(r"(?<!!)\[[^]]*\]\(([^)\s]+)\)", path.read_text("utf-8")):
-        if path in PAGES:
-            # the classic editor would look for a relative one below its own address
-            assert link.startswith(SITE), link
+@pytest.mark.parametrize("name", [*PAGES, *HELP])
+def test_linked_files_and_their_headings_are_there(name):
+    page = ROOT / name
+    for link in re.findall(r"(?<!!)\[[^]]*\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        # a relative link of a help page would be looked for below the editor's own address
+        assert name not in HELP or link.startswith(SITE), link
         if link.startswith("https:") and not link.startswith(SITE):
             continue
-        name, _, anchor = link.removeprefix(SITE).partition("#")
-        target = (ROOT if link.startswith(SITE) else path.parent) / name if name else path
-        assert target.is_file(), link
-        assert not anchor or anchor in anchors(target.read_text("utf-8")), link
+        file, _, heading = link.removeprefix(SITE).partition("#")
+        linked = (ROOT if link.startswith(SITE) else page.parent) / file if file else page
+        assert linked.is_file(), link
+        assert not heading or heading in anchors(linked.read_text("utf-8")), link
 
 
-def anchors(text: str) -> set[str]:
-    """What GitHub makes of headings."""
+def anchors(text: str) -> list[str]:
+    """A page's headings, as GitHub makes addresses of them."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
-def test_each_page_under_docs_is_linked_from_a_help_page_or_readme():
-    texts = [README, *(path.read_text("utf-8") for path in PAGES)]
-    assert [path.name for path in DOCUMENTS[4:] if not any(f"docs/{path.name}" in text for text in texts)] == []
+def test_every_page_is_linked_from_readme_or_from_help():
+    texts = [README, *map(page, NODE_CLASS_MAPPINGS)]
+    linked = {name for text in texts for name in re.findall(r"/?(docs/[\w-]+\.md)", text)}
+    assert [name for name in PAGES if name.startswith("docs/") and name not in linked] == []
