@@ -1,4 +1,4 @@
-"""Draws ``side_by_side.png`` for README: a recorded preview of AI Toolkit, ours, and diffusers' picture, with what differs.
+"""Draws README's ``side_by_side.png``: a recorded preview of AI Toolkit, ours, and diffusers', with what differs.
 
     .venv/bin/python docs/pictures/side_by_side.py
 
@@ -57,12 +57,13 @@ def _render(folder: Path) -> list[Panel]:
         "--checkpoints", STEP, "--samples", SAMPLE,
     )  # fmt: skip
     sets = {
-        "LoadAITKModel.weights": "tiny", "LoadAITKModel.dtype": "float32", "ApplyAITKLoRA.lora_name": checkpoint["lora"],
-        "ApplyAITKLoRA.strength": 1, "AITKSampler.recipe": "reference pipeline", "AITKSampler.prompt": item["prompt"],
-        "AITKSampler.negative_prompt": item["negative_prompt"], "AITKSampler.width": item["width"],
-        "AITKSampler.height": item["height"], "AITKSampler.steps": item["steps"],
-        "AITKSampler.guidance_scale": item["guidance"], "AITKSampler.seed": item["seed"],
-        "AITKSampler.trigger_word": "",
+        "LoadAITKModel.weights": "tiny", "LoadAITKModel.dtype": "float32",
+        "ApplyAITKLoRA.lora_name": checkpoint["lora"], "ApplyAITKLoRA.strength": 1,
+        "AITKSampler.recipe": "reference pipeline", "AITKSampler.trigger_word": "",
+        "AITKSampler.prompt": item["prompt"], "AITKSampler.negative_prompt": item["negative_prompt"],
+        "AITKSampler.width": item["width"], "AITKSampler.height": item["height"],
+        "AITKSampler.steps": item["steps"], "AITKSampler.guidance_scale": item["guidance"],
+        "AITKSampler.seed": item["seed"],
     }  # fmt: skip
     _command(
         "run", ROOT / "example_workflows" / "lumina2_lora.json", "--models", models, "--output", folder / "reference",
@@ -102,8 +103,9 @@ def draw(panels: list[Panel]) -> Image.Image:
         heat = _heat(panels[0].picture, panel.picture)
         sheet.paste(heat.resize((width, height), Image.Resampling.NEAREST), (left, top))
         if place == 0:
-            pen.text((left + 24, top + 24), "What differs from it:", "#ffffff", ImageFont.load_default(26))
-            pen.text((left + 24, top + 62), "black where the pixels\nare the same", "#aab2bd", ImageFont.load_default(26))
+            font = ImageFont.load_default(26)
+            pen.text((left + 24, top + 24), "What differs from it:", "#ffffff", font)
+            pen.text((left + 24, top + 62), "black where the pixels\nare the same", "#aab2bd", font)
         words = _count(panels[0].picture, panel.picture) if place else f"job {JOB}, step {STEP}, enlarged {SCALE} times"
         pen.text((left, top + height + 8), words, INK if place else SOFT, ImageFont.load_default(24 if place else 22))
     return sheet
