@@ -1,10 +1,11 @@
-"""What README, the help pages and the package's description say of models, recipes, nodes and options is so.
+"""What README, the pages, the help pages and the package's description say of models, recipes, nodes and options is so.
 
 The catalogue and the nodes state these lists; the pages repeat them for people. Tables are found by their heading row.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections import defaultdict
@@ -12,15 +13,19 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
+import yaml
 from comfyui_aitk import WEB_DIRECTORY
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from comfyui_aitk.pipelines.models import DEFAULT_MODEL, catalogue, recipe_options, runtime_options
 from comfyui_aitk.pipelines.models.facts import ModelFacts
 from comfyui_aitk.pipelines.models.option import Option
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+DOCS = {path.stem: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT, COMFY = SETTINGS["project"], SETTINGS["tool"]["comfy"]
 MODELS = list(catalogue().values())
 EXAMPLES = {path.stem for path in (ROOT / "example_workflows").glob("*.json")}
 OPTIONS = [("AITKRecipeOptions", option) for option in recipe_options()]
@@ -66,13 +71,16 @@ def repositories(facts: ModelFacts) -> set[str]:
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
-def test_readme_has_every_model_with_its_id_and_repositories():
-    rows = by_title(table(README, "| model |"))
-    assert rows.keys() == {facts.title for facts in MODELS}
+def test_readme_and_the_page_of_models_have_every_one_with_its_id_and_repositories():
+    proved, sources = (by_title(table(text, "| model |")) for text in (README, DOCS["models"]))
+    assert proved.keys() == sources.keys() == {facts.title for facts in MODELS}
     for facts in MODELS:
-        ((_, arch, weights),) = rows[facts.title]
+        ((_, arch, weights),) = sources[facts.title]
         assert codes(arch) == [facts.id]
         assert set(codes(weights)) == repositories(facts)
+        (row,) = proved[facts.title]
+        assert codes(row[1]) == [facts.id]
+        assert len([cell for cell in row if cell]) == 4
 
 
 def test_the_loader_s_page_has_every_model_with_its_repositories():
@@ -186,11 +194,18 @@ def test_the_sampler_s_page_has_every_era(facts):
         assert rows[name][1:3] == [when, era.version]
 
 
+def test_readme_says_whose_picture_each_recipe_is():
+    said = [codes(row[0])[0].removesuffix(" ...") for row in table(README, "| *render as* |")]
+    for name in {name for facts in MODELS for name in facts.recipes}:
+        assert [one for one in said if name == one or name.startswith(f"{one} ")], name
+    assert said[0] == next(iter(MODELS[0].recipes)), "the default"
+
+
 # ---- nodes, options, examples ---------------------------------------------------------------------------------------
 
 
-def test_readme_has_every_node_and_each_has_a_page():
-    assert sorted(row[0] for row in table(README, "| node |")) == sorted(NODE_DISPLAY_NAME_MAPPINGS.values())
+def test_the_page_of_nodes_has_every_one_and_each_has_a_page():
+    assert sorted(row[0] for row in table(DOCS["nodes"], "| node |")) == sorted(NODE_DISPLAY_NAME_MAPPINGS.values())
     for name in NODE_CLASS_MAPPINGS:
         assert page(name).startswith(f"# {NODE_DISPLAY_NAME_MAPPINGS[name]}\n")
     folder = ROOT / WEB_DIRECTORY / "docs"
@@ -213,9 +228,19 @@ def values(option: Option) -> str:
     return f"{option.low:g} to {option.high:g}; default {option.default}"
 
 
-def test_readme_has_every_example():
-    named = [name for row in table(README, "| workflow |") for name in codes(row[0])]
+def test_the_page_of_nodes_has_every_example():
+    named = [name for row in table(DOCS["nodes"], "| workflow |") for name in codes(row[0])]
     assert sorted(named) == sorted(EXAMPLES)
+
+
+def test_the_examples_that_readme_names_render_the_trainer_s_preview():
+    """They lead a person who wants their samples there in one step."""
+    (line,) = re.findall(r"Templates that are set so: ([^.]+)\.", README)
+    assert codes(line)
+    for name in codes(line):
+        document = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
+        (sampler,) = [node for node in document["nodes"] if node["type"] == "AITKSampler"]
+        assert "trainer preview" in sampler["widgets_values"], name
 
 
 # ---- what stands around them ----------------------------------------------------------------------------------------
@@ -228,7 +253,60 @@ def test_the_changelog_has_the_package_s_version_and_room_for_the_next():
     assert all(re.fullmatch(r" - \d{4}-\d\d-\d\d", day) for _, day in headings[1:])
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_linked_files_are_there(name):
-    links = re.findall(r"\]\((?!https:)([^)]+)\)", (ROOT / name).read_text("utf-8"))
-    assert [link for link in links if not (ROOT / link).is_file()] == []
+PAGES = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in DOCS)]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_linked_files_and_their_headings_are_there(name):
+    page = ROOT / name
+    for link in re.findall(r"\]\((?!https:)([^)]+)\)", page.read_text("utf-8")):
+        file, _, heading = link.partition("#")
+        linked = page.parent / file if file else page
+        assert linked.is_file(), link
+        assert not heading or heading in anchors(linked.read_text("utf-8")), link
+
+
+def anchors(text: str) -> list[str]:
+    """A page's headings, as GitHub makes addresses of them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_every_page_is_reached_from_readme():
+    linked = set(re.findall(r"\]\(docs/([^)#]+)\.md", README))
+    inside = {name for text in DOCS.values() for name in re.findall(r"\]\(([^)/#]+)\.md", text)}
+    assert DOCS.keys() == linked | inside & DOCS.keys()
+
+
+# ---- what the registry gets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("key", "ratio"), [("Icon", 1), ("Banner", 21 / 9)])
+def test_the_registry_s_pictures_are_in_the_repository(key, ratio):
+    """It asks for a square icon of at most 400 pixels, and a banner of 21:9."""
+    base = PROJECT["urls"]["Repository"].replace("https://github.com/", "https://raw.githubusercontent.com/")
+    assert COMFY[key].startswith(f"{base}/main/")
+    with Image.open(ROOT / COMFY[key].removeprefix(f"{base}/main/")) as picture:
+        width, height = picture.size
+    assert width == pytest.approx(height * ratio)
+    assert key != "Icon" or width <= 400
+
+
+def test_what_the_archive_leaves_out_is_there_and_nothing_of_it_runs_in_comfyui():
+    lines = (ROOT / ".comfyignore").read_text("utf-8").splitlines()
+    left_out = [line for line in lines if line and not line.startswith("#")]
+    assert "tests/" in left_out
+    assert [name for name in left_out if not (ROOT / name).exists()] == []
+    kept = {"__init__.py", "nodes/", "pipelines/", "web/", "example_workflows/", "requirements.txt", "pyproject.toml"}
+    assert kept.isdisjoint(left_out)
+
+
+def test_the_release_reads_only_and_runs_what_was_looked_at():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "publish.yml").read_text("utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    jobs = workflow["jobs"].values()
+    assert not any("permissions" in job for job in jobs)
+    used = [step["uses"] for job in jobs for step in job["steps"] if "uses" in step]
+    assert any(name.startswith("Comfy-Org/publish-node-action@") for name in used)
+    # a tag can be moved to another commit, which would get the registry's token
+    assert [name for name in used if not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name)] == []
