@@ -256,11 +256,11 @@ def test_the_changelog_has_the_package_s_version_and_room_for_the_next():
     assert all(re.fullmatch(r" - \d{4}-\d\d-\d\d", day) for _, day in headings[1:])
 
 
-PAGES = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+DOCUMENTS += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_linked_files_and_their_headings_are_there(name):
     page = ROOT / name
     for link in re.findall(r"\]\((?!https:)([^)]+)\)", page.read_text("utf-8")):
@@ -279,7 +279,7 @@ def anchors(text: str) -> list[str]:
 def test_every_page_is_linked_from_readme_or_from_help():
     texts = [README, *map(page, NODE_CLASS_MAPPINGS)]
     linked = {name for text in texts for name in re.findall(r"/?(docs/[\w-]+\.md)", text)}
-    assert [name for name in PAGES if name.startswith("docs/") and name not in linked] == []
+    assert [name for name in DOCUMENTS if name.startswith("docs/") and name not in linked] == []
 
 
 # ---- what the registry gets -----------------------------------------------------------------------------------------
