@@ -8,6 +8,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from ..pipelines.amounts import duration
+from ..pipelines.errors import PackageError
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .host import Host, ProgressBar
 
 _SAY_AGAIN = 1.0  # seconds
+_PACK = __name__.removesuffix(".nodes.observer")
 
 
 class NodeObserver:
@@ -47,7 +49,7 @@ class NodeObserver:
         self._ticker.start()
         return self
 
-    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         assert self._ticker is not None
         self._ended.set()
         # what it says late would hide what is said next
@@ -55,6 +57,8 @@ class NodeObserver:
         if failed is not None and (self.spoke or self._bar is not None):
             # the page leaves the last text on the node: it would go on to say that it samples
             self._host.show_text(self._node_id, f"stopped while {self._text}")
+        if isinstance(error, ImportError) and error.name and not error.name.startswith(_PACK):
+            raise _package_error(error) from error
 
     def check(self) -> None:
         self._host.check_interrupt()
@@ -85,3 +89,15 @@ class NodeObserver:
         while not self._ended.wait(max(0.0, self._said + _SAY_AGAIN - time.monotonic())):
             if time.monotonic() - self._said >= _SAY_AGAIN:
                 self._show()
+
+
+def _package_error(error: ImportError) -> PackageError:
+    """ComfyUI starts without this pack's requirements: nothing heavy is imported before a run."""
+    name = (error.name or "").split(".")[0]
+    missing = isinstance(error, ModuleNotFoundError)
+    return PackageError(
+        f"The Python package {name} is {'not installed' if missing else 'damaged or too old'} in ComfyUI's Python. "
+        f"Install this pack's requirements: ComfyUI Manager does so when it installs or updates the pack; by hand, run "
+        f"'python -m pip install -r requirements.txt' in the pack's folder, with the Python that runs ComfyUI. Then "
+        f"start ComfyUI again."
+    )

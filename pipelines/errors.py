@@ -37,3 +37,7 @@ class OracleError(AITKError):
 
 class DeviceMemoryError(AITKError):
     """The device ran out of memory."""
+
+
+class PackageError(AITKError):
+    """A Python package that this pack needs is missing, or older than requirements.txt asks for."""

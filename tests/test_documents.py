@@ -7,6 +7,7 @@ and the inputs and outputs of a node in the lists of its help page, which is rea
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections import defaultdict
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from comfyui_aitk import WEB_DIRECTORY
 from comfyui_aitk.headless.help_pictures import NAME, SCHEMES, WIDTH, Box, draw
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
@@ -25,7 +27,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT, COMFY = SETTINGS["project"], SETTINGS["tool"]["comfy"]
 MODELS = list(catalogue().values())
 EXAMPLES = {path.stem for path in (ROOT / "example_workflows").glob("*.json")}
 OPTIONS = [("AITKRecipeOptions", option) for option in recipe_options()]
@@ -100,13 +103,14 @@ def repositories(facts: ModelFacts) -> set[str]:
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
-def test_readme_has_every_model_with_its_id_and_repositories():
+def test_readme_has_every_model_with_its_id_and_what_was_proved():
     rows = by_title(table(README, "| model |"))
     assert rows.keys() == {facts.title for facts in MODELS}
     for facts in MODELS:
-        ((_, arch, weights),) = rows[facts.title]
+        ((_, arch, equal, proof),) = rows[facts.title]
         assert codes(arch) == [facts.id]
-        assert set(codes(weights)) == repositories(facts)
+        assert equal
+        assert proof
 
 
 def test_the_loader_s_page_has_every_model_and_that_of_files_its_repositories():
@@ -229,11 +233,20 @@ def test_who_wants_the_trainer_s_samples_is_told_how_before_anything_else(node):
     assert "AITK Training Job" in before
 
 
+def test_readme_says_whose_picture_each_recipe_is():
+    said = [codes(row[0])[0].removesuffix(" ...") for row in table(README, "| *render as* |")]
+    for name in {name for facts in MODELS for name in facts.recipes}:
+        assert [one for one in said if name == one or name.startswith(f"{one} ")], name
+    assert said[0] == next(iter(MODELS[0].recipes)), "the default"
+
+
 # ---- nodes, options, examples ---------------------------------------------------------------------------------------
 
 
-def test_readme_has_every_node_and_each_has_a_page():
-    assert sorted(row[0] for row in table(README, "| node |")) == sorted(NODE_DISPLAY_NAME_MAPPINGS.values())
+def test_the_page_of_nodes_has_every_one_and_each_has_a_page():
+    assert sorted(row[0] for row in table(document("nodes.md"), "| node |")) == sorted(
+        NODE_DISPLAY_NAME_MAPPINGS.values()
+    )
     for name in NODE_CLASS_MAPPINGS:
         assert page(name).startswith(f"# {NODE_DISPLAY_NAME_MAPPINGS[name]}\n")
     folder = ROOT / WEB_DIRECTORY / "docs"
@@ -310,9 +323,19 @@ def test_each_option_is_in_its_node_s_page_with_its_values(node: str, option: Op
         assert f"{option.low:g} to {option.high:g};" in about
 
 
-def test_readme_has_every_example():
-    named = [name for row in table(README, "| workflow |") for name in codes(row[0])]
+def test_the_page_of_nodes_has_every_example():
+    named = [name for row in table(document("nodes.md"), "| workflow |") for name in codes(row[0])]
     assert sorted(named) == sorted(EXAMPLES)
+
+
+def test_the_examples_that_readme_names_render_the_trainer_s_preview():
+    """They lead a person who wants their samples there in one step."""
+    (line,) = re.findall(r"Templates that are set so: ([^.]+)\.", README)
+    assert codes(line)
+    for name in codes(line):
+        document = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
+        (sampler,) = [node for node in document["nodes"] if node["type"] == "AITKSampler"]
+        assert "trainer preview" in sampler["widgets_values"], name
 
 
 # ---- what stands around them ----------------------------------------------------------------------------------------
@@ -354,3 +377,37 @@ def test_every_page_is_linked_from_readme_or_from_help():
     texts = [README, *map(page, NODE_CLASS_MAPPINGS)]
     linked = {name for text in texts for name in re.findall(r"/?(docs/[\w-]+\.md)", text)}
     assert [name for name in PAGES if name.startswith("docs/") and name not in linked] == []
+
+
+# ---- what the registry gets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("key", "ratio"), [("Icon", 1), ("Banner", 21 / 9)])
+def test_the_registry_s_pictures_are_in_the_repository(key, ratio):
+    """It asks for a square icon of at most 400 pixels, and a banner of 21:9."""
+    base = PROJECT["urls"]["Repository"].replace("https://github.com/", "https://raw.githubusercontent.com/")
+    assert COMFY[key].startswith(f"{base}/main/")
+    with Image.open(ROOT / COMFY[key].removeprefix(f"{base}/main/")) as picture:
+        width, height = picture.size
+    assert width == pytest.approx(height * ratio)
+    assert key != "Icon" or width <= 400
+
+
+def test_what_the_archive_leaves_out_is_there_and_nothing_of_it_runs_in_comfyui():
+    lines = (ROOT / ".comfyignore").read_text("utf-8").splitlines()
+    left_out = [line for line in lines if line and not line.startswith("#")]
+    assert "tests/" in left_out
+    assert [name for name in left_out if not (ROOT / name).exists()] == []
+    kept = {"__init__.py", "nodes/", "pipelines/", "web/", "example_workflows/", "requirements.txt", "pyproject.toml"}
+    assert kept.isdisjoint(left_out)
+
+
+def test_the_release_reads_only_and_runs_what_was_looked_at():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "publish.yml").read_text("utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    jobs = workflow["jobs"].values()
+    assert not any("permissions" in job for job in jobs)
+    used = [step["uses"] for job in jobs for step in job["steps"] if "uses" in step]
+    assert any(name.startswith("Comfy-Org/publish-node-action@") for name in used)
+    # a tag can be moved to another commit, which would get the registry's token
+    assert [name for name in used if not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name)] == []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
-from comfyui_aitk.pipelines.errors import AITKError
+from comfyui_aitk.nodes.observer import NodeObserver
+from comfyui_aitk.pipelines.errors import AITKError, PackageError
 from comfyui_aitk.pipelines.models import DEFAULT_MODEL
 
 EMPTY = "no file in 'loras' yet"
@@ -57,3 +58,29 @@ def test_without_weights_the_first_run_wants_the_model_s_own_from_the_hub(fresh,
     """Offline it names the repository; online it downloads, which tests/pipelines/test_download.py watches."""
     with pytest.raises(AITKError, match="Alpha-VLLM/Lumina-Image-2"):
         NODE_CLASS_MAPPINGS["LoadAITKModel"]().load(DEFAULT_MODEL, "default", "auto")
+
+
+def _imports(host, error: ImportError) -> None:
+    with NodeObserver(host, None, "importing"):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ModuleNotFoundError("no diffusers", name="diffusers.models"),
+            "diffusers is not installed in ComfyUI's Python",
+        ),
+        (ImportError("cannot import name", name="diffusers"), "diffusers is damaged or too old"),
+    ],
+)
+def test_a_run_without_the_requirements_says_how_to_install_them(host, error, said):
+    with pytest.raises(PackageError, match=f"{said}.*-m pip install -r requirements.txt"):
+        _imports(host, error)
+
+
+@pytest.mark.parametrize("name", ["comfyui_aitk.nodes.lacking", None])
+def test_a_mistake_of_the_pack_s_own_is_no_missing_package(host, name):
+    with pytest.raises(ImportError, match="cannot import"):
+        _imports(host, ImportError("cannot import", name=name))
