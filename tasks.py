@@ -5,6 +5,7 @@
     python3 tasks.py run      a workflow from a file, without ComfyUI or on a running one
     python3 tasks.py request  a request to ai-toolkit-inference, or a command line of sd-scripts, rendered
     python3 tasks.py replay   a training job's sample pictures once more, beside the trainer's own
+    python3 tasks.py locales  what of the translations in locales/ is missing or older than its English text
     python3 tasks.py bench    times and memory beside plain diffusers calls, or AI Toolkit (--peers); --quick: tiny
     python3 tasks.py test     the tests; further arguments go to pytest
     python3 tasks.py lint     ruff and the type checker
@@ -94,12 +95,20 @@ def replay(arguments):
     return importlib.import_module(PACKAGE + ".headless.replay").replay_command(arguments)
 
 
+def locales(arguments):
+    load_pack()
+    return importlib.import_module(PACKAGE + ".headless.translations").locales_command(arguments)
+
+
 def bench(arguments):
     load_pack()
     return importlib.import_module(PACKAGE + ".headless.bench.command").bench_command(arguments)
 
 
-COMMANDS = {"demo": demo, "run": run, "request": request, "replay": replay, "bench": bench, "test": test, "lint": lint}
+COMMANDS = {
+    "demo": demo, "run": run, "request": request, "replay": replay, "locales": locales, "bench": bench, "test": test,
+    "lint": lint,
+}  # fmt: skip
 
 
 def main(arguments):
