@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..compare.causes import causes, our_run, recorded_run
 from ..compare.comparison import Verdict, compare_with_file
 from ..compare.pixels import read_picture
-from ..errors import AITKError, FileError
+from ..errors import FileError
 
 if TYPE_CHECKING:
     from ..compare.causes import Cause
@@ -74,16 +74,11 @@ def judge(
             continue
         pixels = read_picture(outcome.picture).pixels
         try:
-            comparison = compare_with_file(pixels, preview.file.path)
+            others = () if floors is None else floors.of(place)
+            comparison = compare_with_file(pixels, preview.file.path, others)
         except FileError as error:
             yield Judged(outcome, checkpoint, sample, preview, problem=str(error))
             continue
-        if floors is not None and comparison.verdict is Verdict.SAME_PICTURE:
-            try:
-                comparison = compare_with_file(pixels, preview.file.path, floors.of(place))
-            except AITKError as error:
-                said = f"What other kernels change could not be measured: {error}"
-                comparison = replace(comparison, notes=(*comparison.notes, said))
         identical = comparison.verdict is Verdict.IDENTICAL
         if identical and place.step == 0:
             equal_bases.add(place.index)

@@ -45,5 +45,15 @@ def replay(
     recipes = recipes_of(job, find_model(base.model))
     grid = make_grid(job, base, selection, input_folder, recipes[0])
     outcomes = render_grid(engine, grid, store, observer)
-    floors = Floors(engine, {cell.place: cell for cell in grid.cells}, store, observer) if measure_floor else None
-    return judge(job, outcomes, recipes, floors)
+    if not measure_floor:
+        return judge(job, outcomes, recipes)
+    floors = Floors(engine, {cell.place: cell for cell in grid.cells}, store, observer)
+    return _ending(floors, judge(job, outcomes, recipes, floors))
+
+
+def _ending(floors: Floors, judged: Iterator[Judged]) -> Iterator[Judged]:
+    """Passes cells on, and ends the floors' processes after the last one, or where something is raised."""
+    try:
+        yield from judged
+    finally:
+        floors.end()
