@@ -134,8 +134,8 @@ class AITKReplayPreviews:
                     "BOOLEAN",
                     {
                         "default": True,
-                        "tooltip": "Renders what is near the trainer's picture, and not it, once more with other "
-                        "kernels: only then can the verdict be 'equal up to kernel noise'.",
+                        "tooltip": "Renders what is near the trainer's picture, and not it, again with other kernels, "
+                        "one kind after the other: only then can the verdict be 'equal up to kernel noise'.",
                     },
                 ),
             },

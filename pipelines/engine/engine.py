@@ -339,9 +339,7 @@ class Engine:
             if (held := self._parts.find(key)) is not None:
                 self._set_loras(wanted, held.loras, (), SILENT)
 
-    def _set_loras(
-        self, wanted: Wanted, stack: LoraStack, loras: tuple[AppliedLora, ...], observer: Observer
-    ) -> None:
+    def _set_loras(self, wanted: Wanted, stack: LoraStack, loras: tuple[AppliedLora, ...], observer: Observer) -> None:
         stack.merging.room = self._parts.room_beside(wanted)
         before = stack.work
         try:

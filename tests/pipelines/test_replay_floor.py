@@ -132,7 +132,11 @@ def test_cancel_ends_the_process(tmp_path, started):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("free_ram", lambda: 10**9, "A process of its own needs 2.1 GB of memory, and 1.0 GB are free. Close other programs."),
+        (
+            "free_ram",
+            lambda: 10**9,
+            "A process of its own needs 2.1 GB of memory, and 1.0 GB are free. Close other programs.",
+        ),
         ("_CHILD", Path(__file__).with_name("no such file"), "Its process ended before it gave a picture."),
     ],
     ids=["no memory", "no process"],
