@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..compare.causes import causes, our_run, recorded_run
+from ..compare.causes import causes
 from ..compare.comparison import Verdict, compare_with_file
+from ..compare.described import our_run, recorded_run
 from ..compare.pixels import read_picture
 from ..errors import FileError
 
@@ -85,5 +86,7 @@ def judge(
         size = read_picture(preview.file.path).pixels.shape
         recorded = recorded_run(job, sample, checkpoint, (size[1], size[0]), recipes)
         ours = our_run(outcome.report, (pixels.shape[1], pixels.shape[0]), job.save_dtype if place.step else None)
-        found = () if identical else causes(recorded, ours, base_is_equal=place.index in equal_bases)
+        kernels = comparison.floor.kernels if comparison.floor and comparison.verdict is Verdict.KERNEL_NOISE else ""
+        base_is_equal = place.index in equal_bases
+        found = () if identical else causes(recorded, ours, base_is_equal=base_is_equal, kernels=kernels)
         yield Judged(outcome, checkpoint, sample, preview, comparison, found)
