@@ -198,3 +198,10 @@ def test_a_job_names_no_picture_elsewhere(kept, tmp_path, path):
 def test_a_selection_says_what_there_is(chosen):
     with pytest.raises(InputError, match=next(iter(chosen))):
         select(recorded_job("lumina2_png"), **chosen)
+
+
+def test_a_job_that_offloads_its_layers_has_the_lora_live(kept, tmp_path):
+    job = recorded_job("lumina2_png")
+    job = replace(job, model=replace(job.model, extras={"layer_offloading": "True"}))
+    (one,) = _replay(kept, job, tmp_path, checkpoints="250", samples="0")
+    assert [lora["application"] for lora in one.report["loras"]] == ["live"]
