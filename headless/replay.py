@@ -143,7 +143,7 @@ def _draw_sheet(path: Path, judged: Iterator[Judged], selection: Selection) -> N
     """Draws the contact sheet, or goes through the cells alone where they are too many for one."""
     import io
 
-    from ..pipelines.compare.sheet import MAX_CELLS, contact_sheet
+    from ..pipelines.compare.sheet import MAX_CELLS
     from ..pipelines.replay.views import SheetTable
 
     table = SheetTable.of(selection)
@@ -152,7 +152,7 @@ def _draw_sheet(path: Path, judged: Iterator[Judged], selection: Selection) -> N
         print(f"{count:,} cells are too many for a contact sheet; the page has them all", file=sys.stderr)
         return
     file = io.BytesIO()
-    contact_sheet(table.row_labels, table.column_labels, table.cells(judged)).save(file, "PNG")
+    table.draw(judged).save(file, "PNG")
     replace_file(path, file.getvalue())
 
 

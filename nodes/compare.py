@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _SCHEMA = 1  # of the report; grows where a key changes its meaning or leaves
 _SHOWN = 5  # pictures whose causes are listed on the node
-_TILE = 256  # pixels; larger pictures are scaled down on the contact sheet
 
 
 class AITKComparePreviews:
@@ -154,11 +153,12 @@ def _check_alike(name: str, pictures: list[Pixels], other: str, others: list[Pix
 def _sheet(own: list[Pixels], theirs: list[Pixels], found: list[Comparison]) -> torch.Tensor:
     import numpy as np
 
-    from ..pipelines.compare.sheet import Cell, contact_sheet
+    from ..pipelines.compare.sheet import Cell, Column, contact_sheet
 
+    height, width, _ = own[0].shape
     rows = [f"picture {index + 1}" for index in range(len(found))]
     cells = (Cell(index, 0, theirs[index], own[index], one.heat_map, one.caption) for index, one in enumerate(found))
-    return _images([np.asarray(contact_sheet(rows, ["trainer and ours"], cells, _TILE))])
+    return _images([np.asarray(contact_sheet(rows, [Column("trainer and ours", width, height)], cells))])
 
 
 def _images(pictures: Sequence[Pixels | None]) -> torch.Tensor:

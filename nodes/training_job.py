@@ -176,7 +176,6 @@ class AITKReplayPreviews:
         latent_format = find_model(pipeline.model).latent.format
         with NodeObserver(host, unique_id, "importing PyTorch and diffusers", latent_format) as observer:
             # torch and diffusers are imported by the first run, not by the pack
-            from ..pipelines.compare.sheet import contact_sheet
             from ..pipelines.replay.replay import replay
             from ..pipelines.replay.report import replay_report
             from ..pipelines.replay.selection import select
@@ -191,7 +190,7 @@ class AITKReplayPreviews:
                 measure_floor=bool(measure_floor),
             )  # fmt: skip
             table = SheetTable.of(selection)
-            sheet = contact_sheet(table.row_labels, table.column_labels, table.cells(seen.noting(judged)))
+            sheet = table.draw(seen.noting(judged))
         if not seen.rendered:
             raise InputError(f"No picture of job {shown(job.name)} could be rendered. {seen.error}")
         host.show_text(unique_id, seen.said())

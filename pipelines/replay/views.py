@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..compare.sheet import Cell as SheetCell
+from ..compare.sheet import Column, contact_sheet
 from ..words import cut
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ class SheetTable:
 
     Attributes:
         rows: step and strength -> the row's label.
-        columns: the sample's index -> the column's label.
+        columns: the sample's index -> the column, with the size that the job asks for: no picture is larger.
     """
 
     rows: dict[tuple[int, float], str]
-    columns: dict[int, str]
+    columns: dict[int, Column]
 
     @classmethod
     def of(cls, selection: Selection) -> SheetTable:
@@ -69,15 +70,19 @@ class SheetTable:
             for checkpoint in selection.checkpoints
             for strength in selection.strengths
         }
-        return cls(rows, {one.index: f"{one.index}: {cut(one.prompt, _LONGEST_LABEL)}" for one in selection.samples})
+        columns = {
+            one.index: Column(f"{one.index}: {cut(one.prompt, _LONGEST_LABEL)}", max(1, one.width), max(1, one.height))
+            for one in selection.samples
+        }
+        return cls(rows, columns)
 
     @property
     def row_labels(self) -> list[str]:
         return list(self.rows.values())
 
-    @property
-    def column_labels(self) -> list[str]:
-        return list(self.columns.values())
+    def draw(self, judged: Iterable[Judged]) -> Image:
+        """The sheet; each cell is judged when it is drawn."""
+        return contact_sheet(self.row_labels, list(self.columns.values()), self.cells(judged))
 
     def cells(self, judged: Iterable[Judged]) -> Iterator[SheetCell]:
         """What is drawn, one at a time."""
@@ -90,5 +95,5 @@ class SheetTable:
                 one.trainers(),
                 one.ours(),
                 comparison and comparison.heat_map,
-                one.outcome.error or (comparison.verdict.value if comparison else "no preview to compare with"),
+                one.outcome.error or (comparison.caption if comparison else "no preview to compare with"),
             )
