@@ -68,13 +68,15 @@ def test_nothing_is_left_of_other_kernels(tmp_path, monkeypatch):
     # far enough that both kinds of kernels are tried
     monkeypatch.setattr("comfyui_aitk.pipelines.compare.floor.covers", lambda floor, found: False)
     engine = Engine(PlainMachine())
-    for name, steps in (("omnigen2_control", "250"), ("lumina2_bf16", "250")):
-        encoded = engine.counters.texts_encoded
-        (one,) = measured(engine, name, tmp_path / "first", steps)
+    for name, texts, pictures in (("omnigen2_control", 2, 1), ("lumina2_bf16", 2, 0)):
+        before = replace(engine.counters)
+        (one,) = measured(engine, name, tmp_path / "first", "250")
         assert [floor.kernels for floor in one.comparison.floors] == list(HERE)
         assert all(floor.difference.differing for floor in one.comparison.floors), "they are other kernels"
-        assert engine.counters.texts_encoded > encoded
-        (again,) = measured(engine, name, tmp_path / "second", steps)
+        # once for the cell and once for each of the two
+        assert engine.counters.texts_encoded - before.texts_encoded == 3 * texts
+        assert engine.counters.pictures_encoded - before.pictures_encoded == 3 * pictures
+        (again,) = measured(engine, name, tmp_path / "second", "250")
         assert not again.outcome.found
         assert np.array_equal(again.ours(), one.ours())
     assert torch.backends.mkldnn.enabled
