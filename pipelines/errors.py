@@ -37,3 +37,7 @@ class OracleError(AITKError):
 
 class DeviceMemoryError(AITKError):
     """The device ran out of memory."""
+
+
+class ChildError(AITKError):
+    """A process that this pack started beside its own gave no result."""
