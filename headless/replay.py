@@ -179,14 +179,14 @@ def _draw_sheet(path: Path, table: SheetTable, cells: Iterator[SheetCell], *, wi
     """Draws the contact sheet, or goes through the cells alone where they are too many for one."""
     import io
 
-    from ..pipelines.compare.sheet import MAX_CELLS, contact_sheet
+    from ..pipelines.compare.sheet import MAX_CELLS
 
     if len(table.rows) * len(table.columns) > MAX_CELLS:
         count = sum(1 for _ in cells)
         print(f"{count:,} cells are too many for a contact sheet; the page has them all", file=sys.stderr)
         return
     file = io.BytesIO()
-    contact_sheet(table.row_labels, table.column_labels, cells, with_engine=with_engine).save(file, "PNG")
+    table.draw(cells, with_engine=with_engine).save(file, "PNG")
     replace_file(path, file.getvalue())
 
 

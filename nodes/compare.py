@@ -11,7 +11,7 @@ from ..pipelines.words import shown
 from .host import current_host
 from .page_pairs import PagePairs
 from .save_image import FORMATS
-from .shared import CATEGORY
+from .shared import CATEGORY, check_texts
 
 if TYPE_CHECKING:
     import torch
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from ..pipelines.compare.comparison import Comparison
     from ..pipelines.compare.pixels import Pixels
     from ..pipelines.jobs.job import Format
+    from ..pipelines.replay.told import ToldCell
 
 _SCHEMA = 1  # of the report; grows where a key changes its meaning or leaves
-_TILE = 256  # pixels; larger pictures are scaled down on the contact sheet
+_SHOWN = 5  # pictures whose causes are listed on the node
 
 
 class AITKComparePreviews:
@@ -50,6 +51,14 @@ class AITKComparePreviews:
                         "its previews, decoded, and only then compared.",
                     },
                 ),
+                "replay_report": (
+                    "STRING",
+                    {
+                        "forceInput": True,
+                        "tooltip": "The report of AITK Replay Previews, where both batches come from there: adds the "
+                        "likely causes of each difference.",
+                    },
+                ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
@@ -59,7 +68,7 @@ class AITKComparePreviews:
     OUTPUT_TOOLTIPS = (
         "Where each pair differs: black is equal, and each colour stands for twice as many levels as the one before.",
         "The trainer's picture, ours and the heat map beside each other, a row for each pair.",
-        "JSON: the verdict and the numbers of each pair.",
+        "JSON: the verdict and the numbers of each pair, and with replay_report the likely causes.",
     )
     FUNCTION = "compare"
     OUTPUT_NODE = True
@@ -73,10 +82,12 @@ class AITKComparePreviews:
         trainer: torch.Tensor,
         floor: torch.Tensor | None = None,
         format: Format = "png",
+        replay_report: str | None = None,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
-        from ..pipelines.compare.comparison import compare_as, summary
+        from ..pipelines.compare.comparison import Verdict, compare_as, summary
         from ..pipelines.compare.pixels import batch_pixels
+        from ..pipelines.replay.told import in_a_line
 
         if format not in FORMATS:
             raise InputError(f"format {shown(format)} is unknown. Choose one of: {', '.join(FORMATS)}.")
@@ -88,20 +99,44 @@ class AITKComparePreviews:
             _check_alike("floor", measured, "ours", own)
             floors, notes = measured, notes + also
         _check_alike("trainer", theirs, "ours", own)
+        told = _told(replay_report, len(own))
+        notes = (*notes, *more, *(f"{one.where}: the job has no picture of it" for one in told if not one.has_preview))
         found = [compare_as(a, b, format, c) for a, b, c in zip(own, theirs, floors, strict=True)]
-        current_host().show_text(unique_id, "\n".join([summary(found), *notes, *more]))
+        causes = [line for cell, one in zip(told, found, strict=False) if (line := in_a_line(cell, one.verdict))]
+        more_causes = [f"... and {len(causes) - _SHOWN} more in the report"] if len(causes) > _SHOWN else []
+        current_host().show_text(unique_id, "\n".join([summary(found), *notes, *causes[:_SHOWN], *more_causes]))
+        pictures = [one.as_json() for one in found]
+        for picture, cell in zip(pictures, told, strict=False):
+            identical = picture["verdict"] == Verdict.IDENTICAL
+            picture["causes"] = [] if identical else [dict(cause) for cause in cell.causes]
         report = {
             "schema": _SCHEMA,
             "summary": summary(found),
             "format": format,
-            "notes": [*notes, *more],
-            "pictures": [one.as_json() for one in found],
+            "notes": list(notes),
+            "pictures": pictures,
         }
         sheet, heats = _sheet(own, theirs, found), _images([one.heat_map for one in found])
         pairs = PagePairs(current_host().page_folder())
         for index, one in enumerate(found):
             pairs.add(f"picture {index + 1}", one.words, theirs[index], own[index], one)
         return {"ui": pairs.ui(), "result": (heats, sheet, json.dumps(report, ensure_ascii=False, indent=1))}
+
+
+def _told(report: str | None, pictures: int) -> list[ToldCell]:
+    """What a replay's report says of each picture; nothing without one."""
+    from ..pipelines.replay.told import told_cells
+
+    if report is None:
+        return []
+    check_texts({"replay_report": report})
+    cells = told_cells(report)
+    if len(cells) != pictures:
+        raise InputError(
+            f"replay_report is of {len(cells)} pictures, and ours holds {pictures}. Connect ours, trainer and report "
+            "of one AITK Replay Previews."
+        )
+    return cells
 
 
 def _check_alike(name: str, pictures: list[Pixels], other: str, others: list[Pixels]) -> None:
@@ -122,11 +157,12 @@ def _check_alike(name: str, pictures: list[Pixels], other: str, others: list[Pix
 def _sheet(own: list[Pixels], theirs: list[Pixels], found: list[Comparison]) -> torch.Tensor:
     import numpy as np
 
-    from ..pipelines.compare.sheet import Cell, contact_sheet
+    from ..pipelines.compare.sheet import Cell, Column, contact_sheet
 
+    height, width, _ = own[0].shape
     rows = [f"picture {index + 1}" for index in range(len(found))]
     cells = (Cell(index, 0, theirs[index], own[index], one.heat_map, one.caption) for index, one in enumerate(found))
-    return _images([np.asarray(contact_sheet(rows, ["trainer and ours"], cells, _TILE))])
+    return _images([np.asarray(contact_sheet(rows, [Column("trainer and ours", width, height)], cells))])
 
 
 def _images(pictures: Sequence[Pixels | None]) -> torch.Tensor:

@@ -135,8 +135,8 @@ class AITKReplayPreviews:
                     "BOOLEAN",
                     {
                         "default": True,
-                        "tooltip": "Renders what is near the trainer's picture, and not it, once more with other "
-                        "kernels: only then can the verdict be 'equal up to kernel noise'.",
+                        "tooltip": "Renders what is near the trainer's picture, and not it, again with other kernels, "
+                        "one kind after the other: only then can the verdict be 'equal up to kernel noise'.",
                     },
                 ),
             },
@@ -177,7 +177,7 @@ class AITKReplayPreviews:
         latent_format = find_model(pipeline.model).latent.format
         with NodeObserver(host, unique_id, "importing PyTorch and diffusers", latent_format) as observer:
             # torch and diffusers are imported by the first run, not by the pack
-            from ..pipelines.compare.sheet import check_cells, contact_sheet
+            from ..pipelines.compare.sheet import check_cells
             from ..pipelines.replay.replay import replay
             from ..pipelines.replay.report import replay_report
             from ..pipelines.replay.selection import select
@@ -196,7 +196,7 @@ class AITKReplayPreviews:
                 engine(), job, pipeline, selection, host.input_folder(), store, observer,
                 measure_floor=bool(measure_floor),
             )  # fmt: skip
-            sheet = contact_sheet(table.row_labels, table.column_labels, table.cells(seen.noting(judged)))
+            sheet = table.draw(table.cells(seen.noting(judged)))
         if not seen.rendered:
             raise InputError(f"No picture of job {shown(job.name)} could be rendered. {seen.error}")
         host.show_text(unique_id, seen.said())

@@ -41,3 +41,7 @@ class DeviceMemoryError(AITKError):
 
 class PackageError(AITKError):
     """A Python package that this pack needs is missing, or older than requirements.txt asks for."""
+
+
+class ChildError(AITKError):
+    """A process that this pack started beside its own gave no result."""

@@ -17,6 +17,7 @@ from ...pipelines.replay.ledger import Ledger
 from ...pipelines.replay.progress import TimeLeft
 from ...pipelines.words import cut, shown
 from .cell_queue import CellQueue
+from .passport import USUAL
 from .station import station
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class _Round:
         queue: what nobody renders yet.
         places: of all, by key.
         steps: of all, by key.
-        otherwise: whether they are rendered with other kernels.
+        kernels: with which they are rendered, by name.
         left: how long it will take.
         tries: workers that died with a cell.
         encoder: the worker that encodes the texts of all; None before there is one, and after it died.
@@ -107,7 +108,7 @@ class _Round:
     queue: CellQueue
     places: dict[str, Place]
     steps: dict[str, int]
-    otherwise: bool
+    kernels: str
     left: TimeLeft
     tries: Counter[str]
     encoder: _Worker | None = None
@@ -137,7 +138,7 @@ class Crew:
         self._ticket = asdict(ticket)
         self._own = own
         self._observer = observer
-        self._kernels: Mapping[str, Any] | None = None
+        self._first: Passport | None = None
         self._workers: list[_Worker] = []
         self._started = 0
         self._gone: list[str] = []
@@ -160,13 +161,18 @@ class Crew:
         for worker in list(self._workers):
             self._end(worker)
 
-    def render(self, store: CellStore, places: Sequence[Place] | None, *, otherwise: bool) -> list[Outcome]:
+    @property
+    def other_kernels(self) -> tuple[str, ...]:
+        """Those that the workers can render with, in the order of trying; none before something was rendered."""
+        return self._first.others if self._first is not None else ()
+
+    def render(self, store: CellStore, places: Sequence[Place] | None, kernels: str = USUAL) -> list[Outcome]:
         """Renders what of some cells is not in a store yet; each is kept there as soon as it comes.
 
         Args:
             store: of this machine.
             places: which; None is the whole grid.
-            otherwise: whether with other kernels.
+            kernels: the name of those with which; by default those in force.
 
         Raises:
             InputError: there is no worker left.
@@ -174,7 +180,7 @@ class Crew:
         """
         self._observer.stage("looking at what is rendered already")
         ledger = Ledger(store)
-        for one in self._plan(places, otherwise):
+        for one in self._plan(places, kernels):
             if one.error:
                 ledger.refuse(one.place, one.error)
             else:
@@ -184,17 +190,17 @@ class Crew:
             steps = {key: one.steps for key, one in waiting.items()}
             queue = CellQueue({key: (place.step, place.strength) for key, place in at.items()})
             left = TimeLeft(sum(steps.values()))
-            self._render(_Round(ledger, queue, at, steps, otherwise, left, Counter()))
+            self._render(_Round(ledger, queue, at, steps, kernels, left, Counter()))
         return ledger.outcomes()
 
-    def _plan(self, places: Sequence[Place] | None, otherwise: bool) -> list[Planned]:
+    def _plan(self, places: Sequence[Place] | None, kernels: str) -> list[Planned]:
         plans: list[list[Planned]] = []
         asked: _Worker | None = None
         while not plans:
             there = [worker for worker in self._workers if worker.node]
             if there and asked not in there:
                 asked = there[0]
-                self._call(asked, lambda _, plan: plans.append(plan), "plan", places, otherwise)
+                self._call(asked, lambda _, plan: plans.append(plan), "plan", places, kernels)
             self._wait("starting the workers")
         return plans[0]
 
@@ -221,7 +227,7 @@ class Crew:
             own.left.begin()
             place = own.places[key]
             worker.cell, worker.group = key, (place.step, place.strength)
-            self._call(worker, self._rendered, "render", place, own.otherwise)
+            self._call(worker, self._rendered, "render", place, own.kernels)
 
     def _begin(self, worker: _Worker) -> None:
         own = self._round
@@ -235,7 +241,7 @@ class Crew:
         self._call(
             worker,
             lambda worker, begun: self._begun(own, worker, begun),
-            "begin", own.places, own.otherwise, own.encoded,
+            "begin", own.places, own.kernels, own.encoded,
         )  # fmt: skip
 
     def _begin_others(self, worker: _Worker) -> None:
@@ -251,9 +257,9 @@ class Crew:
         if not problem:
             passport: Passport = answer["passport"]
             problem = "; ".join(passport.unlike(self._own))
-            if not problem and self._kernels is None:
-                self._kernels = passport.kernels
-            problem = problem or "; ".join(passport.unlike_kernels(self._kernels or {}))
+            if not problem:
+                self._first = self._first or passport
+                problem = "; ".join(passport.unlike_kernels(self._first))
         if problem:
             self._refuse(worker, problem)
         elif self._round is not None:
@@ -368,7 +374,8 @@ class Crew:
     def _far(self, own: _Round, text: str, within: int = 0) -> str:
         settled = own.settled
         done = sum(own.steps[key] for key in settled) + within
-        return own.left.after(f"{len(settled)} of {len(own.places)} cells: {text}", done)
+        again = f" once more, {own.kernels}" if own.kernels else ""
+        return own.left.after(f"{len(settled)} of {len(own.places)} cells{again}: {text}", done)
 
 
 def _environment() -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...pipelines.jobs.era import encoder_types_of, recipes_by_step
 from ...pipelines.models import find_model
+from ...pipelines.replay.kernels import other_kernels
 from ...pipelines.replay.key import kernels
 from ...pipelines.run.report import digest, pack_version, versions
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ...pipelines.handle import PipelineHandle
     from ...pipelines.jobs.job import TrainingJob
 
+USUAL = ""  # in the place of other kernels' name: those in force
 _LIBRARY = Path(__file__).resolve().parents[2] / "pipelines"
 
 
@@ -32,6 +34,7 @@ class Passport:
         weights: fingerprint of the base's files, those that the job takes from elsewhere among them.
         adapter: digests of the base's LoRAs: the training adapter, where there is one.
         kernels: see :func:`...pipelines.replay.key.kernels`.
+        others: names of the other kernels that it can render with, in the order of trying.
     """
 
     versions: Mapping[str, str]
@@ -40,13 +43,15 @@ class Passport:
     weights: str
     adapter: tuple[str, ...]
     kernels: Mapping[str, Any]
+    others: tuple[str, ...]
 
     @classmethod
     def of_this_process(cls, job: TrainingJob, base: PipelineHandle, device: str) -> Passport:
         # Pillow writes the files
         own = {"comfyui-aitk": pack_version(), **versions(), "pillow": version("pillow")}
         adapter = tuple(digest(lora.file) for lora in base.loras)
-        return cls(own, _code(), _contents(job, base), base.checkpoint.fingerprint(), adapter, kernels(device))
+        others = tuple(one.name for one in other_kernels(device))
+        return cls(own, _code(), _contents(job, base), base.checkpoint.fingerprint(), adapter, kernels(device), others)
 
     def unlike(self, own: Passport) -> Iterator[str]:
         """How this one differs from the driver's, in words; kernels aside, for the driver may have no GPU."""
@@ -63,12 +68,14 @@ class Passport:
         if self.adapter != own.adapter:
             yield "the training adapter in 'loras' is another file, or only one machine has it"
 
-    def unlike_kernels(self, others: Mapping[str, Any]) -> Iterator[str]:
-        """How this one's kernels differ from those of the other workers, in words."""
-        for name in others.keys() | self.kernels.keys():
-            there, here = self.kernels.get(name), others.get(name)
+    def unlike_kernels(self, first: Passport) -> Iterator[str]:
+        """How this one's kernels differ from those of the first worker, in words."""
+        for name in first.kernels.keys() | self.kernels.keys():
+            there, here = self.kernels.get(name), first.kernels.get(name)
             if there != here:
                 yield f"{name} is {there} there and {here} on the others"
+        if self.others != first.others:
+            yield f"other kernels are {', '.join(self.others)} there and {', '.join(first.others)} on the others"
 
 
 def _code() -> str:

@@ -14,11 +14,12 @@ from ...nodes.job_model import job_pipeline, with_initial_lora
 from ...nodes.sampler import engine
 from ...pipelines.errors import AITKError
 from ...pipelines.jobs.folder import open_job
+from ...pipelines.replay.floor import other_studios
 from ...pipelines.replay.grid import make_grid
 from ...pipelines.replay.selection import select
-from ...pipelines.replay.studio import OtherKernels, Studio
+from ...pipelines.replay.studio import Studio
 from ...pipelines.replay.texts import TextsAhead
-from .passport import Passport
+from .passport import USUAL, Passport
 
 if TYPE_CHECKING:
     import torch
@@ -115,36 +116,36 @@ class ReplayWorker:
         self._grid = make_grid(job, self._base, selection, host.input_folder())
         self._cells = {cell.place: cell for cell in self._grid.cells}
         self._engine = engine()
-        self._studios = {False: Studio(self._engine), True: OtherKernels(self._engine)}
+        self._studios = {USUAL: Studio(self._engine), **other_studios(self._engine)}
         self._keeping = ExitStack()
 
     def passport(self) -> Passport:
         return Passport.of_this_process(self._job, self._base, self._engine.device)
 
-    def plan(self, places: Sequence[Place] | None, otherwise: bool) -> list[Planned]:
+    def plan(self, places: Sequence[Place] | None, kernels: str) -> list[Planned]:
         """Decides cells without loading anything.
 
         Args:
             places: which; None is the whole grid.
-            otherwise: whether with other kernels.
+            kernels: with which they are rendered, by name.
         """
         cells = self._grid.cells if places is None else [self._cells[place] for place in places]
         found = [] if places is not None else [Planned(one.place, error=one.error) for one in self._grid.refused]
-        with self._studios[otherwise].open(self._doing):
-            found += [self._planned(cell, otherwise) for cell in cells]
+        with self._studios[kernels].open(self._doing):
+            found += [self._planned(cell, kernels) for cell in cells]
         return found
 
     def begin(
-        self, waiting: Mapping[str, Place], otherwise: bool, encoded: Sequence[Sequence[Embedding] | None] | None
+        self, waiting: Mapping[str, Place], kernels: str, encoded: Sequence[Sequence[Embedding] | None] | None
     ) -> Begun:
         """Makes ready for cells, any of which this worker may get.
 
         Args:
             waiting: their places by key.
-            otherwise: whether they are rendered with other kernels.
+            kernels: with which they are rendered, by name.
             encoded: what the first worker encoded of these cells' texts; None for the first, which does so.
         """
-        studio, texts, unlike = self._studios[otherwise], TextsAhead(), []
+        studio, texts, unlike = self._studios[kernels], TextsAhead(), []
         with studio.open(self._doing):
             for key, place in waiting.items():
                 try:
@@ -163,12 +164,12 @@ class ReplayWorker:
             if encoded is not None:
                 texts.give(self._engine, encoded)
                 return Begun()
-            failed = dict(texts.encode(self._engine, self._doing))
+            failed = studio.encode(texts, self._doing)
             return Begun(failed, encoded=texts.encoded)
 
-    def render(self, place: Place, otherwise: bool) -> Rendered:
+    def render(self, place: Place, kernels: str) -> Rendered:
         """Renders a cell; what is wrong with it is its own."""
-        studio = self._studios[otherwise]
+        studio = self._studios[kernels]
         self._doing.begin()
         try:
             with studio.open(self._doing):
@@ -176,9 +177,9 @@ class ReplayWorker:
         except AITKError as error:
             return Rendered(error=str(error))
 
-    def _planned(self, cell: Cell, otherwise: bool) -> Planned:
+    def _planned(self, cell: Cell, kernels: str) -> Planned:
         try:
-            run, key = self._studios[otherwise].prepared(cell, self._doing)
+            run, key = self._studios[kernels].prepared(cell, self._doing)
         except AITKError as error:
             return Planned(cell.place, error=str(error))
         return Planned(cell.place, key, len(run.schedule.sigmas) - 1)

@@ -5,20 +5,13 @@ It compares two descriptions and looks at no pixel. What a folder does not say i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
 
-from ..jobs.era import encoder_types_of
-from ..jobs.model_section import unmatched, wanted_model
+from .described import Described
 
-if TYPE_CHECKING:
-    from ..jobs.job import JobCheckpoint, JobSample, TrainingJob
-
-_FULL = "float32"  # of the LoRA's weights while the trainer trains
-# of what decides the numbers, the libraries that a trainer has too
-_LIBRARIES = ("torch", "diffusers", "transformers", "optimum-quanto", "torchao")
+_OFFLOADING = "layer_offloading"  # of a job's model section
 
 
 class Standing(IntEnum):
@@ -59,128 +52,9 @@ class Cause:
         }
 
 
-@dataclass(frozen=True)
-class Described:
-    """A run as far as it is described; None is unknown, of the trainer's and of ours alike.
-
-    Attributes:
-        model: AI Toolkit's arch.
-        weights: of the base, by name.
-        fingerprint: of the base's files.
-        extras: other keys of the job's model section that change what is loaded.
-        dtype: of the run.
-        denoiser_quantization, encoder_quantization: AI Toolkit's type, ``none`` without.
-        recipes: the ways to sample that it may have been, by name; one where it is certain, none where unknown.
-        loras: file's name -> strength, None where that is unknown; a training adapter is one of them.
-        lora_dtype: of the LoRA's values as they were applied.
-        merges_before: how often LoRAs had been merged into these weights, and taken out, before.
-        size: of the picture, width and height in pixels.
-        prompt, negative_prompt, steps, guidance_scale, seed: the request.
-        control_images: how many.
-        step_caching: whether steps left out blocks.
-        attention: the backend.
-        device: e.g. ``cpu``.
-        versions: library -> version; those unknown are left out.
-    """
-
-    model: str | None = None
-    weights: str | None = None
-    fingerprint: str | None = None
-    extras: Mapping[str, str] = field(default_factory=dict)
-    dtype: str | None = None
-    denoiser_quantization: str | None = None
-    encoder_quantization: str | None = None
-    recipes: tuple[str, ...] = ()
-    loras: Mapping[str, float | None] | None = None
-    lora_dtype: str | None = None
-    merges_before: int | None = None
-    size: tuple[int, int] | None = None
-    prompt: str | None = None
-    negative_prompt: str | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    seed: int | None = None
-    control_images: int | None = None
-    step_caching: bool | None = None
-    attention: str | None = None
-    device: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-
-def recorded_run(
-    job: TrainingJob,
-    sample: JobSample,
-    checkpoint: JobCheckpoint,
-    size: tuple[int, int] | None,
-    recipes: Sequence[str] = (),
-) -> Described:
-    """What a job's folder says of one of its previews.
-
-    Args:
-        sample: its settings.
-        checkpoint: its step.
-        size: of the trainer's picture, where there is one.
-        recipes: which of the model's recipes the trainer's may be; empty where nobody looked.
-    """
-    return Described(
-        model=job.model.arch,
-        weights=job.model.name_or_path,
-        extras=unmatched(job.model),
-        dtype=job.model.dtype,
-        denoiser_quantization=job.model.quantization.get("denoiser", "none"),
-        encoder_quantization=encoder_types_of(job, checkpoint)[0],
-        recipes=tuple(recipes),
-        loras=_recorded_loras(job, sample, checkpoint),
-        lora_dtype=None if checkpoint.base or checkpoint.initial else _FULL,
-        merges_before=_merges_before(job, checkpoint),
-        size=size,
-        prompt=sample.prompt,
-        negative_prompt=sample.negative_prompt,
-        steps=sample.steps,
-        guidance_scale=sample.guidance_scale,
-        seed=sample.seed,
-        control_images=len(sample.control_images),
-        step_caching=False,
-    )
-
-
-def our_run(report: Mapping[str, Any], size: tuple[int, int] | None, lora_dtype: str | None = None) -> Described:
-    """What the sampler's report says of our picture.
-
-    Args:
-        report: see ``pipelines/run/report.py``; of another schema, what is not found is unknown.
-        size: of our picture as it is compared.
-        lora_dtype: of the values in the LoRA's file; None where it is unknown.
-    """
-    model, quantization = report.get("model") or {}, (report.get("model") or {}).get("quantization") or {}
-    loras = report.get("loras")
-    recipe, controls = report.get("recipe"), report.get("control_images")
-    return Described(
-        model=model.get("id"),
-        weights=_names(model.get("weights")),
-        fingerprint=model.get("fingerprint"),
-        dtype=model.get("dtype"),
-        denoiser_quantization=quantization.get("transformer"),
-        encoder_quantization=quantization.get("text_encoder"),
-        recipes=() if recipe is None else (recipe,),
-        loras=None if loras is None else {lora["name"].rpartition("/")[2]: lora["strength"] for lora in loras},
-        lora_dtype=lora_dtype,
-        merges_before=0,
-        size=size,
-        prompt=report.get("prompt"),
-        negative_prompt=report.get("negative_prompt"),
-        steps=report.get("steps"),
-        guidance_scale=report.get("guidance_scale"),
-        seed=report.get("seed"),
-        control_images=None if controls is None else len(controls),
-        step_caching=report.get("step_caching") is not None if "step_caching" in report else None,
-        attention=model.get("transformer_attention"),
-        device=report.get("device"),
-        versions={name: text for name, text in (report.get("versions") or {}).items() if name in _LIBRARIES},
-    )
-
-
-def causes(recorded: Described, ours: Described, *, base_is_equal: bool = False) -> tuple[Cause, ...]:
+def causes(
+    recorded: Described, ours: Described, *, base_is_equal: bool = False, kernels: str = ""
+) -> tuple[Cause, ...]:
     """What may make the two pictures differ: what is known to first, then what is possible, then what is unknown.
 
     Among the equally sure, what usually changes a picture more comes first.
@@ -189,41 +63,20 @@ def causes(recorded: Described, ours: Described, *, base_is_equal: bool = False)
         recorded: the trainer's run.
         ours: ours.
         base_is_equal: the same sample at step 0 came out identical. Then only what a LoRA brings along can differ.
+        kernels: the name of those that change ours as much as it differs; empty where none was found.
     """
     checks = _OF_A_LORA if base_is_equal else (*_OF_THE_REQUEST, *_OF_THE_BASE, *_OF_A_LORA, *_OF_THE_MACHINE)
     found = [cause for check in checks for cause in check(recorded, ours)]
+    if kernels:
+        # of what is possible, it alone was measured
+        found.insert(0, Cause("kernels", Standing.POSSIBLE, "", kernels, _KERNELS.format(kernels)))
     # stable: the order of the checks remains among equals
     return tuple(sorted(found, key=lambda cause: cause.standing))
 
 
+_KERNELS = "Kernels alone can explain it: with others ({}) our own picture changes as much."
+
 Check = Callable[[Described, Described], Iterator[Cause]]
-
-
-def _recorded_loras(
-    job: TrainingJob, sample: JobSample, checkpoint: JobCheckpoint
-) -> Mapping[str, float | None] | None:
-    name = checkpoint.missing if checkpoint.file is None else checkpoint.file.path.name
-    if not checkpoint.base and not name:
-        # a step that was never saved has a LoRA without a name
-        return None
-    adapter = wanted_model(job.model).training_adapter.rpartition("/")[2]
-    return ({name: sample.multiplier} if name else {}) | ({adapter: None} if adapter else {})
-
-
-def _merges_before(job: TrainingJob, checkpoint: JobCheckpoint) -> int:
-    # AI Toolkit merges where all samples have one multiplier, the denoiser is not quantised and nothing is offloaded
-    merging = (
-        job.one_multiplier
-        and job.model.quantization.get("denoiser", "none") == "none"
-        and not job.model.extras.get("layer_offloading")
-    )
-    return sum(1 for one in job.checkpoints if not one.base and one.step < checkpoint.step) if merging else 0
-
-
-def _names(weights: object) -> str | None:
-    if isinstance(weights, Mapping):
-        return ", ".join(f"{part}: {name}" for part, name in weights.items())
-    return weights if isinstance(weights, str) else None
 
 
 def _equal_or_not(name: str, attribute: str, title: str, advice: str) -> Check:
@@ -299,14 +152,17 @@ def _base(recorded: Described, ours: Described) -> Iterator[Cause]:
             yield Cause("base", Standing.DIFFERS, theirs, own, words)
     elif not theirs or not own:
         yield Cause("base", Standing.UNKNOWN, theirs, own, "Which base was loaded is not said.")
-    elif theirs.strip("/").casefold() != own.strip("/").casefold():
+    elif theirs.strip("/").casefold() != own.partition("@")[0].strip("/").casefold():
         words = (
             f"The base has another name: ours is {own}, and the job names {theirs}. Both may be the same weights; if "
             "they are not, every picture differs, that of step 0 too."
         )
         yield Cause("base", Standing.POSSIBLE, theirs, own, words)
     else:
-        words = "The job names its base without a revision: the repository or the file may have changed since."
+        words = (
+            f"The job names its base without a revision, and ours is {own}: the repository or the file may have "
+            "changed between the two."
+        )
         yield Cause("base", Standing.UNKNOWN, theirs, own, words)
 
 
@@ -338,6 +194,13 @@ def _loras(recorded: Described, ours: Described) -> Iterator[Cause]:
             yield Cause("lora_strength", Standing.DIFFERS, _said(strength), _said(other), words)
 
 
+def _lora_application(recorded: Described, ours: Described) -> Iterator[Cause]:
+    theirs, own = recorded.lora_application, ours.lora_application
+    if theirs is not None and own is not None and theirs != own:
+        words = f"The LoRA is {own}, the trainer's was {theirs}: in bfloat16 these round otherwise. Set application."
+        yield Cause("lora_application", Standing.DIFFERS, theirs, own, words)
+
+
 def _lora_precision(recorded: Described, ours: Described) -> Iterator[Cause]:
     if recorded.lora_dtype is None or not ours.loras:
         return
@@ -365,6 +228,9 @@ def _merge_drift(recorded: Described, ours: Described) -> Iterator[Cause]:
 
 def _other_files(recorded: Described, ours: Described) -> Iterator[Cause]:
     for key, value in recorded.extras.items():
+        if key == _OFFLOADING:
+            # it decides how LoRAs are applied, which is compared
+            continue
         words = f"The job sets model.{key} to {value}. Our report does not say it: check that ours has the same."
         yield Cause(f"model.{key}", Standing.UNKNOWN, value, "", words)
 
@@ -420,6 +286,7 @@ _OF_THE_BASE: tuple[Check, ...] = (
 )
 _OF_A_LORA: tuple[Check, ...] = (
     _loras,
+    _lora_application,
     _lora_precision,
     _merge_drift,
 )

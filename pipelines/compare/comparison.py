@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .floor import SAME, Floor, Rendering, covers, deciding, floor_of, until_covered
 from .heat import heat_map
 from .measure import Difference, difference, size_of
 from .perceptual import Score, lpips, ssim
@@ -37,13 +38,9 @@ from .pixels import as_stored, check_pixels, read_picture
 
 if TYPE_CHECKING:
     from ..jobs.job import Format
-    from .pixels import Pixels
+    from .pixels import Pixels, StoredPicture
 
-_SAME = 0.9  # agreement; between 0.975 and 0.74, see the table above
-# How much farther apart than the floor's two pictures others may be, and still differ by no more than kernels do:
-# twelve cells in bfloat16, each by two kernels, had mean squares of 0.88 to 1.31 and largest differences of 5 to 8.
-_MEAN_SQUARES = 1.5
-_MAXIMA = 2.0
+_GIVEN = "those of the given floor"
 
 
 METRICS = ("max", "mean", "share", "psnr", "ssim", "lpips")
@@ -66,7 +63,8 @@ class Comparison:
         verdict: by the pixels.
         identical_bytes: whether ours, encoded as the trainer does, is the trainer's file; None where there is no file.
         difference: None where the sizes are not the same.
-        floor: ours against ours with other kernels; None where it was not measured.
+        floors: ours against ours with other kernels, in the order in which they were tried: until one explains the
+            difference, and none for what is identical or different.
         ssim, lpips: measures of libraries that may be missing; they decide nothing.
         heat_map: uint8 [H, W, 3], see :data:`.heat.LEGEND`; None where the sizes are not the same.
         notes: what was left out, a sentence each.
@@ -76,12 +74,17 @@ class Comparison:
     verdict: Verdict
     identical_bytes: bool | None
     difference: Difference | None
-    floor: Difference | None
+    floors: tuple[Floor, ...]
     ssim: Score
     lpips: Score
     heat_map: Pixels | None
     notes: tuple[str, ...]
     words: str
+
+    @property
+    def floor(self) -> Floor | None:
+        """The one that explains the difference, else the farthest; None where nothing was measured."""
+        return None if self.difference is None else deciding(self.floors, self.difference)
 
     @property
     def caption(self) -> str:
@@ -111,26 +114,28 @@ class Comparison:
             "words": self.words,
             "identical_bytes": self.identical_bytes,
             "difference": self.difference and _numbers(self.difference),
-            "floor": self.floor and _numbers(self.floor),
+            "floor": self.floor and _floor_numbers(self.floor),
+            "floors": [_floor_numbers(one) for one in self.floors],
             "ssim": {"value": self.ssim.value, "reason": self.ssim.reason},
             "lpips": {"value": self.lpips.value, "reason": self.lpips.reason},
             "notes": list(self.notes),
         }
 
 
-def compare(ours: Pixels, trainer: Pixels, floor: Pixels | None = None) -> Comparison:
+def compare(ours: Pixels, trainer: Pixels, others: Iterable[Rendering] = ()) -> Comparison:
     """Compares two pictures pixel by pixel.
 
     Args:
         ours, trainer: uint8 [H, W, 3].
-        floor: ours once more, rendered with other kernels. Only with it can a verdict be *equal up to kernel noise*.
+        others: ours with other kernels. Only with them can a verdict be *equal up to kernel noise*. They are asked for
+            one at a time, only where the pictures are near and not the same, and only until one explains that.
 
     Raises:
-        InputError: one of them is no picture, or the floor is not a rendering of our picture.
+        InputError: one of the two is no picture.
     """
     check_pixels("Our picture", ours)
     check_pixels("The trainer's picture", trainer)
-    return _compared(ours, trainer, _measured_floor(ours, floor), None, ())
+    return _compared(ours, trainer, (floor_of(ours, one) for one in others), None, ())
 
 
 def compare_as(ours: Pixels, trainer: Pixels, format: Format, floor: Pixels | None = None) -> Comparison:
@@ -139,33 +144,45 @@ def compare_as(ours: Pixels, trainer: Pixels, format: Format, floor: Pixels | No
     Args:
         ours, trainer: uint8 [H, W, 3].
         format: the job's ``sample.format``.
-        floor: as for :func:`compare`; it goes through a file too.
+        floor: ours once more, rendered with other kernels; it goes through a file too.
 
     Raises:
-        InputError: as for :func:`compare`, or ours is too large for the format.
+        InputError: as for :func:`compare`, the floor is not a rendering of our picture, or ours is too large for the
+            format.
     """
     check_pixels("Our picture", ours)
+    check_pixels("The trainer's picture", trainer)
     stored = as_stored(ours, format).pixels
-    return compare(stored, trainer, None if floor is None else _stored_floor(floor, format))
+    return _compared(stored, trainer, _given(stored, floor, format), None, ())
 
 
-def compare_with_file(ours: Pixels, file: Path, floor: Pixels | None = None) -> Comparison:
+def compare_with_file(ours: Pixels, file: Path, others: Iterable[Rendering] = ()) -> Comparison:
     """Compares ours with a preview of the trainer's, encoding ours as the trainer did.
 
     Args:
         ours: uint8 [H, W, 3].
         file: png, jpg or webp; its content tells which.
-        floor: as for :func:`compare`; it is encoded too.
+        others: as for :func:`compare`; each is encoded too.
 
     Raises:
         InputError: as for :func:`compare`, or ours is too large for the format.
         FileError: the file cannot be read as a picture.
     """
-    check_pixels("Our picture", ours)
-    trainer = read_picture(file)
-    stored = as_stored(ours, trainer.format)
-    noise = _measured_floor(stored.pixels, None if floor is None else _stored_floor(floor, trainer.format))
-    return _compared(stored.pixels, trainer.pixels, noise, stored.content == trainer.content, trainer.notes)
+    trainer, stored, floors = _as_in_file(ours, file, others)
+    return _compared(stored.pixels, trainer.pixels, floors, stored.content == trainer.content, trainer.notes)
+
+
+def needs_another(ours: Pixels, file: Path, others: Iterable[Rendering]) -> bool:
+    """Whether :func:`compare_with_file` would ask for one more rendering than these.
+
+    Raises:
+        InputError, FileError: as there.
+    """
+    trainer, stored, floors = _as_in_file(ours, file, others)
+    if stored.pixels.shape != trainer.pixels.shape:
+        return False
+    found = difference(stored.pixels, trainer.pixels)
+    return _near(found) and not any(covers(one, found) for one in floors)
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
@@ -183,60 +200,64 @@ def _apart(one: Comparison) -> tuple[int, float]:
     return list(Verdict).index(one.verdict), math.inf if one.difference is None else one.difference.mean_square
 
 
-def _stored_floor(floor: Pixels, format: Format) -> Pixels:
-    check_pixels("The floor", floor)
-    return as_stored(floor, format).pixels
-
-
-def _measured_floor(ours: Pixels, floor: Pixels | None) -> Difference | None:
+def _given(ours: Pixels, floor: Pixels | None, format: Format) -> list[Floor]:
     if floor is None:
-        return None
-    check_pixels("The floor", floor)
-    advice = "A floor is the same cell rendered once more with other kernels; give that, or none."
-    if floor.shape != ours.shape:
-        raise InputError(f"The floor is {size_of(floor)} pixels, and our picture {size_of(ours)}. {advice}")
-    noise = difference(ours, floor)
-    if noise.agreement < _SAME:
-        # or anything would be as near as this
-        raise InputError(f"The floor is another picture than ours (agreement {noise.agreement:.2f}). {advice}")
-    return noise
+        return []
+    found = floor_of(ours, Rendering(_GIVEN, floor), format)
+    if found.problem:
+        raise InputError(
+            f"{found.problem} A floor is the same cell rendered once more with other kernels; give that, or none."
+        )
+    return [found]
+
+
+def _as_in_file(
+    ours: Pixels, file: Path, others: Iterable[Rendering]
+) -> tuple[StoredPicture, StoredPicture, Iterator[Floor]]:
+    """The trainer's picture, ours as it is in such a file, and ours against renderings in such a file."""
+    check_pixels("Our picture", ours)
+    trainer = read_picture(file)
+    stored = as_stored(ours, trainer.format)
+    return trainer, stored, (floor_of(stored.pixels, one, trainer.format) for one in others)
+
+
+def _near(found: Difference) -> bool:
+    """Whether two pictures are nearly the same, and not the same."""
+    return found.differing > 0 and found.agreement >= SAME
 
 
 def _compared(
-    ours: Pixels, trainer: Pixels, floor: Difference | None, identical_bytes: bool | None, notes: tuple[str, ...]
+    ours: Pixels, trainer: Pixels, floors: Iterable[Floor], identical_bytes: bool | None, notes: tuple[str, ...]
 ) -> Comparison:
     if ours.shape != trainer.shape:
         words = f"Different sizes: ours is {size_of(ours)} pixels, the trainer's {size_of(trainer)}."
         unlike = Score(None, "the sizes differ")
-        return Comparison(Verdict.DIFFERENT, identical_bytes, None, floor, unlike, unlike, None, notes, words)
+        return Comparison(Verdict.DIFFERENT, identical_bytes, None, (), unlike, unlike, None, notes, words)
     found = difference(ours, trainer)
-    verdict = _verdict(found, floor)
+    tried = tuple(until_covered(floors, found)) if _near(found) else ()
+    verdict = _verdict(found, tried)
     return Comparison(
         verdict,
         identical_bytes,
         found,
-        floor,
+        tried,
         ssim(ours, trainer),
         lpips(ours, trainer),
         heat_map(ours, trainer),
         notes,
-        _words(verdict, found, floor, identical_bytes),
+        _words(verdict, found, tried, identical_bytes),
     )
 
 
-def _verdict(found: Difference, floor: Difference | None) -> Verdict:
+def _verdict(found: Difference, floors: Sequence[Floor]) -> Verdict:
     if not found.differing:
         return Verdict.IDENTICAL
-    if floor is not None and _within(found, floor):
-        return Verdict.KERNEL_NOISE
-    return Verdict.SAME_PICTURE if found.agreement >= _SAME else Verdict.DIFFERENT
+    if found.agreement < SAME:
+        return Verdict.DIFFERENT
+    return Verdict.KERNEL_NOISE if any(covers(one, found) for one in floors) else Verdict.SAME_PICTURE
 
 
-def _within(found: Difference, floor: Difference) -> bool:
-    return found.mean_square <= _MEAN_SQUARES * floor.mean_square and found.maximum <= _MAXIMA * floor.maximum
-
-
-def _words(verdict: Verdict, found: Difference, floor: Difference | None, identical_bytes: bool | None) -> str:
+def _words(verdict: Verdict, found: Difference, floors: Sequence[Floor], identical_bytes: bool | None) -> str:
     if verdict is Verdict.IDENTICAL:
         if identical_bytes is None:
             return "Identical pixels."
@@ -244,25 +265,40 @@ def _words(verdict: Verdict, found: Difference, floor: Difference | None, identi
             return "Identical, byte for byte."
         return "Identical pixels. The files' bytes are not the same: another version of the encoder, or metadata."
     amount = f"different by {_amount(found)}"
-    if verdict is Verdict.KERNEL_NOISE and floor is not None:
-        return f"Equal up to kernel noise: {amount}; with other kernels ours differs from itself by {_amount(floor)}."
+    floor = deciding(floors, found)
+    if verdict is Verdict.KERNEL_NOISE and floor is not None and floor.difference is not None:
+        return (
+            f"Equal up to kernel noise: {amount}; with other kernels ({floor.kernels}) ours differs from itself by "
+            f"{_amount(floor.difference)}. A cause that changes no more than that cannot be told from kernels."
+        )
     if verdict is Verdict.DIFFERENT:
         return f"Different: {_amount(found)}; the large shapes and colours do not agree ({found.agreement:.2f} of 1)."
-    return f"Same picture, {amount}. {_beyond(floor)}"
+    return f"Same picture, {amount}. {_beyond(floors, floor)}"
 
 
-def _beyond(floor: Difference | None) -> str:
-    if floor is None:
-        return "Whether kernels alone explain it was not measured."
-    if not floor.differing:
-        return "Other kernels change nothing here, so that they do not explain it."
-    return f"Other kernels change less: with them ours differs from itself by {_amount(floor)}."
+def _beyond(floors: Sequence[Floor], farthest: Floor | None) -> str:
+    """What the floors say of a difference that none of them covers; no more than of the kernels that were tried."""
+    missing = "".join(f" Not tried: {one.kernels}; {one.problem}" for one in floors if one.difference is None)
+    if farthest is None or farthest.difference is None:
+        return f"Whether kernels alone explain it was not measured.{missing}"
+    names = [one.kernels for one in floors if one.difference is not None]
+    tried = f"The other kernels that were tried ({'; '.join(names)})"
+    if not farthest.difference.differing:
+        return f"{tried} change nothing.{missing}"
+    which = f", {farthest.kernels}" if len(names) > 1 else ""
+    return f"{tried} change less: with them ours differs from itself by {_amount(farthest.difference)}{which}.{missing}"
 
 
 def _amount(found: Difference) -> str:
     levels = "1 level" if found.maximum == 1 else f"{found.maximum} levels"
     count = f"{found.share:.1%}" if found.share >= 0.001 else f"{found.differing:,} of {found.values:,}"
     return f"at most {levels}, {found.mean:.3g} on average, on {count} of the values"
+
+
+def _floor_numbers(floor: Floor) -> dict[str, object]:
+    """With the numbers on its own level, as they were before there were several."""
+    numbers = {} if floor.difference is None else _numbers(floor.difference)
+    return {"kernels": floor.kernels, "problem": floor.problem, **numbers}
 
 
 def _numbers(found: Difference) -> dict[str, object]:

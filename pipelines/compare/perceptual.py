@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from ..words import cut
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from .pixels import Pixels
 
 _SSIM_WINDOW = 11  # pixels; of a Gaussian with sigma 1.5 that is cut off at 3.5 sigma, as scikit-image does
-_LPIPS_SIDE = 64  # pixels; AlexNet's layers leave nothing of a smaller picture
+_LPIPS_SIDE = 31  # pixels; AlexNet's layers leave nothing of a smaller picture
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,10 @@ def ssim(first: Pixels, second: Pixels) -> Score:
         return Score(None, "scikit-image is not installed")
     if min(first.shape[:2]) < _SSIM_WINDOW:
         return Score(None, f"a side is below {_SSIM_WINDOW} pixels")
-    measure: Any = import_module("skimage.metrics").structural_similarity
+    try:
+        measure: Any = import_module("skimage.metrics").structural_similarity
+    except ImportError as error:
+        return Score(None, f"scikit-image cannot be imported: {cut(str(error))}")
     value = measure(
         first, second, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
@@ -72,11 +77,19 @@ def lpips(first: Pixels, second: Pixels) -> Score:
     file = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(weights.url))
     if not file.is_file():
         return Score(None, f"AlexNet's weights are not on the disk: put {file.name} into torch's hub/checkpoints")
+    try:
+        network = _network()
+    except (EOFError, OSError, RuntimeError, TypeError, UnpicklingError) as error:
+        # a file that is cut off, or a torchvision that lpips does not know
+        return Score(None, f"AlexNet cannot be loaded from {file.name} in torch's hub/checkpoints: {cut(str(error))}")
     with torch.inference_mode():
         pictures = (torch.from_numpy(one.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for one in (first, second))
-        return Score(float(_network()(*pictures)))
+        return Score(float(network(*pictures)))
 
 
 @cache
 def _network() -> Any:
-    return import_module("lpips").LPIPS(net="alex", verbose=False).eval()
+    with warnings.catch_warnings():
+        # of torchvision, about how lpips calls it
+        warnings.simplefilter("ignore")
+        return import_module("lpips").LPIPS(net="alex", verbose=False).eval()

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from ..handle import PipelineHandle
     from ..layers.step_cache import StepCache
+    from ..lora.stack import AppliedLora
     from ..machine.machine import Machine
     from ..models.model import Denoisers, Model
     from ..models.recipe import Recipe
@@ -211,13 +212,14 @@ class Engine:
             kept.most = before
 
     @contextmanager
-    def using_texts(self, texts: Embeddings) -> Iterator[None]:
-        """Has texts encoded into another memory meanwhile: for embeddings that are no others' business."""
-        before, self._embeddings = self._embeddings, texts
+    def using_encoded(self, texts: Embeddings, pictures: PictureEncodings) -> Iterator[None]:
+        """Has texts and control images encoded into other memories meanwhile: for what is no other run's business."""
+        before = self._embeddings, self.pictures
+        self._embeddings, self.pictures = texts, pictures
         try:
             yield
         finally:
-            self._embeddings = before
+            self._embeddings, self.pictures = before
 
     def _encode(self, wanted: Wanted, name: str, keys: Sequence[EmbeddingKey], observer: Observer) -> None:
         """Encodes texts of one encoder; each is kept at once, should the next one fail."""
@@ -335,11 +337,20 @@ class Engine:
         """Loads a part if need be and gives it exactly those of the run's LoRAs that are for it."""
         stack = self._part(wanted, part, observer).loras
         observer.check()
+        self._set_loras(wanted, stack, wanted.loras_of(part), observer)
+
+    def take_loras_off(self, wanted: Wanted) -> None:
+        """Makes the loaded parts of a run as their files have them: the next run with LoRAs merges them anew."""
+        for key in wanted.keys.values():
+            if (held := self._parts.find(key)) is not None:
+                self._set_loras(wanted, held.loras, (), SILENT)
+
+    def _set_loras(self, wanted: Wanted, stack: LoraStack, loras: tuple[AppliedLora, ...], observer: Observer) -> None:
         stack.merging.room = self._parts.room_beside(wanted)
         before = stack.work
         try:
             with self._metered():
-                stack.set(wanted.loras_of(part), wanted.model.facts, wanted.handle.checkpoint, observer)
+                stack.set(loras, wanted.model.facts, wanted.handle.checkpoint, observer)
         finally:
             files, merged, restored = (now - then for now, then in zip(stack.work, before, strict=True))
             self.counters.lora_files_read += files

@@ -145,6 +145,12 @@ class TrainingJob:
         """What the pictures of a step were rendered with."""
         return self.samples if step else self.first_samples
 
+    @property
+    def merges(self) -> bool:
+        """Whether AI Toolkit merges the LoRA for previews: of one multiplier, into a plain denoiser, none offloaded."""
+        plain = self.model.quantization.get("denoiser", "none") == "none"
+        return self.one_multiplier and plain and not self.model.extras.get("layer_offloading")
+
     def preview(self, step: int, index: int) -> JobPreview | None:
         """The trainer's picture of a cell, where there is one."""
         place = bisect_left(self.previews, (step, index), key=lambda one: (one.step, one.index))

@@ -34,6 +34,13 @@ def total_ram() -> int:
     return min([psutil.virtual_memory().total, *container_limits()])
 
 
+def free_ram() -> int:
+    """Bytes of memory that another process could have now, at the most."""
+    import psutil
+
+    return min(psutil.virtual_memory().available, total_ram() - psutil.Process().memory_info().rss)
+
+
 def container_limits(proc: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
     """The limits that Linux' control groups set on this process, in bytes; none elsewhere.
 

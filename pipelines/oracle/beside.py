@@ -80,7 +80,7 @@ def _compared(judged: Judged, picture: Path) -> tuple[dict[Pair, Comparison], st
             problem = str(error)
     ours = judged.ours()
     if ours is not None:
-        found[Pair.OURS_ENGINE] = compare(ours, engines, judged.floor)
+        found[Pair.OURS_ENGINE] = compare(ours, engines, judged.renderings)
     return found, f"The trainer's file cannot be compared: {problem}" if problem else ""
 
 

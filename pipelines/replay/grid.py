@@ -139,5 +139,5 @@ def _with_checkpoint(
         )
     path = checkpoint.file.path
     lora = open_lora(path, path.name, find_model(base.model), base.checkpoint)
-    # a round with several multipliers cannot be merged; quantised weights are told by the engine
-    return base.with_lora(lora.spec(strength, "auto" if job.one_multiplier else "live"))
+    # where the weights here are quantised and the job's are not, the engine decides
+    return base.with_lora(lora.spec(strength, "auto" if job.merges else "live"))

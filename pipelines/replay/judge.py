@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-from ..compare.causes import causes, our_run, recorded_run
-from ..compare.comparison import Verdict, compare_with_file
+from ..compare.causes import causes
+from ..compare.comparison import Verdict, compare_with_file, needs_another
+from ..compare.described import our_run, recorded_run
 from ..compare.pixels import read_picture
 from ..compare.undecided import undecided
-from ..errors import AITKError, FileError
+from ..errors import FileError
 
 if TYPE_CHECKING:
     from ..compare.causes import Cause, Described
     from ..compare.comparison import Comparison
+    from ..compare.floor import Rendering
     from ..compare.pixels import Pixels
     from ..jobs.job import JobCheckpoint, JobPreview, JobSample, TrainingJob
     from .cell import Outcome, Place
-    from .floor import Floor
+
+
+class Renderings(Protocol):
+    """Gives our pictures with other kernels."""
+
+    def of(self, place: Place) -> Iterable[Rendering]:
+        """A place's, with one kind of kernels after the other.
+
+        Raises:
+            Exception: whatever an observer raises to interrupt.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +47,7 @@ class Judged:
         comparison: None where one of the two is missing or cannot be read.
         causes: of a difference, likely ones first; none for identical pictures.
         problem: why the trainer's picture cannot be read; empty where it can.
-        floor: our picture with other kernels, where it was rendered; uint8 [H, W, 3].
+        renderings: our picture with other kernels, those that were tried.
     """
 
     outcome: Outcome
@@ -45,7 +58,7 @@ class Judged:
     comparison: Comparison | None = None
     causes: tuple[Cause, ...] = ()
     problem: str = ""
-    floor: Pixels | None = None
+    renderings: tuple[Rendering, ...] = ()
 
     def ours(self) -> Pixels | None:
         """Our picture, uint8 [H, W, 3], read from its file."""
@@ -60,7 +73,7 @@ def judge(
     job: TrainingJob,
     outcomes: Iterable[Outcome],
     recipes: Mapping[int, tuple[str, ...]],
-    floors: Floor | None = None,
+    floors: Renderings | None = None,
 ) -> Iterator[Judged]:
     """Compares each outcome with the job's preview, one at a time: their heat maps are large.
 
@@ -68,7 +81,7 @@ def judge(
         job: whose previews.
         outcomes: of :func:`.render.render_grid`, the base's before the others.
         recipes: step -> names of those that the trainer may have rendered it by.
-        floors: renders a cell once more where its picture is not the trainer's; None has no verdict of kernel noise.
+        floors: asked where a picture is near the trainer's and not it; None has no verdict of kernel noise.
     """
     checkpoints = {one.step: one for one in job.checkpoints}
     equal_bases: set[int] = set()
@@ -80,21 +93,13 @@ def judge(
         if outcome.picture is None or preview is None:
             yield Judged(outcome, checkpoint, sample, possible, preview)
             continue
-        pixels = read_picture(outcome.picture).pixels
+        pixels, renderings = read_picture(outcome.picture).pixels, []
         try:
-            comparison = compare_with_file(pixels, preview.file.path)
+            others = () if floors is None else _noting(floors.of(place), renderings)
+            comparison = compare_with_file(pixels, preview.file.path, others)
         except FileError as error:
             yield Judged(outcome, checkpoint, sample, possible, preview, problem=str(error))
             continue
-        floor = None
-        if floors is not None and comparison.verdict is Verdict.SAME_PICTURE:
-            try:
-                rendered = floors.of(place)
-                comparison = compare_with_file(pixels, preview.file.path, rendered)
-                floor = rendered
-            except AITKError as error:
-                said = f"What other kernels change could not be measured: {error}"
-                comparison = replace(comparison, notes=(*comparison.notes, said))
         identical = comparison.verdict is Verdict.IDENTICAL
         if identical and checkpoint.base:
             equal_bases.add(place.index)
@@ -102,12 +107,12 @@ def judge(
         recorded = recorded_run(job, sample, checkpoint, (size[1], size[0]), possible)
         saved = None if checkpoint.base or checkpoint.initial else job.save_dtype
         ours = our_run(outcome.report, (pixels.shape[1], pixels.shape[0]), saved)
-        found = () if identical else _causes(job, checkpoint, recorded, ours, place.index in equal_bases)
-        yield Judged(outcome, checkpoint, sample, possible, preview, comparison, found, floor=floor)
+        found = () if identical else _causes(job, checkpoint, recorded, ours, comparison, place.index in equal_bases)
+        yield Judged(outcome, checkpoint, sample, possible, preview, comparison, found, renderings=tuple(renderings))
 
 
-def near_places(job: TrainingJob, outcomes: Iterable[Outcome]) -> Iterator[Place]:
-    """The places whose pictures are near the trainer's and are not it: those that :func:`judge` asks a floor for."""
+def near_places(job: TrainingJob, outcomes: Iterable[Outcome], floors: Renderings) -> Iterator[Place]:
+    """The places for which :func:`judge` would ask for one more rendering than there are."""
     checkpoints = {one.step: one for one in job.checkpoints}
     for outcome in outcomes:
         place = outcome.place
@@ -116,9 +121,14 @@ def near_places(job: TrainingJob, outcomes: Iterable[Outcome]) -> Iterator[Place
             continue
         # what is wrong with a preview, the judge says
         with suppress(FileError):
-            comparison = compare_with_file(read_picture(outcome.picture).pixels, preview.file.path)
-            if comparison.verdict is Verdict.SAME_PICTURE:
+            if needs_another(read_picture(outcome.picture).pixels, preview.file.path, floors.of(place)):
                 yield place
+
+
+def _noting(found: Iterable[Rendering], seen: list[Rendering]) -> Iterator[Rendering]:
+    for one in found:
+        seen.append(one)
+        yield one
 
 
 def _preview(job: TrainingJob, checkpoint: JobCheckpoint, place: Place) -> JobPreview | None:
@@ -128,9 +138,15 @@ def _preview(job: TrainingJob, checkpoint: JobCheckpoint, place: Place) -> JobPr
 
 
 def _causes(
-    job: TrainingJob, checkpoint: JobCheckpoint, recorded: Described, ours: Described, base_is_equal: bool
+    job: TrainingJob,
+    checkpoint: JobCheckpoint,
+    recorded: Described,
+    ours: Described,
+    comparison: Comparison,
+    base_is_equal: bool,
 ) -> tuple[Cause, ...]:
-    found = causes(recorded, ours, base_is_equal=base_is_equal)
+    kernels = comparison.floor.kernels if comparison.floor and comparison.verdict is Verdict.KERNEL_NOISE else ""
+    found = causes(recorded, ours, base_is_equal=base_is_equal, kernels=kernels)
     left_open = () if base_is_equal else undecided(job, checkpoint, ours)
     # what only may be comes after what differs
     return tuple(sorted((*found, *left_open), key=lambda cause: cause.standing))

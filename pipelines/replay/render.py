@@ -50,7 +50,7 @@ def render_grid(engine: Engine, grid: Grid, store: CellStore, observer: Observer
             if ledger.add(cell.place, key, len(run.schedule.sigmas) - 1):
                 texts.add(key, run)
         with engine.keeping_texts(texts.count):
-            for key, error in texts.encode(engine, observer):
+            for key, error in studio.encode(texts, observer).items():
                 ledger.fail(key, error)
             _render(studio, ledger, {cell.place: cell for cell in grid.cells}, observer)
     return ledger.outcomes()

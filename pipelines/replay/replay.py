@@ -43,5 +43,15 @@ def replay(
     """
     grid = make_grid(job, base, selection, input_folder)
     outcomes = render_grid(engine, grid, store, observer)
-    floors = Floors(engine, {cell.place: cell for cell in grid.cells}, store, observer) if measure_floor else None
-    return judge(job, outcomes, grid.recipes, floors)
+    if not measure_floor:
+        return judge(job, outcomes, grid.recipes)
+    floors = Floors(engine, {cell.place: cell for cell in grid.cells}, store, observer)
+    return _ending(floors, judge(job, outcomes, grid.recipes, floors))
+
+
+def _ending(floors: Floors, judged: Iterator[Judged]) -> Iterator[Judged]:
+    """Passes cells on, and ends the floors' processes after the last one, or where something is raised."""
+    try:
+        yield from judged
+    finally:
+        floors.end()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,10 @@ class _Together:
     embeddings: list[Embedding] | None = None
 
 
+def _as_it_is(wanted: Wanted) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class TextsAhead:
     """Collects the texts of cells; those whose encoders have the same LoRAs are encoded together."""
 
@@ -47,18 +52,21 @@ class TextsAhead:
         """How many embeddings they are."""
         return sum(len(group.texts) for group in self._groups.values())
 
-    def encode(self, engine: Engine, observer: Observer) -> Iterator[tuple[str, str]]:
+    def encode(
+        self, engine: Engine, observer: Observer, around: Callable[[Wanted], AbstractContextManager[None]] = _as_it_is
+    ) -> Iterator[tuple[str, str]]:
         """Encodes them into the engine's memory; gives the key and the error of each cell whose texts failed.
 
         Args:
             engine: keeps the embeddings; see :meth:`..engine.engine.Engine.keeping_texts`.
             observer: told of a load, asked for interruption.
+            around: what holds while the texts of a run are encoded.
         """
         import torch
 
         for group in self._groups.values():
             try:
-                with torch.inference_mode(False), torch.no_grad(), engine.device_memory():
+                with torch.inference_mode(False), torch.no_grad(), engine.device_memory(), around(group.wanted):
                     group.embeddings = engine.embeddings(group.wanted, list(group.texts), observer)
             except AITKError as error:
                 yield from ((key, str(error)) for key in group.keys)

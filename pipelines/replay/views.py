@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..compare.sheet import Cell as SheetCell
+from ..compare.sheet import Column, contact_sheet
 from ..words import cut
 
 if TYPE_CHECKING:
@@ -56,11 +57,11 @@ class SheetTable:
 
     Attributes:
         rows: step and strength -> the row's label.
-        columns: the sample's index -> the column's label.
+        columns: the sample's index -> the column, with the size that the job asks for: no picture is larger.
     """
 
     rows: dict[tuple[int, float], str]
-    columns: dict[int, str]
+    columns: dict[int, Column]
 
     @classmethod
     def of(cls, selection: Selection) -> SheetTable:
@@ -70,17 +71,21 @@ class SheetTable:
             for checkpoint in selection.checkpoints
             for strength in selection.strengths
         }
-        return cls(
-            rows, {index: f"{index}: {cut(one.prompt, _LONGEST_LABEL)}" for index, one in selection.columns.items()}
-        )
+        samples = [sample for checkpoint in selection.checkpoints for sample in selection.at(checkpoint)]
+        columns = {}
+        for index, one in selection.columns.items():
+            own = [sample for sample in samples if sample.index == index]
+            width, height = max(sample.width for sample in own), max(sample.height for sample in own)
+            columns[index] = Column(f"{index}: {cut(one.prompt, _LONGEST_LABEL)}", max(1, width), max(1, height))
+        return cls(rows, columns)
 
     @property
     def row_labels(self) -> list[str]:
         return list(self.rows.values())
 
-    @property
-    def column_labels(self) -> list[str]:
-        return list(self.columns.values())
+    def draw(self, cells: Iterable[SheetCell], *, with_engine: bool = False) -> Image:
+        """The sheet of :meth:`cells`, each made when it is drawn; see :func:`..compare.sheet.contact_sheet`."""
+        return contact_sheet(self.row_labels, list(self.columns.values()), cells, with_engine=with_engine)
 
     def cells(self, judged: Iterable[Judged]) -> Iterator[SheetCell]:
         """What is drawn, one at a time."""
@@ -93,5 +98,5 @@ class SheetTable:
                 one.trainers(),
                 one.ours(),
                 comparison and comparison.heat_map,
-                one.outcome.error or (comparison.verdict.value if comparison else "no preview to compare with"),
+                one.outcome.error or (comparison.caption if comparison else "no preview to compare with"),
             )

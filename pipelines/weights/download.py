@@ -5,22 +5,18 @@ It runs in a process of its own (``download_child.py``), which is ended where th
 
 from __future__ import annotations
 
-import json
-import os
-import queue
 import shutil
-import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..amounts import duration, share, size
 from ..errors import HubError
+from ..machine.child import Child
 
 if TYPE_CHECKING:
     from ..observer import Observer
@@ -123,57 +119,8 @@ class _Shown:
             self._observer.stage(f"downloaded {self._repo_id}: {size(self._total - self._there)} in {took}")
 
 
-class _Child:
-    """The process, and what it says."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
-        # it has ended
-        self._lines.put(b"")
-
-    def send(self, line: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(line).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            # it has ended, and heard() says so
-            pass
-
-    def heard(self, timeout: float) -> dict[str, Any] | None:
-        """The next line; None where there is none within ``timeout`` seconds."""
-        try:
-            line = self._lines.get(timeout=timeout)
-        except queue.Empty:
-            return None
-        if not line:
-            return {"error": "other", "why": "its process ended"}
-        try:
-            return json.loads(line)
-        except ValueError:
-            # a library's own words
-            return None
-
-    def end(self) -> None:
-        """Ends it at once, whatever it does."""
-        self._process.kill()
-        self._process.wait()
-        self._listener.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):
-                pipe.close()  # pyright: ignore[reportOptionalMemberAccess]
-
-
 @contextmanager
-def _child() -> Iterator[_Child]:
+def _child() -> Iterator[Child]:
     """Starts the process, and ends it on the way out."""
     from huggingface_hub import constants
 
@@ -185,19 +132,9 @@ def _child() -> Iterator[_Child]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(_CHILD)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # libraries write addresses with signatures there
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **settings},
-            # no window on Windows
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
+        child = Child(_CHILD, settings)
     except (OSError, ValueError) as error:
         raise DownloadError("other", "its process cannot be started") from error
-    child = _Child(process)
     try:
         yield child
     finally:

@@ -36,7 +36,7 @@ INPUTS = {
         "cfg_trunc_ratio", "renorm_cfg", "discrete_flow_shift", "system_prompt_on_negative", "image_guidance_scale",
     ],
     "AITKTrainingAdapter": ["pipeline", "adapter_name"],
-    "AITKComparePreviews": ["ours", "trainer", "floor", "format"],
+    "AITKComparePreviews": ["ours", "trainer", "floor", "format", "replay_report"],
     "AITKTrainingJob": ["job", "weights"],
     "AITKReplayPreviews": ["job", "pipeline", "checkpoints", "samples", "strengths", "measure_floor"],
     "AITKEncodeImage": ["images", "pipeline", "recipe"],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_aitk.nodes.compare import AITKComparePreviews
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.nodes.training_job import AITKReplayPreviews, AITKTrainingJob
 from comfyui_aitk.pipelines.errors import FileError, InputError
@@ -46,6 +47,31 @@ def test_a_job_is_replayed_as_it_was_rendered(jobs):
     assert [(cell["step"], cell["index"]) for cell in report["cells"]] == [(s, i) for s in (0, 250) for i in (0, 1, 2)]
     assert {cell["verdict"] for cell in report["cells"]} <= {"identical", "kernel noise", "same picture"}
     assert report["trained_with"] == "0.12.26"
+
+
+def test_a_replay_s_report_tells_a_comparison_the_causes(jobs, capfd):
+    """A text encoder that is not quantised as the trainer's; the LoRA of step 250 is gone, and one picture."""
+    shutil.copytree(GOLDEN / "jobs" / "lumina2_te_qfloat8", jobs / "te")
+    next((jobs / "te" / "samples").glob("*__000000600_1.*")).unlink()
+    job, pipeline, _ = AITKTrainingJob().open("te", "base")
+    pipeline = replace(pipeline, options=replace(pipeline.options, text_encoder_quantization="none"))
+    ours, trainer, _, told = AITKReplayPreviews().replay(job, pipeline, "0,250,600", measure_floor=False)
+    _, _, text = AITKComparePreviews().compare(ours, trainer, replay_report=told, unique_id="7")
+    report = json.loads(text)
+    found = [[cause["name"] for cause in one["causes"]] for one in report["pictures"]]
+    assert [names[0] for names in found[:3]] == ["text_encoder_quantization"] * 3
+    assert report["notes"] == ["step 600, sample 1: the job has no picture of it"]
+    shown = capfd.readouterr().err
+    assert "step 600, sample 0: The text encoder's quantisation is none, the trainer's qfloat8." in shown
+    assert "Unknown: device, attention, versions." in shown
+    # the same picture has no cause
+    _, _, text = AITKComparePreviews().compare(ours, ours, replay_report=told)
+    assert [one["causes"] for one in json.loads(text)["pictures"]] == [[]] * 4
+    with pytest.raises(InputError, match="replay_report is of 4 pictures, and ours holds 3"):
+        AITKComparePreviews().compare(ours[:3], trainer[:3], replay_report=told)
+    for text in ("", "[]", '{"cells": [3]}', '{"cells": [{"error": null}]}', "[" * 100_000):
+        with pytest.raises(InputError, match=r"replay_report is no report of a replay\. Connect"):
+            AITKComparePreviews().compare(ours, trainer, replay_report=text)
 
 
 def test_what_is_missing_is_said_beside_what_is_there(jobs):

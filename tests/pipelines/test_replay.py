@@ -10,18 +10,15 @@ import numpy as np
 import pytest
 import torch
 from comfyui_aitk.pipelines.compare.causes import Standing
-from comfyui_aitk.pipelines.compare.comparison import Verdict
 from comfyui_aitk.pipelines.engine.engine import Engine
-from comfyui_aitk.pipelines.errors import DeviceMemoryError, InputError
+from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.jobs.job import JobCheckpoint, TrainingJob
 from comfyui_aitk.pipelines.machine.machine import PlainMachine
 from comfyui_aitk.pipelines.models.lumina2 import loop
 from comfyui_aitk.pipelines.observer import SILENT, SilentObserver
 from comfyui_aitk.pipelines.replay.cell import Outcome, Place
-from comfyui_aitk.pipelines.replay.floor import Floors
 from comfyui_aitk.pipelines.replay.grid import make_grid
-from comfyui_aitk.pipelines.replay.judge import Judged
 from comfyui_aitk.pipelines.replay.render import render_grid
 from comfyui_aitk.pipelines.replay.replay import replay
 from comfyui_aitk.pipelines.replay.report import cell_report
@@ -274,56 +271,8 @@ def test_a_selection_says_what_there_is(chosen):
         select(recorded_job("lumina2_png"), **chosen)
 
 
-def test_a_floor_is_measured_where_a_picture_is_near_the_trainers(kept, job, tmp_path):
-    """Without it nothing is called kernel noise; the cell stays as it was, and torch has its own kernels again."""
-    (preview,) = (job.folder / "samples").glob("*__000000000_0.png")
-    pixels = np.array(Image.open(preview))
-    pixels[0, 0, 0] ^= 1
-    Image.fromarray(pixels).save(preview)
-    job, base = recorded_job("lumina2_png", job.folder), recorded_base("lumina2")
-    chosen, store = select(job, "0", "0"), CellStore(tmp_path / "cells")
-
-    def judged(measure_floor: bool) -> Judged:
-        (found,) = replay(
-            kept, job, base, chosen, job.folder.parent / "input", store, SILENT, measure_floor=measure_floor
-        )
-        return found
-
-    without = judged(False)
-    assert without.comparison is not None
-    assert without.comparison.verdict is Verdict.SAME_PICTURE
-    assert without.comparison.floor is None
-    before = replace(kept.counters)
-    first = judged(True)
-    assert first.comparison is not None
-    assert first.comparison.floor is not None
-    assert kept.counters.texts_encoded > before.texts_encoded, "the floor begins with the texts"
-    assert first.outcome.found
-    assert first.outcome.picture == without.outcome.picture
-    assert torch.backends.mkldnn.enabled
-    before = replace(kept.counters)
-    again = judged(True)
-    assert again.comparison is not None
-    assert again.comparison.floor == first.comparison.floor
-    assert kept.counters == before, "it is kept like a cell"
-    assert len(list((tmp_path / "cells").glob("*.png"))) == 2
-
-
-def test_a_floor_that_cannot_be_measured_is_said_beside_the_comparison(kept, job, tmp_path, monkeypatch):
-    (preview,) = (job.folder / "samples").glob("*__000000000_0.png")
-    pixels = np.array(Image.open(preview))
-    pixels[0, 0, 0] ^= 1
-    Image.fromarray(pixels).save(preview)
-
-    def full(self: Floors, place: Place) -> None:
-        raise DeviceMemoryError("no room")
-
-    monkeypatch.setattr(Floors, "of", full)
-    job, base = recorded_job("lumina2_png", job.folder), recorded_base("lumina2")
-    store = CellStore(tmp_path / "cells")
-    (one,) = replay(
-        kept, job, base, select(job, "0", "0"), job.folder.parent / "input", store, SILENT, measure_floor=True
-    )
-    assert one.comparison is not None
-    assert one.comparison.verdict is Verdict.SAME_PICTURE
-    assert one.comparison.notes[-1] == "What other kernels change could not be measured: no room"
+def test_a_job_that_offloads_its_layers_has_the_lora_live(kept, tmp_path):
+    job = recorded_job("lumina2_png")
+    job = replace(job, model=replace(job.model, extras={"layer_offloading": "True"}))
+    (one,) = _replay(kept, job, tmp_path, checkpoints="250", samples="0")
+    assert [lora["application"] for lora in one.report["loras"]] == ["live"]

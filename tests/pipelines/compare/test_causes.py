@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from comfyui_aitk.headless.execute import run_prompt
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
-from comfyui_aitk.pipelines.compare.causes import Described, Standing, causes, our_run, recorded_run
+from comfyui_aitk.pipelines.compare.causes import Standing, causes
+from comfyui_aitk.pipelines.compare.described import Described, our_run, recorded_run
 from comfyui_aitk.pipelines.jobs.folder import open_job
 
 JOBS = Path(__file__).resolve().parents[2] / "golden" / "jobs"
@@ -85,6 +86,7 @@ CHANGES = {
     "step_caching": {"step_caching": True},
     "lora": {"loras": {}},
     "lora_strength": {"loras": {"fox_style_v1_000000250.safetensors": 0.5}},
+    "lora_application": {"lora_application": "live"},
     "lora_precision": {"lora_dtype": "float16"},
     "device": {"device": "cuda:0"},
     "attention": {"attention": "flash"},
@@ -151,3 +153,36 @@ def test_several_times_of_the_trainer_are_all_named():
     (found,) = [one for one in causes(theirs, replace(theirs, recipes=TRAINER)) if one.name == "era"]
     assert found.standing is Standing.POSSIBLE
     assert "trainer preview, trainer preview until 2026-07-14" in found.words
+
+
+def test_what_cannot_matter_is_not_named():
+    job = open_job(JOBS / "lumina2_png")
+    extras = {"assistant_lora_path": r"C:\adapters\adapter_v1.safetensors", "layer_offloading": "True"}
+    # the one model that AI Toolkit trains with an adapter
+    job = replace(job, model=replace(job.model, arch="zimage:turbo", extras=extras, name_or_path="Owner/Model"))
+    sample = replace(job.samples[0], multiplier=0.0, seed=-2)
+    theirs = recorded_run(job, sample, job.checkpoints[3], SIZE, TRAINER)
+    # of AI Toolkit's offloading only that it keeps LoRAs live; a LoRA of strength 0 has no precision
+    ours = replace(
+        theirs,
+        weights="Owner/Model@0123456789ab",
+        fingerprint="0123",
+        loras={**theirs.loras, "adapter_v1.safetensors": 1.0},
+        seed=2**64 - 2,
+        lora_dtype="float16",
+        lora_application="merged",
+        merges_before=0,
+    )
+    found = causes(theirs, ours)
+    assert [(cause.name, cause.standing) for cause in found] == [("base", Standing.UNKNOWN)]
+    assert "without a revision, and ours is Owner/Model@0123456789ab" in found[0].words
+    # the adapter, where it is missing
+    assert names(causes(theirs, replace(ours, loras={"fox_style_v1.safetensors": 0.0})), Standing.DIFFERS) == ["lora"]
+
+
+def test_measured_kernels_come_before_what_is_only_possible():
+    theirs = recorded("lumina2_png", 2)
+    ours = replace(theirs, weights="another", dtype="bfloat16", merges_before=0)
+    found = causes(theirs, ours, kernels="without oneDNN")
+    assert [cause.name for cause in found][:4] == ["dtype", "kernels", "base", "merge_drift"]
+    assert "with others (without oneDNN) our own picture changes as much" in found[1].words

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comfyui_aitk.pipelines.compare.comparison import Verdict, compare, compare_as, compare_with_file, summary
+from comfyui_aitk.pipelines.compare.floor import Rendering
 from comfyui_aitk.pipelines.compare.pixels import encoded, read_picture
 from comfyui_aitk.pipelines.errors import FileError, InputError
 from PIL import Image
@@ -71,37 +72,70 @@ def test_kernel_noise_is_claimed_only_up_to_the_measured_floor():
     """The saved bfloat16 LoRA differs by as much as kernels do in bfloat16: 5 to 9 levels on half of the values."""
     ours, trainer = replayed("lumina2_bf16", 250, 0), read_picture(preview("lumina2_bf16", 250, 0)).pixels
     assert compare(ours, trainer).verdict is Verdict.SAME_PICTURE, "no floor, no such claim"
-    as_much = compare(ours, trainer, noisy(ours, 4))
+    as_much = compare_as(ours, trainer, "png", noisy(ours, 4))
     assert as_much.verdict is Verdict.KERNEL_NOISE
-    assert "ours differs from itself by at most 4 levels" in as_much.words
-    less = compare(ours, trainer, noisy(ours, 1))
+    assert "(those of the given floor) ours differs from itself by at most 4 levels" in as_much.words
+    assert "cannot be told from kernels" in as_much.words
+    less = compare_as(ours, trainer, "png", noisy(ours, 1))
     assert less.verdict is Verdict.SAME_PICTURE
-    assert "Other kernels change less" in less.words
-    none = compare(ours, trainer, ours)
+    assert "change less: with them ours differs from itself by at most 1 level" in less.words
+    none = compare_as(ours, trainer, "png", ours)
     assert none.verdict is Verdict.SAME_PICTURE
-    assert "Other kernels change nothing" in none.words
+    assert "The other kernels that were tried (those of the given floor) change nothing." in none.words
+
+
+def test_kernels_are_tried_until_some_explain_the_difference():
+    ours, file = replayed("lumina2_bf16", 250, 0), preview("lumina2_bf16", 250, 0)
+    asked = []
+
+    def others(*levels: int | None):
+        for one in levels:
+            asked.append(one)
+            name = f"kernels {one}"
+            yield Rendering(name, None, "no room.") if one is None else Rendering(name, noisy(ours, one))
+
+    found = compare_with_file(ours, file, others(0, 1, 4, 9))
+    assert (found.verdict, asked) == (Verdict.KERNEL_NOISE, [0, 1, 4])
+    assert found.floor.kernels == "kernels 4"
+    assert [one["kernels"] for one in found.as_json()["floors"]] == ["kernels 0", "kernels 1", "kernels 4"]
+    asked.clear()
+    none = compare_with_file(ours, file, others(2, None, 1))
+    assert (none.verdict, asked) == (Verdict.SAME_PICTURE, [2, None, 1])
+    assert "The other kernels that were tried (kernels 2; kernels 1) change less" in none.words
+    assert none.words.endswith(", kernels 2. Not tried: kernels None; no room.")
+    assert none.as_json()["floor"]["maximum"] == 2
+    unmeasured = compare_with_file(ours, file, others(None))
+    assert "Whether kernels alone explain it was not measured. Not tried: kernels None; no room." in unmeasured.words
+    asked.clear()
+    # neither needs one
+    assert compare_with_file(replayed("lumina2_bf16", 0, 0), preview("lumina2_bf16", 0, 0), others(4)).floors == ()
+    assert compare_with_file(ours, preview("lumina2_bf16", 0, 1), others(4)).verdict is Verdict.DIFFERENT
+    assert asked == []
 
 
 def test_one_large_difference_is_no_kernel_noise():
     ours = replayed("lumina2_bf16", 0, 0)
     floor, spot = noisy(ours, 8, seed=1), noisy(ours, 1)
     spot[0, 0] ^= 0x80
-    assert compare(ours, noisy(ours, 8), floor).verdict is Verdict.KERNEL_NOISE
-    found = compare(ours, spot, floor)
-    assert found.difference.mean_square < found.floor.mean_square
+    assert compare_as(ours, noisy(ours, 8), "png", floor).verdict is Verdict.KERNEL_NOISE
+    found = compare_as(ours, spot, "png", floor)
+    assert found.difference.mean_square < found.floor.difference.mean_square
     assert found.verdict is Verdict.SAME_PICTURE
     # nor is a difference everywhere, where kernels changed one row
     row = ours.copy()
     row[0] = floor[0]
-    assert compare(ours, noisy(ours, 8), row).verdict is Verdict.SAME_PICTURE
+    assert compare_as(ours, noisy(ours, 8), "png", row).verdict is Verdict.SAME_PICTURE
 
 
 def test_a_floor_that_is_another_picture_is_refused():
     ours, other = (read_picture(preview("lumina2_bf16", 0, index)).pixels for index in (0, 1))
     with pytest.raises(InputError, match="The floor is another picture than ours"):
-        compare(ours, ours, other)
+        compare_as(ours, ours, "png", other)
     with pytest.raises(InputError, match="The floor is 64 x 32 pixels, and our picture 64 x 64"):
-        compare(ours, ours, ours[:32])
+        compare_as(ours, ours, "png", ours[:32])
+    # one of our own ends no replay
+    found = compare(ours, noisy(ours, 1), [Rendering("kernels", other)])
+    assert "Not tried: kernels; The floor is another picture than ours" in found.words
 
 
 @pytest.mark.parametrize(

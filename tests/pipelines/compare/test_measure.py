@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from comfyui_aitk.pipelines.compare import perceptual
 from comfyui_aitk.pipelines.compare.heat import LEGEND, heat_map
 from comfyui_aitk.pipelines.compare.measure import difference
@@ -95,3 +96,50 @@ def test_ssim_is_scikit_image_s():
     assert perceptual.ssim(first, first).value == pytest.approx(1)
     assert perceptual.ssim(first, 255 - first).value < 0
     assert "below 11 pixels" in perceptual.ssim(first[:8], first[:8]).reason
+
+
+def test_lpips_is_that_of_its_package(tmp_path, monkeypatch):
+    """With random weights of AlexNet: nothing is fetched, and what is missing or damaged is named."""
+    lpips = pytest.importorskip("lpips", reason="lpips is not installed")
+    models = pytest.importorskip("torchvision", reason="torchvision is not installed").models
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("socket.socket.connect", lambda *given: pytest.fail("it asks a network"))
+    perceptual._network.cache_clear()
+    random = np.random.default_rng(0)
+    first = random.integers(0, 256, (96, 128, 3), np.uint8)
+    second = (first.astype(int) + random.integers(-20, 21, first.shape)).clip(0, 255).astype(np.uint8)
+    name = "alexnet-owt-7be5be79.pth"
+    assert perceptual.lpips(first, second) == perceptual.Score(
+        None, f"AlexNet's weights are not on the disk: put {name} into torch's hub/checkpoints"
+    )
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b"cut off")
+    assert perceptual.lpips(first, second).reason.startswith(f"AlexNet cannot be loaded from {name} in torch's hub")
+    torch.save(models.alexnet(weights=None).state_dict(), folder / name)
+    direct = lpips.LPIPS(net="alex", verbose=False).eval()
+    with torch.no_grad():
+        expected = float(direct(lpips.im2tensor(first), lpips.im2tensor(second)))
+    assert expected > 1e-3
+    assert perceptual.lpips(first, second).value == pytest.approx(expected, rel=1e-5)
+    assert perceptual.lpips(first, first).value == 0
+    assert perceptual.lpips(first[:31], second[:31]).value is not None
+    assert perceptual.lpips(first[:30], second[:30]).reason == "a side is below 31 pixels"
+    perceptual._network.cache_clear()
+
+
+def test_ssim_and_psnr_are_those_of_scikit_image():
+    metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed")
+    random = np.random.default_rng(0)
+    first = np.kron(random.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    second = (first.astype(int) + random.integers(-9, 10, first.shape)).clip(0, 255).astype(np.uint8)
+    assert difference(first, second).psnr == pytest.approx(metrics.peak_signal_noise_ratio(first, second))
+    # channel by channel, and with the window written out
+    each = [
+        metrics.structural_similarity(
+            first[..., channel], second[..., channel], win_size=11, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False, data_range=255,
+        )
+        for channel in range(3)
+    ]  # fmt: skip
+    assert perceptual.ssim(first, second).value == pytest.approx(np.mean(each))
