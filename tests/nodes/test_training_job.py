@@ -55,8 +55,8 @@ def test_a_replay_s_report_tells_a_comparison_the_causes(jobs, capfd):
     next((jobs / "te" / "samples").glob("*__000000600_1.*")).unlink()
     job, pipeline, _ = AITKTrainingJob().open("te", "base")
     pipeline = replace(pipeline, options=replace(pipeline.options, text_encoder_quantization="none"))
-    ours, trainer, _, told = AITKReplayPreviews().replay(job, pipeline, "0,250,600", measure_floor=False)
-    _, _, text = AITKComparePreviews().compare(ours, trainer, replay_report=told, unique_id="7")
+    ours, trainer, _, told = AITKReplayPreviews().replay(job, pipeline, "0,250,600", measure_floor=False)["result"]
+    _, _, text = AITKComparePreviews().compare(ours, trainer, replay_report=told, unique_id="7")["result"]
     report = json.loads(text)
     found = [[cause["name"] for cause in one["causes"]] for one in report["pictures"]]
     assert [names[0] for names in found[:3]] == ["text_encoder_quantization"] * 3
@@ -65,7 +65,7 @@ def test_a_replay_s_report_tells_a_comparison_the_causes(jobs, capfd):
     assert "step 600, sample 0: The text encoder's quantisation is none, the trainer's qfloat8." in shown
     assert "Unknown: device, attention, versions." in shown
     # the same picture has no cause
-    _, _, text = AITKComparePreviews().compare(ours, ours, replay_report=told)
+    _, _, text = AITKComparePreviews().compare(ours, ours, replay_report=told)["result"]
     assert [one["causes"] for one in json.loads(text)["pictures"]] == [[]] * 4
     with pytest.raises(InputError, match="replay_report is of 4 pictures, and ours holds 3"):
         AITKComparePreviews().compare(ours[:3], trainer[:3], replay_report=told)
