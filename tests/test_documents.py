@@ -214,7 +214,10 @@ def values(option: Option) -> str:
 
 
 def test_readme_has_every_example():
-    named = [name for row in table(README, "| workflow |") for name in codes(row[0])]
+    named = []
+    for group, models, _ in table(README, "| workflow |"):
+        (name,) = codes(group)
+        named += [f"{name} - {model}" for model in models.split(", ")] if models else [name]
     assert sorted(named) == sorted(EXAMPLES)
 
 

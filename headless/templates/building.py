@@ -33,10 +33,10 @@ class Template(Drawing):
         subject: what its templates say.
     """
 
-    def __init__(self, feature: str, model: str, detail: str = "") -> None:
+    def __init__(self, feature: str, model: str) -> None:
         self.facts: ModelFacts = find_model(model)
         self.subject: Subject = SUBJECTS[model]
-        super().__init__(f"{feature} - {self.facts.title}{detail}")
+        super().__init__(f"{feature} - {self.facts.title}")
 
     @property
     def default_weights(self) -> str:

@@ -126,7 +126,7 @@ class Drawing:
         note = {
             "id": 1, "type": NOTE, **placed.note.as_json(), "flags": {}, "order": 0, "mode": 0, "inputs": [],
             "outputs": [], "title": "Read me", "properties": {}, "widgets_values": [self._note],
-            "color": "#432", "bgcolor": "#653",
+            "color": "#432", "bgcolor": "#000",
         }  # fmt: skip
         return {
             "id": str(uuid.uuid5(_IDS, self.name)),

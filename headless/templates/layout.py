@@ -9,9 +9,9 @@ from typing import Any
 # what a node needs in the renderer in which it is the taller, measured in frontend 1.45; a saved size that is smaller
 # grows when the file opens, over whatever stands below
 _SIZES = {
-    "AITKRuntimeOptions": (360, 380),
-    "LoadAITKModel": (360, 340),
-    "ApplyAITKLoRA": (360, 240),
+    "AITKRuntimeOptions": (360, 350),
+    "LoadAITKModel": (360, 290),
+    "ApplyAITKLoRA": (360, 220),
     "AITKLoRAStack": (360, 760),
     "AITKTrainingAdapter": (360, 160),
     "AITKTrainingJob": (360, 200),
@@ -31,7 +31,7 @@ _BETWEEN = 100  # between columns
 _MARGIN = 20  # of a group around its nodes
 _HEADING = 100  # of a group above its first node: its own title and the node's
 _NOTE_WIDTH = 420
-_LINE, _LETTERS = 26, 46  # of a note: a line's height, and how many letters it holds
+_LINE, _LETTERS = 24, 50  # of a note: a line's height, and how many letters it holds
 
 
 @dataclass(frozen=True)
@@ -89,4 +89,4 @@ def place(nodes: Sequence[tuple[int, str]], columns: Sequence[str], note_height:
 def note_height(text: str) -> int:
     """How much room a note's Markdown takes."""
     lines = [line for line in text.splitlines() if not line.startswith("| ---")]
-    return 80 + _LINE * sum(1 + len(line) // _LETTERS if line else 1 for line in lines)
+    return 60 + _LINE * sum(1 + len(line) // _LETTERS if line else 1 for line in lines)

@@ -31,7 +31,7 @@ def small_gpu() -> Drawing:
 
 
 def recipe_options() -> Drawing:
-    t = Template("Options of a recipe", "omnigen2", ", image guidance")
+    t = Template("Options of a recipe", "omnigen2")
     loaded = t.load()
     control = t.controlled(("Your picture",), "2. Picture to follow")
     t.column("3. Recipe")
