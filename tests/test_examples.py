@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("kept_engine")
 FOLDER = Path(__file__).resolve().parents[1] / "example_workflows"
 EXAMPLES = sorted(FOLDER.glob("*.json"))
 OF_A_JOB = FOLDER / "AI Toolkit training job - replay its samples.json"  # has no sampler
-COMPARED = FOLDER / "Compare with a training sample - Lumina Image 2.0.json"
-KOHYA = "LoRA of kohya sd-scripts - Lumina Image 2.0"
+COMPARED = FOLDER / "Compare with a sample - Lumina Image 2.0.json"
+KOHYA = "LoRA of sd-scripts - Lumina Image 2.0"
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"width": 64, "height": 64, "steps": 2}
 RELEASED = "default"  # weights from the hub
@@ -38,12 +38,12 @@ OWN = {
     "choose your pth file": "consolidated.00-of-01.pth",
 }
 # how the names of those begin whose weights are files
-OF_FILES = ("Weights, ", KOHYA)
+OF_FILES = ("ComfyUI files", "GGUF file", "All-in-one file", "pth file", KOHYA)
 # mean distance from the picture of the unquantised folder, in levels of 255, where the weights are not the same
 ROUNDED = {
-    "Weights, GGUF - Lumina Image 2.0": 2,
-    "Weights, GGUF - Z-Image Turbo": 2,
-    "Weights, ComfyUI files - FLUX.2-dev": 20,
+    "GGUF file - Lumina Image 2.0": 2,
+    "GGUF file - Z-Image Turbo": 2,
+    "ComfyUI files - FLUX.2-dev": 20,
 }
 
 

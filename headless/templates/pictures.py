@@ -75,7 +75,7 @@ def control_image(model: str) -> Drawing:
 
 
 def control_images(model: str) -> Drawing:
-    t = Template("Control images, up to three", model)
+    t = Template("Control images", model)
     loaded = t.load()
     control = t.controlled(("Image 1: a person", "Image 2: a jacket", "Image 3: a room"), "2. Pictures")
     recipes = t.facts.recipes

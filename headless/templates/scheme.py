@@ -25,7 +25,8 @@ _BACK, _CARD, _LINE, _TEXT, _FAINT = "#1b1e24", "#2b303a", "#8b94a5", "#f2f4f8",
 # the first words of a name -> its colour
 _ACCENTS = {
     "AI Toolkit": "#f0b429", "Compare": "#e07a3f", "Control": "#54b889", "Image": "#54b889", "LoRA": "#a98bf0",
-    "Options": "#4fb3c9", "Server": "#4fb3c9", "Text": "#5b9bf0", "Weights": "#9aa5b8",
+    "Options": "#4fb3c9", "Server": "#4fb3c9", "Text": "#5b9bf0", "ComfyUI": "#9aa5b8", "GGUF": "#9aa5b8",
+    "All-in-one": "#9aa5b8", "pth": "#9aa5b8",
 }  # fmt: skip
 _ROW = 150  # centre of the symbols of what goes in
 _BAR = (262, 330)  # top and bottom of the box that renders

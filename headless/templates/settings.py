@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def small_gpu() -> Drawing:
-    t = Template("Options for a small GPU", "flux2")
+    t = Template("Options, small GPU", "flux2")
     t.column("1. Model, held small")
     options = t.add(
         "AITKRuntimeOptions", transformer_quantization="qfloat8", text_encoder_quantization="qfloat8",
@@ -42,16 +42,16 @@ def recipe_options() -> Drawing:
     t.note(
         f"**Settings that only some recipes read**\n\n{PLACEHOLDER} *image_guidance_scale* above 1 follows it more "
         "closely, with a third model call in each step; AI Toolkit's samples have 1.\n\nThe node's other settings are "
-        "those of sd-scripts: one that was changed and that the recipe does not read is an error. See `LoRA of kohya "
+        "those of sd-scripts: one that was changed and that the recipe does not read is an error. See `LoRA of "
         "sd-scripts`."
     )
     return t
 
 
 def comfy_files(model: str) -> Drawing:
-    t = Template("Weights, ComfyUI files", model)
+    t = Template("ComfyUI files", model)
     t.save(t.sampler(t.load_comfy_files(), "2. Prompt and settings"), "3. Picture")
-    rows = "".join(f"| `{one.directory}/{one.name}` | [download]({one.url}) |\n" for one in COMFY_FILES[model])
+    rows = "".join(f"- [{one.name}]({one.url}) into `models/{one.directory}`\n" for one in COMFY_FILES[model])
     tokenizer = (
         "The tokenizer is inside the text encoder's file: nothing else is downloaded."
         if t.subject.tokenizer
@@ -64,14 +64,14 @@ def comfy_files(model: str) -> Drawing:
         else ""
     )
     t.note(
-        f"**{t.facts.title} from the three files that ComfyUI's users have**\n\n| file in `models` | |\n| --- | --- |\n"
+        f"**{t.facts.title} from the three files that ComfyUI's users have**\n\n"
         f"{rows}\nThe editor's list of missing models offers them, too. {tokenizer}{other}"
     )
     return t
 
 
 def gguf(model: str) -> Drawing:
-    t = Template("Weights, GGUF", model)
+    t = Template("GGUF file", model)
     files = COMFY_FILES[model]
     t.save(t.sampler(t.load_files(YOUR_GGUF, *files[1:]), "2. Prompt and settings"), "3. Picture")
     t.note(
@@ -84,7 +84,7 @@ def gguf(model: str) -> Drawing:
 
 
 def all_in_one() -> Drawing:
-    t = Template("Weights, all in one file", "lumina2")
+    t = Template("All-in-one file", "lumina2")
     t.save(t.sampler(t.load_files(LUMINA_ALL_IN_ONE), "2. Prompt and settings"), "3. Picture")
     t.note(
         f"**One file with everything in it**\n\nPut [{LUMINA_ALL_IN_ONE.name}]({LUMINA_ALL_IN_ONE.url}) into "
@@ -95,7 +95,7 @@ def all_in_one() -> Drawing:
 
 
 def pickle() -> Drawing:
-    t = Template("Weights, pth file", "lumina2")
+    t = Template("pth file", "lumina2")
     t.save(t.sampler(t.load_files(YOUR_PTH, GEMMA2, FLUX_VAE), "2. Prompt and settings"), "3. Picture")
     t.note(
         "**The original release's `.pth`**\n\n`consolidated.00-of-01.pth` goes into `models/diffusion_models`. It "

@@ -78,7 +78,7 @@ def replay_job() -> Drawing:
 
 
 def compare_with_sample() -> Drawing:
-    t = Template("Compare with a training sample", "lumina2")
+    t = Template("Compare with a sample", "lumina2")
     t.column("1. Model, as the job holds it")
     pipeline = t.loader(weights="default", options=t.trained_with().out("options"))
     own = t.lora(pipeline)
@@ -107,7 +107,7 @@ def compare_with_sample() -> Drawing:
 
 
 def compare_recipes() -> Drawing:
-    t = Template("Compare two ways to render", "lumina2")
+    t = Template("Compare two recipes", "lumina2")
     pipeline = t.load()
     batch = {"batch_size": 2, "steps": 25}
     page = t.sampler(pipeline, "2. As the model's page says", "Reference pipeline", **batch)
@@ -128,7 +128,7 @@ def compare_recipes() -> Drawing:
 
 
 def lora_kohya() -> Drawing:
-    t = Template("LoRA of kohya sd-scripts", "lumina2")
+    t = Template("LoRA of sd-scripts", "lumina2")
     own = t.lora(t.load_comfy_files())
     t.column("3. Recipe")
     options = t.add("AITKRecipeOptions", cfg_trunc_ratio=0.25, renorm_cfg=1.0, discrete_flow_shift=6.0)
@@ -156,7 +156,7 @@ def lora_kohya() -> Drawing:
 
 
 def server_request() -> Drawing:
-    t = Template("Server request, ai-toolkit-inference", "zimage")
+    t = Template("Server request", "zimage")
     own = t.lora(t.load())
     sampler = t.sampler(own, "3. prompts[0]", prompt=PROMPT)
     t.save(sampler, "4. Picture")
