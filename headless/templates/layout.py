@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,5 +89,6 @@ def place(nodes: Sequence[tuple[int, str]], columns: Sequence[str], note_height:
 
 def note_height(text: str) -> int:
     """How much room a note's Markdown takes."""
-    lines = [line for line in text.splitlines() if not line.startswith("| ---")]
+    read = re.sub(r"\]\([^)]*\)", "]", text)  # of a link its words
+    lines = [line for line in read.splitlines() if not line.startswith("| ---")]
     return 60 + _LINE * sum(1 + len(line) // _LETTERS if line else 1 for line in lines)
