@@ -6,6 +6,7 @@
     python3 tasks.py request  a request to ai-toolkit-inference, or a command line of sd-scripts, rendered
     python3 tasks.py replay   a training job's sample pictures once more, beside the trainer's own
     python3 tasks.py locales  what of the translations in locales/ is missing or older than its English text
+    python3 tasks.py templates  writes example_workflows anew: workflows and thumbnails
     python3 tasks.py bench    times and memory beside plain diffusers calls, or AI Toolkit (--peers); --quick: tiny
     python3 tasks.py test     the tests; further arguments go to pytest
     python3 tasks.py lint     ruff and the type checker
@@ -105,9 +106,14 @@ def bench(arguments):
     return importlib.import_module(PACKAGE + ".headless.bench.command").bench_command(arguments)
 
 
+def templates(arguments):
+    load_pack()
+    return importlib.import_module(PACKAGE + ".headless.templates.command").templates_command(arguments)
+
+
 COMMANDS = {
-    "demo": demo, "run": run, "request": request, "replay": replay, "locales": locales, "bench": bench, "test": test,
-    "lint": lint,
+    "demo": demo, "run": run, "request": request, "replay": replay, "locales": locales, "templates": templates,
+    "bench": bench, "test": test, "lint": lint,
 }  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from .server import reports_in
 from .workflow import read_workflow
 
 _ROOT = Path(__file__).resolve().parent.parent
-_WORKFLOW = "lumina2_lora.json"
-_PLAIN_WORKFLOW = "lumina2_text_to_image.json"
+_WORKFLOW = "LoRA - Lumina Image 2.0.json"
+_PLAIN_WORKFLOW = "Text to image - Lumina Image 2.0.json"
 _TINY = "tiny-lumina2"
 _TINY_LORA = "tiny-lora.safetensors"
 

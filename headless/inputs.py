@@ -92,7 +92,7 @@ def _named_values(stored: Mapping[str, Any], widgets: Mapping[str, Spec]) -> dic
 def _positional_values(name: str, spec: Spec, remaining: Iterator[Any]) -> Iterator[tuple[str, Any]]:
     """Takes one input's entries from ``remaining``, the fields that depend on its value included."""
     value = _value_or_default(next(remaining, None), spec)
-    for _ in range(_extra_entries(name, spec)):
+    for _ in range(extra_entries(name, spec)):
         next(remaining, None)
     if value is not None:
         yield name, as_prompt_value(value)
@@ -103,7 +103,7 @@ def _positional_values(name: str, spec: Spec, remaining: Iterator[Any]) -> Itera
                 yield from _positional_values(f"{name}.{inner}", inner_spec, remaining)
 
 
-def _extra_entries(name: str, spec: Spec) -> int:
+def extra_entries(name: str, spec: Spec) -> int:
     """How many entries of the editor's own follow the value: 'control after generate', and a list filter's text."""
     control = spec[1].get("control_after_generate")
     if control is None:

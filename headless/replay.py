@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from ..pipelines.replay.selection import Selection
     from ..pipelines.replay.views import SheetTable
 
-_EXAMPLE = Path(__file__).resolve().parent.parent / "example_workflows" / "replay_one_checkpoint.json"
+_EXAMPLE = (
+    Path(__file__).resolve().parent.parent / "example_workflows" / "AI Toolkit training job - replay its samples.json"
+)
 _FOLDERS = ("ours", "trainer", "engine", "heat_map")
 
 

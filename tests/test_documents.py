@@ -324,15 +324,20 @@ def test_each_option_is_in_its_node_s_page_with_its_values(node: str, option: Op
 
 
 def test_the_page_of_nodes_has_every_example():
-    named = [name for row in table(document("nodes.md"), "| workflow |") for name in codes(row[0])]
+    named = []
+    for group, models, _ in table(document("nodes.md"), "| workflow |"):
+        (name,) = codes(group)
+        named += [f"{name} - {model}" for model in models.split(", ")] if models else [name]
     assert sorted(named) == sorted(EXAMPLES)
 
 
-def test_the_examples_that_readme_names_render_the_trainer_s_preview():
+def test_the_templates_that_readme_names_render_the_trainer_s_preview():
     """They lead a person who wants their samples there in one step."""
-    (line,) = re.findall(r"Templates that are set so: ([^.]+)\.", README)
-    assert codes(line)
-    for name in codes(line):
+    named = "AI Toolkit samples - "
+    assert f"{named}..." in codes(section(README, "Your samples, in one step"))
+    files = [name for name in EXAMPLES if name.startswith(named)]
+    assert len(files) == 6
+    for name in files:
         document = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
         (sampler,) = [node for node in document["nodes"] if node["type"] == "AITKSampler"]
         assert "trainer preview" in sampler["widgets_values"], name

@@ -65,8 +65,9 @@ def _render(folder: Path) -> list[Panel]:
         "AITKSampler.steps": item["steps"], "AITKSampler.guidance_scale": item["guidance"],
         "AITKSampler.seed": item["seed"],
     }  # fmt: skip
+    example = ROOT / "example_workflows" / "LoRA - Lumina Image 2.0.json"
     _command(
-        "run", ROOT / "example_workflows" / "lumina2_lora.json", "--models", models, "--output", folder / "reference",
+        "run", example, "--models", models, "--output", folder / "reference",
         *(word for name, value in sets.items() for word in ("--set", f"{name}={value}")),
     )  # fmt: skip
     (ours,) = (folder / "replay" / "ours").glob("*.png")

@@ -28,7 +28,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ("COMFYUI_PATH", "COMFYUI_PYTHON")
-EXAMPLE = ROOT / "example_workflows" / "lumina2_lora.json"
+EXAMPLE = ROOT / "example_workflows" / "LoRA - Lumina Image 2.0.json"
 SETS = [
     "LoadAITKModel.weights=tiny", "LoadAITKModel.dtype=float32", "ApplyAITKLoRA.lora_name=tiny.safetensors",
     "AITKSampler.width=128", "AITKSampler.height=64", "AITKSampler.steps=4",

@@ -1,0 +1,36 @@
+"""All templates. Their names begin with what a newcomer looks for: where the browser sorts, it sorts by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ...pipelines.models import catalogue
+from . import pictures, settings, trainer
+from .model_files import COMFY_FILES
+
+if TYPE_CHECKING:
+    from .drawing import Drawing
+
+_FAMILIES = ("flux2", "flux2_klein_4b", "lumina2", "omnigen2", "zimage", "zimage:turbo")
+_OF_EACH: tuple[tuple[Callable[[str], Drawing], tuple[str, ...]], ...] = (
+    (trainer.samples, _FAMILIES),
+    (pictures.text_to_image, tuple(catalogue())),
+    (pictures.lora, _FAMILIES),
+    (pictures.control_image, ("flux2", "flux2_klein_4b", "omnigen2")),
+    (pictures.control_images, ("flux2", "omnigen2")),
+    (settings.comfy_files, tuple(COMFY_FILES)),
+    (settings.gguf, ("lumina2", "zimage:turbo")),
+)
+_ONE: tuple[Callable[[], Drawing], ...] = (
+    trainer.replay_job, trainer.compare_with_sample, trainer.compare_recipes, trainer.lora_kohya,
+    trainer.server_request, pictures.lora_stack, pictures.image_to_image, settings.small_gpu, settings.recipe_options,
+    settings.all_in_one, settings.pickle,
+)  # fmt: skip
+
+
+def templates() -> list[Drawing]:
+    """Every template, in the order of their names."""
+    found = [make() for make in _ONE]
+    found += [make(model) for make, models in _OF_EACH for model in models]
+    return sorted(found, key=lambda drawing: drawing.name.casefold())
