@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..pipelines.replay.selection import Selection
 
 _MARKERS = ("config.yaml", ".job_config.json")
+_NO_JOB = "no training job yet"  # an empty list shows as "undefined"
 _SHOWN_CHECKPOINTS = 30
 _SHOWN_ERRORS = 3
 _BYTES_OF_PIXEL = 2 * 3 * (4 + 1)  # ours and the trainer's, in float32 and as they were read
@@ -46,7 +47,7 @@ class AITKTrainingJob:
         return {
             "required": {
                 "job": (
-                    list(dict.fromkeys(jobs)),
+                    list(dict.fromkeys(jobs)) or [_NO_JOB],
                     {
                         "tooltip": "AI Toolkit's folder of the job (output/<name>), with its config and samples: below "
                         "ComfyUI's input folder, AITK_JOBS_PATH, or aitk_jobs of extra_model_paths.yaml."
@@ -291,4 +292,10 @@ def _open(name: str) -> TrainingJob:
 
 
 def _folder(name: str) -> Path:
+    if name == _NO_JOB:
+        raise FileError(
+            "No job is chosen: there is no folder of a training job here. Put AI Toolkit's folder output/<name> in "
+            "ComfyUI's input folder, or name the folder of all jobs in AITK_JOBS_PATH, press R in the editor, and "
+            "choose it."
+        )
     return resolve_name(name, current_host().job_roots(), "job")

@@ -49,6 +49,14 @@ def test_a_job_is_replayed_as_it_was_rendered(jobs):
     assert report["trained_with"] == "0.12.26"
 
 
+def test_a_comfyui_without_jobs_says_where_they_go(host):
+    (choice,) = AITKTrainingJob.INPUT_TYPES()["required"]["job"][0]
+    assert choice == "no training job yet"
+    assert "in ComfyUI's input folder" in AITKTrainingJob.VALIDATE_INPUTS(choice)
+    with pytest.raises(FileError, match="No job is chosen"):
+        AITKTrainingJob().open(choice)
+
+
 def test_a_replay_s_report_tells_a_comparison_the_causes(jobs, capfd):
     """A text encoder that is not quantised as the trainer's; the LoRA of step 250 is gone, and one picture."""
     shutil.copytree(GOLDEN / "jobs" / "lumina2_te_qfloat8", jobs / "te")
