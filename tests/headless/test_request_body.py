@@ -25,7 +25,7 @@ from rendering import render
 
 pytestmark = pytest.mark.usefixtures("kept_engine")
 
-README = Path(__file__).parents[2] / "README.md"
+COMMAND_LINE = Path(__file__).parents[2] / "docs" / "command-line.md"
 LORA = "my_lora_job/my_lora.safetensors"
 SERVER_MODELS = {facts.id.replace(":", "_"): facts.id for facts in catalogue().values()}
 # model -> what makes its tiny checkpoint and its LoRA
@@ -156,8 +156,8 @@ def test_a_workflow_that_would_not_run_is_not_written(model_folders, tmp_path, c
     assert "--workflow 'workflow.json' is a folder. Name a file." in refused(arguments, capsys)
 
 
-def test_the_example_in_the_readme_is_a_request():
-    (text,) = re.findall(r"```json\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+def test_the_example_in_the_documents_is_a_request():
+    (text,) = re.findall(r"```json\n(.*?)```", COMMAND_LINE.read_text("utf-8"), re.DOTALL)
     found = read_body(json.loads(text), lambda: 0)
     assert not found.notes
     assert "[trigger]" not in found.pictures[0].prompt

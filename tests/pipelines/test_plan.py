@@ -257,8 +257,8 @@ def test_flux2_runs_on_a_24_gb_card_with_64_gb_of_memory():
     assert len(plan.notes) == 1
 
 
-def test_the_help_page_s_table_is_what_is_planned():
-    page = (ROOT / "web/docs/AITKRuntimeOptions/en.md").read_text("utf-8")
+def test_the_page_of_memory_has_what_is_planned():
+    page = (ROOT / "docs/memory.md").read_text("utf-8")
     shown = re.findall(r"^\| \d+ GB \|.*$", page, re.MULTILINE)
     assert shown == [flux2_row(card, main) for card in (24, 48, 80, 140) for main in (64, 128, 256)]
 
