@@ -94,15 +94,15 @@ def moved(file: bytes, levels: int) -> bytes:
     return written.getvalue()
 
 
-def replayed_files(folder: Path) -> dict[str, bytes]:
+def replayed_files(folder: Path) -> dict[str, object]:
     """All that a replay wrote, by name, without what another run of the same says otherwise; the page holds both."""
-    found = {}
+    found: dict[str, object] = {}
     for path in folder.rglob("*"):
         if not path.is_file() or path.suffix == ".html":
             continue
-        content = path.read_bytes()
+        content: object = path.read_bytes()
         if path.suffix == ".json":
-            content = json.dumps(_lasting(json.loads(content))).encode()
+            content = _lasting(json.loads(path.read_text("utf-8")))
         found[path.relative_to(folder).as_posix()] = content
     return found
 
