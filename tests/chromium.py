@@ -15,11 +15,11 @@ from urllib.request import Request, urlopen
 from websocket import WebSocket, create_connection
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 60.0  # seconds; a page of two megabytes of script on a busy machine
+PATIENCE = 30.0  # seconds; a page of two megabytes of script on a busy machine
 POLL = 0.05  # seconds
 ARGUMENTS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--lang=en-US",
-    "--window-size=1600,1000", "--remote-debugging-port=0",
+    "--window-size=1280,800", "--remote-debugging-port=0",
     # nothing is asked of other servers: neither by the page nor by the browser
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--disable-background-networking",
 )  # fmt: skip
@@ -91,7 +91,7 @@ class Page:
         """The value of an expression as soon as it is true."""
         end = time.monotonic() + PATIENCE
         while not (found := self.evaluate(script)):
-            assert time.monotonic() < end, f"{script} does not become true; the console: {self.complaints}"
+            assert time.monotonic() < end, f"{script} does not become true; the console says {self.complaints[-5:]}"
             time.sleep(POLL)
         return found
 
