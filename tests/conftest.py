@@ -42,7 +42,10 @@ for name, value in tasks.KERNELS.items():
 tasks.load_pack()
 sd_scripts_files = _module("sd_scripts", Path(__file__).parent / "sd_scripts.py")
 # under names of their own, so that tests can import them
-for name in ("cpu_kernels", "engine_server", "hub_server", "recorded_jobs", "rendering", "tiny_loras"):
+for name in (
+    "chromium", "cpu_kernels", "editor_server", "engine_server", "hub_server", "recorded_jobs", "rendering",
+    "tiny_loras",
+):  # fmt: skip
     _module(name, Path(__file__).parent / f"{name}.py")
 
 from comfyui_aitk.headless.tiny.lumina2 import make_checkpoint, make_lora  # noqa: E402

@@ -1,0 +1,173 @@
+"""The editor's page with the pack in it: the published frontend and Chromium, without ComfyUI.
+
+python3 tasks.py test tests/test_editor_page.py
+COMFYUI_FRONTEND=<another version's static folder> python3 tasks.py test tests/test_editor_page.py
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from chromium import NAMES, chromium, find_chromium, open_page
+from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
+from comfyui_aitk.nodes.host import PlainHost, use_host
+from comfyui_aitk.pipelines.models import find_model
+from comfyui_aitk.pipelines.pictures.sizes import snap
+from editor_server import find_frontend, serving
+
+TEMPLATES = sorted((Path(__file__).resolve().parents[1] / "example_workflows").glob("*.json"))
+# the LoRAs that templates name
+NAMED = ("my_lora.safetensors", "my_second_lora.safetensors", "my_kohya_lora.safetensors")
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en"}
+# graphs are opened in the place of the one that is there: each further tab makes the page slower
+TAB = "app.extensionManager.workflow.activeWorkflow"
+SAMPLER, LOADER, LORA = "AITKSampler", "LoadAITKModel", "ApplyAITKLoRA"
+# what tests ask of the page, by a node's type; node ids are numbers in some frontends and texts in others
+TOOLS = """
+window.aitkTest = {
+  node: (type) => app.graph.nodes.find((node) => node.type === type),
+  widget: (type, name) => aitkTest.node(type).widgets.find((widget) => widget.name === name),
+  // as the page does when a user chose or typed it
+  set(type, name, value) {
+    const widget = aitkTest.widget(type, name);
+    widget.value = value;
+    widget.callback?.(value, app.canvas, aitkTest.node(type));
+  },
+  panel: (type) => aitkTest.widget(type, "aitk_panel").element,
+  // what of the panel is on the screen
+  shown: (type) => (aitkTest.panel(type).checkVisibility() ? aitkTest.panel(type).innerText : ""),
+  values: () => Object.fromEntries(app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values ?? []])),
+}, true
+"""
+
+FRONTEND, CHROMIUM = find_frontend(), find_chromium()
+pytestmark = [
+    pytest.mark.skipif(
+        FRONTEND is None, reason="needs ComfyUI's page: pip install comfyui-frontend-package, or set COMFYUI_FRONTEND"
+    ),
+    pytest.mark.skipif(CHROMIUM is None, reason=f"needs a browser, one of {', '.join(NAMES)}: apt install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def own_models(models, tmp_path_factory):
+    """The nodes' host on the tiny model, and on LoRAs under the names that templates give."""
+    folder = shutil.copytree(models, tmp_path_factory.mktemp("page") / "models")
+    for name in NAMED:
+        shutil.copy(folder / "loras" / "tiny.safetensors", folder / "loras" / name)
+    use_host(PlainHost(folder, folder / "input", folder / "output", "cpu"))
+    yield
+    use_host(None)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with chromium(CHROMIUM, tmp_path_factory.mktemp("chromium")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes 2.0"])
+def page(request, own_models, browser):
+    """The page when it has started."""
+    settings = SETTINGS | {"Comfy.VueNodes.Enabled": request.param}
+    with serving(FRONTEND, settings) as address, open_page(browser, address) as opened:
+        opened.until("window.app?.vueAppReady")
+        opened.evaluate(TOOLS)
+        show(opened, TEMPLATES[0].stem)
+        drawn_by_vue = opened.evaluate("document.querySelectorAll('.lg-node').length > 0")
+        assert drawn_by_vue == request.param
+        yield opened
+        assert not complaints_of_ours(opened)
+
+
+def show(page, template):
+    """Opens a template, and waits for what the extension makes of it; returns the template."""
+    graph = json.loads(TEMPLATES[0].with_name(f"{template}.json").read_text("utf-8"))
+    load(page, graph)
+    return graph
+
+
+def load(page, graph):
+    page.evaluate(f"app.loadGraphData({json.dumps(graph)}, true, true, {TAB}).then(() => true)")
+    types = json.dumps([node["type"] for node in graph["nodes"] if node["type"] in (SAMPLER, LORA)])
+    page.until(f"{types}.every((type) => aitkTest.panel(type).firstChild.children.length)")
+
+
+def call(page, tool, *given):
+    return page.evaluate(f"aitkTest.{tool}(...{json.dumps(given)})")
+
+
+def value(page, node, name):
+    return page.evaluate(f"aitkTest.widget({json.dumps(node)}, {json.dumps(name)}).value")
+
+
+def choices(page, node, name):
+    return page.evaluate(f"aitkTest.widget({json.dumps(node)}, {json.dumps(name)}).options.values")
+
+
+def wait_for_text(page, node, text):
+    page.until(f"aitkTest.shown({json.dumps(node)}).includes({json.dumps(text)})")
+
+
+def complaints_of_ours(page):
+    """What the console said of the pack's modules, of what they ask, or by them."""
+    return [said for said in page.complaints if "aitk" in said.lower()]
+
+
+def wait_for_size(page, model, recipe, width, height):
+    """Until the sampler says what is rendered of these sides."""
+    size = snap(width, height, find_model(model).recipes[recipe].size, 1 << 14)
+    asked, rendered = (
+        f"{wide} \N{MULTIPLICATION SIGN} {high}" for wide, high in ((width, height), (size.width, size.height))
+    )
+    text = asked if asked == rendered else f"{asked} → {rendered}"
+    page.until(f"aitkTest.shown('{SAMPLER}').split('\\n')[0] === {json.dumps(text)}")
+
+
+@pytest.mark.parametrize("template", [path.stem for path in TEMPLATES])
+def test_a_template_opens_whole_and_keeps_its_values(page, template):
+    graph = show(page, template)
+    missing = "app.graph.nodes.map((node) => node.type).filter((type) => !(type in LiteGraph.registered_node_types))"
+    assert page.evaluate(missing) == []
+    assert page.evaluate("app.graph.nodes.length") == len(graph["nodes"])
+    opened = call(page, "values")
+    for node in graph["nodes"]:
+        if node["type"] in NODE_CLASS_MAPPINGS:
+            # an input that came later has its default, behind those that were saved
+            saved = node.get("widgets_values", [])
+            assert opened[str(node["id"])][: len(saved)] == saved
+    load(page, page.evaluate("app.graph.serialize()"))
+    assert call(page, "values") == opened
+    assert not complaints_of_ours(page)
+
+
+def test_another_model_brings_its_defaults_recipes_and_sizes_and_leaves_what_was_typed(page):
+    show(page, "lumina2_text_to_image")
+    call(page, "set", SAMPLER, "seed", 7)
+    # a side that Lumina's and Z-Image's reference makes smaller, and OmniGen2's does not
+    call(page, "set", SAMPLER, "width", 1008)
+    wait_for_size(page, "lumina2", "reference pipeline", 1008, 1024)
+    for model in ("zimage:turbo", "omnigen2"):
+        call(page, "set", LOADER, "model", model)
+        facts = find_model(model)
+        page.until(f"aitkTest.widget('{SAMPLER}', 'recipe').options.values.length === {len(facts.recipes)}")
+        wait_for_size(page, model, "reference pipeline", 1008, 1024)
+        assert choices(page, SAMPLER, "recipe") == list(facts.recipes)
+        assert value(page, SAMPLER, "steps") == facts.defaults.steps
+        assert value(page, SAMPLER, "guidance_scale") == facts.defaults.guidance_scale
+        assert (value(page, SAMPLER, "seed"), value(page, SAMPLER, "width")) == (7, 1008)
+
+
+def test_a_lora_shows_its_card_and_whether_it_fits_the_model(page):
+    show(page, "lumina2_lora")
+    call(page, "set", LOADER, "weights", "tiny")
+    call(page, "set", LORA, "lora_name", "tiny.safetensors")
+    wait_for_text(page, LORA, "Fits Lumina Image 2.0.")
+    wait_for_text(page, LORA, "t1ny")
+    wait_for_text(page, LORA, "LoRA, rank 4")
+    call(page, "set", LOADER, "weights", "default")
+    call(page, "set", LOADER, "model", "flux2")
+    wait_for_text(page, LORA, f"Does not fit {find_model('flux2').title}. It looks like one for Lumina Image 2.0.")
