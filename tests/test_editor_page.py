@@ -1,8 +1,4 @@
-"""The editor's page with the pack in it: the published frontend and Chromium, without ComfyUI.
-
-python3 tasks.py test tests/test_editor_page.py
-COMFYUI_FRONTEND=<another version's static folder> python3 tasks.py test tests/test_editor_page.py
-"""
+"""The editor's page with the pack in it: the published frontend and Chromium, without ComfyUI."""
 
 from __future__ import annotations
 
@@ -39,6 +35,9 @@ window.aitkTest = {
   panel: (type) => aitkTest.widget(type, "aitk_panel").element,
   // what of the panel is on the screen
   shown: (type) => (aitkTest.panel(type).checkVisibility() ? aitkTest.panel(type).innerText : ""),
+  // how many widgets each node has that workflows keep: all but the extension's own
+  kept: () => Object.fromEntries(app.graph.nodes.map((node) =>
+    [node.id, (node.widgets ?? []).filter((widget) => widget.name !== "aitk_panel").length])),
   values: () => Object.fromEntries(app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values ?? []])),
 }, true
 """
@@ -133,12 +132,13 @@ def test_a_template_opens_whole_and_keeps_its_values(page, template):
     missing = "app.graph.nodes.map((node) => node.type).filter((type) => !(type in LiteGraph.registered_node_types))"
     assert page.evaluate(missing) == []
     assert page.evaluate("app.graph.nodes.length") == len(graph["nodes"])
-    opened = call(page, "values")
+    opened, kept = call(page, "values"), call(page, "kept")
     for node in graph["nodes"]:
         if node["type"] in NODE_CLASS_MAPPINGS:
             # an input that came later has its default, behind those that were saved
             saved = node.get("widgets_values", [])
             assert opened[str(node["id"])][: len(saved)] == saved
+            assert len(opened[str(node["id"])]) == kept[str(node["id"])]
     load(page, page.evaluate("app.graph.serialize()"))
     assert call(page, "values") == opened
     assert not complaints_of_ours(page)
