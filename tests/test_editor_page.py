@@ -15,8 +15,6 @@ from comfyui_aitk.pipelines.pictures.sizes import snap
 from editor_server import find_frontend, serving
 
 TEMPLATES = sorted((Path(__file__).resolve().parents[1] / "example_workflows").glob("*.json"))
-# the LoRAs that templates name
-NAMED = ("my_lora.safetensors", "my_second_lora.safetensors", "my_kohya_lora.safetensors")
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en"}
 # graphs are opened in the place of the one that is there: each further tab makes the page slower
 TAB = "app.extensionManager.workflow.activeWorkflow"
@@ -53,10 +51,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def own_models(models, tmp_path_factory):
-    """The nodes' host on the tiny model, and on LoRAs under the names that templates give."""
+    """The nodes' host on the tiny model; templates ask the user for a LoRA of his own, which is no file's name."""
     folder = shutil.copytree(models, tmp_path_factory.mktemp("page") / "models")
-    for name in NAMED:
-        shutil.copy(folder / "loras" / "tiny.safetensors", folder / "loras" / name)
     use_host(PlainHost(folder, folder / "input", folder / "output", "cpu"))
     yield
     use_host(None)
@@ -145,7 +141,7 @@ def test_a_template_opens_whole_and_keeps_its_values(page, template):
 
 
 def test_another_model_brings_its_defaults_recipes_and_sizes_and_leaves_what_was_typed(page):
-    show(page, "lumina2_text_to_image")
+    show(page, "Text to image - Lumina Image 2.0")
     call(page, "set", SAMPLER, "seed", 7)
     # a side that Lumina's and Z-Image's reference makes smaller, and OmniGen2's does not
     call(page, "set", SAMPLER, "width", 1008)
@@ -162,7 +158,7 @@ def test_another_model_brings_its_defaults_recipes_and_sizes_and_leaves_what_was
 
 
 def test_a_lora_shows_its_card_and_whether_it_fits_the_model(page):
-    show(page, "lumina2_lora")
+    show(page, "LoRA - Lumina Image 2.0")
     call(page, "set", LOADER, "weights", "tiny")
     call(page, "set", LORA, "lora_name", "tiny.safetensors")
     wait_for_text(page, LORA, "Fits Lumina Image 2.0.")

@@ -198,7 +198,9 @@ def serve_answers(answers: Mapping[str, Answer]) -> None:
 
 
 def add_routes(routes: Any, answers: Mapping[str, Answer]) -> None:
-    """Adds a GET route for each path; what an answer refuses is told in words, with status 400.
+    """Adds a GET route for each path; what an answer refuses is told in words, as ``error``.
+
+    That is an answer too: another status would stand in the browser's console as a fault of the page.
 
     Args:
         routes: aiohttp's table of them.
@@ -217,7 +219,7 @@ async def _answered(answer: Answer, request: Any) -> Any:
         # files are read: the server goes on meanwhile
         return web.json_response(await asyncio.to_thread(answer, dict(request.query)))
     except AITKError as error:
-        return web.json_response({"error": str(error)}, status=400)
+        return web.json_response({"error": str(error)})
 
 
 class _PartAnswers:

@@ -39,11 +39,12 @@ export async function refreshLora(node) {
   const asked = JSON.stringify(query);
   if (asked === state.asked) return;
   state.asked = asked;
-  const found = query ? rowsOf(await loraCard(query)) : [];
+  const card = query && (await loraCard(query));
   // another file may have been chosen meanwhile
   if (asked !== state.asked) return;
+  const found = card ? rowsOf(card) : [];
   state.fill(...found);
-  const digest = query ? await loraDigest(query.name) : null;
+  const digest = query && card && !("error" in card) ? await loraDigest(query.name) : null;
   if (query && digest && asked === state.asked) compareFile(node, query.name, digest, (note) => state.fill(...note, ...found));
 }
 

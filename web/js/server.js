@@ -17,7 +17,7 @@ async function ask(path, query = {}) {
   const answer = await api.fetchApi(`${path}?${new URLSearchParams(query)}`);
   // what refuses says why; a server without these routes says nothing
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(body.error ?? `${path} answers with status ${answer.status}`);
+  if (!answer.ok || body.error) throw new Error(body.error ?? `${path} answers with status ${answer.status}`);
   return body;
 }
 
