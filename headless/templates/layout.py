@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # what a node needs in the renderer in which it is the taller, measured in frontend 1.45; a saved size that is smaller
-# grows when the file opens, over whatever stands below
+# grows when the file opens, over whatever stands below; what previews and panels need while it runs is in it
 _SIZES = {
     "AITKRuntimeOptions": (360, 350),
     "LoadAITKModel": (360, 290),
@@ -16,14 +16,14 @@ _SIZES = {
     "AITKLoRAStack": (360, 760),
     "AITKTrainingAdapter": (360, 160),
     "AITKTrainingJob": (360, 200),
-    "AITKReplayPreviews": (360, 320),
+    "AITKReplayPreviews": (440, 640),
     "AITKControlImages": (300, 160),
     "AITKRecipeOptions": (360, 260),
     "AITKSampler": (440, 900),
     "AITKEncodeImage": (300, 160),
     "AITKDecodeLatent": (300, 160),
     "AITKSaveImage": (440, 560),
-    "AITKComparePreviews": (440, 240),
+    "AITKComparePreviews": (440, 320),
     "LoadImage": (300, 380),
     "PreviewImage": (440, 420),
 }
