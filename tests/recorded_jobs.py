@@ -18,7 +18,7 @@ from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden"
 # of a run's report: what a clock or the system's memory says, and what was loaded already
-_OF_THE_DAY = ("seconds", "peak_memory", "work")
+_OF_THE_DAY = ("seconds", "memory", "peak_memory", "work")
 
 
 def recorded_job(name: str, folder: Path | None = None) -> TrainingJob:
