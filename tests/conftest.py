@@ -43,8 +43,8 @@ tasks.load_pack()
 sd_scripts_files = _module("sd_scripts", Path(__file__).parent / "sd_scripts.py")
 # under names of their own, so that tests can import them
 for name in (
-    "chromium", "cpu_kernels", "editor_server", "engine_server", "hub_server", "recorded_jobs", "rendering",
-    "tiny_loras",
+    "chromium", "cpu_kernels", "editor_server", "engine_server", "hub_server", "javascript", "recorded_jobs",
+    "rendering", "tiny_loras",
 ):  # fmt: skip
     _module(name, Path(__file__).parent / f"{name}.py")
 

