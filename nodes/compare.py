@@ -11,7 +11,7 @@ from ..pipelines.words import shown
 from .host import current_host
 from .page_pairs import PagePairs
 from .save_image import FORMATS
-from .shared import CATEGORY, check_texts
+from .shared import CATEGORY, check_texts, search_words
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ class AITKComparePreviews:
     OUTPUT_NODE = True
     CATEGORY = CATEGORY
     DESCRIPTION = "Measures how far pictures are from the trainer's previews, or any two batches from each other."
-    SEARCH_ALIASES = ["compare", "difference", "heat map", "psnr", "ssim", "lpips", "preview", "ai toolkit", "ostris"]
+    SEARCH_ALIASES = search_words("compare", "difference", "heat map", "psnr", "ssim", "lpips", "preview")
 
     def compare(
         self,
