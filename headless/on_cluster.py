@@ -56,7 +56,8 @@ class Cluster:
             InputError: no cluster answers, or no worker of it may render.
             Exception: whatever the observer raises to interrupt; finished cells are kept in the store.
         """
-        from .cluster.crew import Crew, connected
+        from .cluster.connection import connected
+        from .cluster.crew import Crew
         from .cluster.fan_out import replay_on
         from .cluster.passport import Passport
 

@@ -15,7 +15,7 @@ from comfyui_aitk.pipelines.models import catalogue
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("__init__.py", "tasks.py", "nodes", "pipelines", "headless")
 DOOR = "nodes/host/comfyui.py"
-RAY = "headless/cluster/crew.py"
+RAY = "headless/cluster/connection.py"
 # what lies at the top of ComfyUI's source, in its releases from 0.3 on
 COMFYUI = {
     "alembic_db", "api_server", "app", "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution",

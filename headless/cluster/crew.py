@@ -1,12 +1,12 @@
-"""Workers on a Ray cluster, and the cells that they render. The only module that imports Ray."""
+"""Workers on a Ray cluster, and the cells that they render."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from ...pipelines.errors import FileError, InputError
 from ...pipelines.replay.key import KERNEL_VARIABLES
 from ...pipelines.replay.ledger import Ledger
 from ...pipelines.replay.progress import TimeLeft
-from ...pipelines.words import cut, shown
+from ...pipelines.words import cut
 from .cell_queue import CellQueue
 from .passport import USUAL
 from .station import station
@@ -32,34 +32,6 @@ _ROOT = Path(__file__).resolve().parents[2]
 _TRIES = 3  # of a cell whose worker dies
 _ASK_EVERY = 1.0  # seconds
 _SHOWN = 4  # workers in a line of progress
-_INSTALL = (
-    'Install it: .venv/bin/python -m pip install "ray>=2.40" in this checkout, and on every machine of the cluster.'
-)
-
-
-@contextmanager
-def connected(address: str) -> Iterator[Any]:
-    """Ray, connected to a cluster that runs.
-
-    Raises:
-        InputError: Ray is not installed, or no cluster answers at the address.
-    """
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(f"--ray needs Ray, which is not installed. {_INSTALL}") from error
-    try:
-        # the workers speak through the driver alone
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise InputError(
-            f"No Ray cluster answers at --ray {shown(address)}: {cut(str(error), 300)} Start one with 'ray start "
-            "--head', and give the address that it prints, or auto on one of its machines."
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 @dataclass(eq=False)
@@ -123,7 +95,7 @@ class Crew:
     """Workers that come and go while cells are rendered.
 
     Args:
-        ray: connected, see :func:`connected`.
+        ray: connected, see :func:`.connection.connected`.
         ticket: what the workers open.
         own: what they have to agree with.
         workers: how many; None is one for each GPU, or, where the cluster has none, one for each machine.

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -122,6 +123,15 @@ def _take_from_elsewhere(folders: Path) -> None:
     process["network"]["pretrained_lora_path"] = "/trainer/fox_before.safetensors"
     process["model"]["te_name_or_path"] = "/trainer/gemma"
     config.write_text(yaml.safe_dump(section))
+
+
+def test_an_address_at_which_nobody_listens_is_told_at_once(folders, capsys):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    assert _replay(folders, "out", "--ray", address) == 1
+    assert f"No Ray cluster answers at --ray '{address}'" in capsys.readouterr().err
+    assert not list((folders / "out").rglob("*.png"))
 
 
 def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(cluster, folders, monkeypatch, capsys):
