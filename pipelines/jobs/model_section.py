@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from packaging.version import InvalidVersion, Version
 
 from ..models import catalogue
-from ..options import Quantization, RuntimeOptions
+from ..models.option import VAE_TILING
+from ..options import Chosen, Quantization, RuntimeOptions
 from ..words import shown
 from .job import JobModel
 
@@ -56,7 +57,7 @@ class WantedModel:
         id: in the catalogue; empty where this pack does not run the model.
         base: the weights, a repository's id or a path on the trainer's machine.
         dtype: of the computation.
-        options: with the quantisation of both parts.
+        options: with the quantisation of both parts, and tiles where AI Toolkit decodes in tiles.
         training_adapter: the adapter that AI Toolkit trained with, a repository's file or a path; empty without one.
         elsewhere: key of the model section -> what it names, for parts that AI Toolkit takes from there.
         notes: what other files the section names, and what comes of them; a sentence each.
@@ -137,6 +138,7 @@ def wanted_model(model: JobModel) -> WantedModel:
     options = RuntimeOptions(
         transformer_quantization=choices.get("denoiser", "none"),
         text_encoder_quantization=choices.get("encoder", "none"),
+        own=Chosen.of({VAE_TILING.name: True} if facts and _tiles(model, facts) else {}),
     )
     return WantedModel(
         id=facts.id if facts else "",
@@ -148,6 +150,11 @@ def wanted_model(model: JobModel) -> WantedModel:
         notes=_notes(model, facts) if facts else (),
         problems=tuple(problems),
     )
+
+
+def _tiles(model: JobModel, facts: ModelFacts) -> bool:
+    """Whether AI Toolkit cuts pictures into tiles for its autoencoder: of these models, with ``low_vram``."""
+    return VAE_TILING in facts.runtime_options and bool(model.section.get("low_vram"))
 
 
 def unmatched(model: JobModel) -> dict[str, str]:
