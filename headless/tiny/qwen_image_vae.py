@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusers import AutoencoderKLQwenImage
+
 from .files import Tensors, read_part, write_tensors
 
 if TYPE_CHECKING:
