@@ -18,6 +18,7 @@ YOUR_GGUF, YOUR_PTH = "choose your GGUF file", "choose your pth file"
 PICTURE = "example.png"  # comes with ComfyUI
 PLACEHOLDER = f"`{PICTURE}` comes with ComfyUI: put your own in its place."
 PROMPT = "a red fox in the snow, morning light, photo"
+EDIT = "the same scene in deep winter, snow on the ground, morning light, photo"
 TRIGGERED = f"[trigger], {PROMPT}"
 COPY_SAMPLE = (
     "Copy prompt, size, steps, guidance and seed from the job's `sample:` section. Sample number i, counted from 0, "
@@ -71,8 +72,9 @@ class Template(Drawing):
     def trained_with(self) -> Node:
         """How AI Toolkit's interface holds the model while it trains."""
         transformer, text_encoder = self.subject.quantized
+        tiled = {"vae_tiling": True} if self.subject.tiled else {}
         return self.add(
-            "AITKRuntimeOptions", transformer_quantization=transformer, text_encoder_quantization=text_encoder
+            "AITKRuntimeOptions", transformer_quantization=transformer, text_encoder_quantization=text_encoder, **tiled
         )
 
     def sampler(self, pipeline: Node, column: str, title: str = "", **inputs: Any) -> Node:
@@ -85,6 +87,12 @@ class Template(Drawing):
             steps, guidance = self.subject.job
         values = {"prompt": PROMPT, "steps": steps, "guidance_scale": guidance, "recipe": recipe} | inputs
         return self.add("AITKSampler", title, pipeline=pipeline.out("pipeline"), **values)
+
+    def edited(self, pipeline: Node, columns: tuple[str, str], **inputs: Any) -> Node:
+        """The sampler with a picture that the user replaces; the columns are the picture's and the sampler's."""
+        control = self.controlled(("Your picture",), columns[0])
+        wired = {"prompt": EDIT, "control": control.out("control"), **inputs}
+        return self.sampler(pipeline, columns[1], **wired)
 
     def save(self, sampler: Node, column: str) -> Node:
         """The saved picture, in a column of its own."""

@@ -7,7 +7,7 @@ diffusers' tests name, and the adapter is the one of AI Toolkit's interface.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...pipelines.models.recipe import REFERENCE_PIPELINE, TRAINER_PREVIEW
 from .drawing import ModelFile
@@ -17,6 +17,9 @@ _Z_IMAGE_TURBO = f"{_HUB}/Comfy-Org/z_image_turbo/resolve/main/split_files"
 _FLUX2 = f"{_HUB}/Comfy-Org/flux2-dev/resolve/main/split_files"
 _LUMINA = f"{_HUB}/Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main"
 _OMNIGEN2 = f"{_HUB}/Comfy-Org/Omnigen2_ComfyUI_repackaged/resolve/main/split_files"
+_QWEN_IMAGE = f"{_HUB}/Comfy-Org/Qwen-Image_ComfyUI/resolve/main/split_files"
+_QWEN_EDIT = f"{_HUB}/Comfy-Org/Qwen-Image-Edit_ComfyUI/resolve/main/split_files"
+_KREA2 = f"{_HUB}/Comfy-Org/Krea-2/resolve/main"
 
 
 def _file(root: str, folder: str, name: str) -> ModelFile:
@@ -27,12 +30,21 @@ QWEN3_4B = _file(_Z_IMAGE_TURBO, "text_encoders", "qwen_3_4b.safetensors")
 FLUX_VAE = _file(f"{_LUMINA}/split_files", "vae", "ae.safetensors")
 FLUX2_VAE = _file(_FLUX2, "vae", "flux2-vae.safetensors")
 GEMMA2 = _file(f"{_LUMINA}/split_files", "text_encoders", "gemma_2_2b_fp16.safetensors")
+QWEN2_5_VL_7B = _file(_QWEN_IMAGE, "text_encoders", "qwen_2.5_vl_7b_fp8_scaled.safetensors")
+QWEN_IMAGE_VAE = _file(_QWEN_IMAGE, "vae", "qwen_image_vae.safetensors")
 LUMINA_ALL_IN_ONE = ModelFile("lumina_2.safetensors", f"{_LUMINA}/all_in_one/lumina_2.safetensors", "checkpoints")
-TURBO_ADAPTER = ModelFile(
-    "zimage_turbo_training_adapter_v2.safetensors",
-    f"{_HUB}/ostris/zimage_turbo_training_adapter/resolve/main/zimage_turbo_training_adapter_v2.safetensors",
-    "loras",
-)
+
+
+def _adapter(repository: str, name: str) -> ModelFile:
+    return ModelFile(name, f"{_HUB}/ostris/{repository}/resolve/main/{name}", "loras")
+
+
+# model -> the adapter that AI Toolkit's interface trains it with
+TRAINING_ADAPTERS: Mapping[str, ModelFile] = {
+    "krea2:turbo": _adapter("krea2_turbo_training_adapter", "krea2_turbo_training_adapter_v1.safetensors"),
+    "zimage:turbo": _adapter("zimage_turbo_training_adapter", "zimage_turbo_training_adapter_v2.safetensors"),
+}
+RECOVERY_ADAPTER = _adapter("accuracy_recovery_adapters", "qwen_image_torchao_uint3.safetensors")
 
 # model -> transformer, text encoder, VAE
 COMFY_FILES: Mapping[str, tuple[ModelFile, ModelFile, ModelFile]] = {
@@ -70,6 +82,36 @@ COMFY_FILES: Mapping[str, tuple[ModelFile, ModelFile, ModelFile]] = {
         QWEN3_4B,
         FLUX_VAE,
     ),
+    "qwen_image": (
+        _file(_QWEN_IMAGE, "diffusion_models", "qwen_image_fp8_e4m3fn.safetensors"),
+        QWEN2_5_VL_7B,
+        QWEN_IMAGE_VAE,
+    ),
+    "qwen_image:2512": (
+        _file(_QWEN_IMAGE, "diffusion_models", "qwen_image_2512_fp8_e4m3fn.safetensors"),
+        QWEN2_5_VL_7B,
+        QWEN_IMAGE_VAE,
+    ),
+    "qwen_image_edit": (
+        _file(_QWEN_EDIT, "diffusion_models", "qwen_image_edit_fp8_e4m3fn.safetensors"),
+        QWEN2_5_VL_7B,
+        QWEN_IMAGE_VAE,
+    ),
+    "qwen_image_edit_plus": (
+        _file(_QWEN_EDIT, "diffusion_models", "qwen_image_edit_2509_fp8_e4m3fn.safetensors"),
+        QWEN2_5_VL_7B,
+        QWEN_IMAGE_VAE,
+    ),
+    "qwen_image_edit_plus:2511": (
+        _file(_QWEN_EDIT, "diffusion_models", "qwen_image_edit_2511_bf16.safetensors"),
+        QWEN2_5_VL_7B,
+        QWEN_IMAGE_VAE,
+    ),
+    "krea2:turbo": (
+        _file(_KREA2, "diffusion_models", "krea2_turbo_fp8_scaled.safetensors"),
+        _file(_KREA2, "text_encoders", "qwen3vl_4b_fp8_scaled.safetensors"),
+        _file(_KREA2, "vae", "qwen_image_vae.safetensors"),
+    ),
 }
 
 
@@ -85,6 +127,9 @@ class Subject:
         recipe: of the templates that do not ask for the trainer's picture.
         negative: a negative prompt, where one counts.
         tokenizer: that ComfyUI's files of it hold a tokenizer.
+        rounded: what is said of ComfyUI's files that are not the trainer's weights; empty where they are.
+        tiled: that its interface decodes in tiles.
+        edits: that it renders nothing without a picture to edit.
     """
 
     weights: str
@@ -94,6 +139,9 @@ class Subject:
     recipe: str = REFERENCE_PIPELINE
     negative: str = "blurry, low quality, text, watermark"
     tokenizer: bool = False
+    rounded: str = ""
+    tiled: bool = False
+    edits: bool = False
 
 
 _HELD = "qfloat8"
@@ -113,7 +161,43 @@ _Z_IMAGE = Subject(
     (_HELD, _HELD),
 )
 
+_FLOAT8 = "This is another picture than the trainer's: {0} rounded to float8."
+_QWEN = Subject(
+    "`{0}`, " + _CACHE + ": about 58 GB.",
+    _GUIDED + " It takes no system prompt.",
+    (30, 4.0),
+    (_HELD, _HELD),
+    rounded=_FLOAT8.format("the weights are"),
+    tiled=True,
+)
+_QWEN_EDITS = replace(
+    _QWEN,
+    about=_GUIDED + " The text encoder sees the picture too, with the negative prompt as well.",
+    recipe=TRAINER_PREVIEW,
+    negative="",
+    edits=True,
+)
+_KREA = Subject(
+    "`{0}`, its text encoder `Qwen/Qwen3-VL-4B-Instruct` and the autoencoder of `Qwen/Qwen-Image`, " + _CACHE + ": "
+    "about 36 GB. Accept the licence on the repository's page and log in with `hf auth login` first.",
+    _GUIDED + " The model uses *guidance_scale* less 1. It takes no system prompt.",
+    (30, 4.0),
+    (_HELD, _HELD),
+    rounded=_FLOAT8.format("the weights are"),
+    tiled=True,
+)
+_KREA_TURBO = replace(
+    _KREA, about="Turbo is made for no guidance: that is *guidance_scale* 1.", job=(9, 1.0), negative=""
+)
+
 SUBJECTS: Mapping[str, Subject] = {
+    "krea2": _KREA,
+    "krea2:turbo": _KREA_TURBO,
+    "qwen_image": _QWEN,
+    "qwen_image:2512": _QWEN,
+    "qwen_image_edit": _QWEN_EDITS,
+    "qwen_image_edit_plus": _QWEN_EDITS,
+    "qwen_image_edit_plus:2511": replace(_QWEN_EDITS, rounded=_FLOAT8.format("the text encoder is")),
     "lumina2": Subject("`{0}`, " + _CACHE + ".", _GUIDED, (30, 4.0), tokenizer=True),
     "flux2": Subject(
         "`{0}` with the text encoder that AI Toolkit uses, Mistral Small 3.1 (2503), " + _CACHE + ": about 113 GB. "
@@ -124,6 +208,8 @@ SUBJECTS: Mapping[str, Subject] = {
         (_HELD, _HELD),
         negative="",
         tokenizer=True,
+        rounded=_FLOAT8.format("the weights are")[:-1] + ", and the text encoder need not be Mistral Small 3.1 (2503), "
+        "which AI Toolkit uses.",
     ),
     "flux2_klein_4b": _KLEIN,
     "flux2_klein_9b": _KLEIN,

@@ -54,10 +54,8 @@ def lora_stack() -> Drawing:
 def control_image(model: str) -> Drawing:
     t = Template("Control image", model)
     loaded = t.load()
-    control = t.controlled(("Your picture",), "2. Picture to edit")
-    prompt = "the same scene in deep winter, snow on the ground, morning light, photo"
-    inputs = {"prompt": prompt, "control": control.out("control"), "recipe": TRAINER_PREVIEW}
-    t.save(t.sampler(loaded, "3. Prompt and settings", **inputs), "4. Picture")
+    columns = ("2. Picture to edit", "3. Prompt and settings")
+    t.save(t.edited(loaded, columns, recipe=TRAINER_PREVIEW), "4. Picture")
     squashed = (
         "It is squashed to the sampler's *width* and *height*, whatever its shape: give both the same proportions. To "
         f"keep its own shape, choose `{REFERENCE_PIPELINE}`."

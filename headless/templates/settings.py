@@ -50,19 +50,18 @@ def recipe_options() -> Drawing:
 
 def comfy_files(model: str) -> Drawing:
     t = Template("ComfyUI files", model)
-    t.save(t.sampler(t.load_comfy_files(), "2. Prompt and settings"), "3. Picture")
+    loaded = t.load_comfy_files()
+    if t.subject.edits:
+        t.save(t.edited(loaded, ("2. Picture to edit", "3. Prompt and settings")), "4. Picture")
+    else:
+        t.save(t.sampler(loaded, "2. Prompt and settings"), "3. Picture")
     rows = "".join(f"- [{one.name}]({one.url}) into `models/{one.directory}`\n" for one in COMFY_FILES[model])
     tokenizer = (
         "The tokenizer is inside the text encoder's file: nothing else is downloaded."
         if t.subject.tokenizer
         else "The text encoder's file holds no tokenizer: it comes from the model's repository, a few MB, once."
     )
-    other = (
-        "\n\nThis is another picture than the trainer's: the weights are rounded to float8, and the text encoder need "
-        "not be Mistral Small 3.1 (2503), which AI Toolkit uses."
-        if "fp8" in COMFY_FILES[model][0].name
-        else ""
-    )
+    other = f"\n\n{t.subject.rounded}" if t.subject.rounded else ""
     t.note(
         f"**{t.facts.title} from the three files that ComfyUI's users have**\n\n"
         f"{rows}\nThe editor's list of missing models offers them, too. {tokenizer}{other}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...pipelines.models.recipe import REFERENCE_PIPELINE, TRAINER_PREVIEW
-from .building import COPY_SAMPLE, PICTURE, PROMPT, TRIGGERED, YOUR_JOB, Template
+from .building import COPY_SAMPLE, EDIT, PICTURE, PROMPT, TRIGGERED, YOUR_JOB, Template
 from .drawing import Drawing
-from .model_files import TURBO_ADAPTER
+from .model_files import TRAINING_ADAPTERS
 
 
 def samples(model: str) -> Drawing:
@@ -15,11 +17,9 @@ def samples(model: str) -> Drawing:
     pipeline = t.loader(weights="default", options=t.trained_with().out("options"))
     adapter = ""
     if t.facts.training_adapter:
+        file = TRAINING_ADAPTERS[model]
         pipeline = t.add(
-            "AITKTrainingAdapter",
-            pipeline=pipeline.out("pipeline"),
-            adapter_name=TURBO_ADAPTER.name,
-            files=(TURBO_ADAPTER,),
+            "AITKTrainingAdapter", pipeline=pipeline.out("pipeline"), adapter_name=file.name, files=(file,)
         )
         adapter = (
             "\n\nAI Toolkit trains this model with an adapter merged into the weights, and takes it off again in its "
@@ -28,26 +28,33 @@ def samples(model: str) -> Drawing:
             "torchao installed."
         )
     own = t.lora(pipeline)
-    sampler = t.sampler(
-        own,
-        "3. The sample's settings",
-        prompt=TRIGGERED,
-        trigger_word=own.out("trigger_word"),
-        recipe=TRAINER_PREVIEW,
-    )
-    t.save(sampler, "4. Picture")
+    inputs: dict[str, Any] = {"trigger_word": own.out("trigger_word"), "recipe": TRAINER_PREVIEW}
+    if t.subject.edits:
+        columns = ("3. The sample's control image", "4. The sample's settings")
+        t.save(t.edited(own, columns, prompt=f"[trigger], {EDIT}", **inputs), "5. Picture")
+    else:
+        t.save(t.sampler(own, "3. The sample's settings", prompt=TRIGGERED, **inputs), "4. Picture")
+    era = t.facts.recipes[TRAINER_PREVIEW].era
     eras = (
-        " It stands for AI Toolkit since 15 July 2026; the list below it has a recipe for each earlier time."
-        if any(recipe.era for recipe in t.facts.recipes.values())
+        f" It stands for AI Toolkit since {era.first}; the list below it has a recipe for each earlier time."
+        if era
         else ""
     )
+    control = (
+        " *AITK Control Images* takes its `ctrl_img_1` to `ctrl_img_3`, in this order."
+        if t.facts.recipes[TRAINER_PREVIEW].control_images > 1 and t.subject.edits
+        else " *AITK Control Images* takes its `ctrl_img`."
+        if t.subject.edits
+        else ""
+    )
+    tiled = " It decodes in tiles, as jobs with `low_vram: true` do." if t.subject.tiled else ""
     t.note(
         f"**The samples that AI Toolkit drew while it trained your {t.facts.title} LoRA**\n\n"
         "1. Choose your file in *Apply AITK LoRA*: the one that was saved at the sample's step.\n"
-        f"2. {COPY_SAMPLE}\n"
+        f"2. {COPY_SAMPLE}{control}\n"
         "3. Run. *render as* is `trainer preview`: the trainer's own schedule and arithmetic." + eras + "\n\n"
-        "*AITK Runtime Options* holds both parts as AI Toolkit's interface does. Choose `none` where the job says "
-        "`quantize: false` (transformer) or `quantize_te: false` (text encoder)." + adapter + "\n\n"
+        f"*AITK Runtime Options* holds both parts as AI Toolkit's interface does.{tiled} Choose `none` where the job "
+        "says `quantize: false` (transformer) or `quantize_te: false` (text encoder)." + adapter + "\n\n"
         "You have the job's folder? `AI Toolkit training job` reads all of this from it."
     )
     return t
