@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from chromium import NAMES, chromium, find_chromium, open_page
-from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
+from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.pictures.sizes import snap
@@ -223,3 +223,22 @@ def test_the_extension_speaks_the_page_s_language(own_models, browser):
         }
         wait_for_text(opened, SAMPLER, texts["aitk"]["unused"]["scale"].format(scale=1, above=1))
         assert all(name in call(opened, "shown", SAMPLER) for name in names.values())
+        wait_for_help(opened, SAMPLER, texts["nodeDefs"][SAMPLER]["display_name"])
+
+
+def test_a_page_in_a_language_without_help_pages_shows_the_english_ones(own_models, browser):
+    with started(browser, SETTINGS | {"Comfy.Locale": "fr"}) as opened:
+        show(opened, "LoRA - Lumina Image 2.0")
+        for node in (SAMPLER, LOADER, LORA):
+            wait_for_help(opened, node, NODE_DISPLAY_NAME_MAPPINGS[node])
+
+
+def wait_for_help(page, node, title):
+    """Opens a node's help in the editor's panel, until a page with this title stands there, with its picture."""
+    page.evaluate(f"app.canvas.selectNode(aitkTest.node({json.dumps(node)})), true")
+    button = "document.querySelector('[data-testid=\"info-button\"]')"
+    page.until(f"{button} && ({button}.click(), true)")
+    page.until(f"document.querySelector('.node-help-content h1')?.innerText === {json.dumps(title)}")
+    page.until("document.querySelector('.node-help-content img')?.naturalWidth > 0")
+    # where a translation is from is not shown
+    assert "<!--" not in page.evaluate("document.querySelector('.node-help-content').innerText")
