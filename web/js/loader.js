@@ -41,20 +41,22 @@ export function refreshLoader(node, facts, held) {
     if (String(wanted) !== String(values)) widget.options.values = state.ours = wanted;
   }
   const weights = inputOf(node, "weights")?.link == null ? String(widget.value) : "";
+  // of a model that this version of the pack does not have nothing is said
+  const model = id === null ? undefined : facts.models[id];
   const others = id === null ? [] : heldBy(weights, held, id).filter((other) => other in facts.models);
-  state.fill(...(id !== null && others.length ? [otherRow(node, weights, others, id, facts)] : []));
+  state.fill(...(model && others.length ? [otherRow(node, weights, others, model.title, facts)] : []));
 }
 
 /**
  * @param {Node} node
  * @param {string} weights
  * @param {string[]} others the models that they hold
- * @param {string} id of the model that is chosen
+ * @param {string} model that is chosen: its title
  * @param {Facts} facts
  */
-function otherRow(node, weights, others, id, facts) {
+function otherRow(node, weights, others, model, facts) {
   const found = others.map((other) => facts.models[other].title).join(" / ");
-  const text = say("weights.other", { weights, found, model: facts.models[id].title });
+  const text = say("weights.other", { weights, found, model });
   const buttons = others.map((other) => button(say("weights.use", { model: other }), () => setWidget(node, "model", other)));
   const row = warning(text, ...buttons);
   row.classList.add("aitk-bad");
