@@ -79,21 +79,25 @@ def patches_of(pictures: Sequence[Picture], sight: Sight, limits: Limits, dtype:
     """Pictures as patches, in order.
 
     Args:
-        pictures: at least one.
+        pictures: at least one; :func:`check_seen` takes their shapes.
         sight: how they are resized.
         limits: of the processor.
         dtype: the run's, in which they are resized.
         device: where.
-
-    Raises:
-        InputError: one is too long for the processor.
     """
-    seen = [
-        _normalised(_processed(_resized(picture, number, sight, dtype, device), limits))
-        for number, picture in enumerate(pictures, 1)
-    ]
+    seen = [_normalised(_processed(_resized(picture, sight, dtype, device), limits)) for picture in pictures]
     grids = [[1, image.shape[-2] // PATCH, image.shape[-1] // PATCH] for image in seen]
     return Patches(torch.cat([_cut(image) for image in seen]), torch.tensor(grids, device=device))
+
+
+def check_seen(width: int, height: int, number: int, sight: Sight) -> None:
+    """Raises InputError where a picture is too long for the processor; ``number`` counts from 1."""
+    rows, columns = target(height, width, sight)
+    if min(rows, columns) == 0 or max(rows, columns) > _LONGEST * min(rows, columns):
+        raise InputError(
+            f"Control image {number} is {width} x {height}, too long for the text encoder, which would see it at "
+            f"{columns} x {rows}. Crop it."
+        )
 
 
 def target(height: int, width: int, sight: Sight) -> tuple[int, int]:
@@ -118,18 +122,12 @@ def processed_size(height: int, width: int, limits: Limits) -> tuple[int, int]:
     return rows, columns
 
 
-def _resized(picture: Picture, number: int, sight: Sight, dtype: torch.dtype, device: str) -> torch.Tensor:
+def _resized(picture: Picture, sight: Sight, dtype: torch.dtype, device: str) -> torch.Tensor:
     """[1, 3, h, w] of 0..1 in the run's dtype."""
     values = picture.pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)[None].to(device, dtype)
     for _ in range(sight.times):
-        height, width = target(*values.shape[-2:], sight)
-        if min(height, width) == 0 or max(height, width) > _LONGEST * min(height, width):
-            raise InputError(
-                f"Control image {number} is {picture.width} x {picture.height}, too long for the text encoder, which "
-                f"would see it at {width} x {height}. Crop it."
-            )
         # no antialiasing
-        values = functional.interpolate(values, size=(height, width), mode="bilinear")
+        values = functional.interpolate(values, size=target(*values.shape[-2:], sight), mode="bilinear")
     return values
 
 
