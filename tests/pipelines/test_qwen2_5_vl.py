@@ -75,7 +75,9 @@ def test_the_tower_gets_the_recorded_patches(model):
 
 
 # of AI Toolkit's formula; the second is not reached again from itself
-@pytest.mark.parametrize(("width", "height", "once", "twice"), [(80, 72, (352, 416), (352, 416)), (155, 64, (256, 608), (256, 576))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "height", "once", "twice"), [(80, 72, (352, 416), (352, 416)), (155, 64, (256, 608), (256, 576))]
+)
 def test_a_picture_is_resized_once_more_where_it_was_resized_already(width, height, once, twice):
     assert target(height, width, SMALL) == once
     assert target(*once, SMALL) == twice
@@ -119,10 +121,9 @@ def test_positions_in_a_grid_are_those_of_transformers():
     grids = [[1, 4, 6], [1, 10, 4]]
     ids = [5, 6, *[12] * 6, 7, *[12] * 10, 8, 9]
     kinds = torch.tensor([[int(own == 12) for own in ids]])
-    asked = (
-        {"mm_token_type_ids": kinds} if "mm_token_type_ids" in Qwen2_5_VLModel.get_rope_index.__annotations__ else {}
-    )
-    theirs, _ = model.get_rope_index(torch.tensor([ids]), image_grid_thw=torch.tensor(grids), **asked)
+    if "mm_token_type_ids" not in Qwen2_5_VLModel.get_rope_index.__annotations__:
+        pytest.skip("transformers before 5 finds pictures by the tokens around them, which these ids do not have")
+    theirs, _ = model.get_rope_index(torch.tensor([ids]), image_grid_thw=torch.tensor(grids), mm_token_type_ids=kinds)
     assert torch.equal(rotary_positions(ids, 12, grids), theirs)
 
 
@@ -138,16 +139,14 @@ def test_positions_in_a_grid_are_another_embedding_and_only_of_pictures():
         assert torch.equal(plain, grid) != differs
 
 
-def test_rounded_frequencies_change_bfloat16_alone():
+def test_rounded_frequencies_are_another_embedding_in_bfloat16():
     pictures = (_picture(GOLDEN / "qwen_image_edit_plus" / "control" / "ctrl_a.png"),)
-    for dtype, differs in ((torch.bfloat16, True),):
-        part, module = _loaded("qwen_image_edit_plus", dtype)
-        plain, cast = (
-            part.encode(module, Text(PICTURE, 4096, _settings(cast_rope=own), pictures=pictures), "cpu").embeds
-            for own in (False, True)
-        )
-        assert torch.equal(plain, cast) != differs
-        assert "visual.rotary_pos_emb.inv_freq" in dict(module.model.named_buffers())
+    part, module = _loaded("qwen_image_edit_plus", torch.bfloat16)
+    plain, cast = (
+        part.encode(module, Text(PICTURE, 4096, _settings(cast_rope=own), pictures=pictures), "cpu").embeds
+        for own in (False, True)
+    )
+    assert not torch.equal(plain, cast)
 
 
 def test_a_prompt_cannot_name_a_picture_that_is_not_there():
