@@ -51,6 +51,8 @@ MODELS = {
     "omnigen2": Limits(5e-5, shift=0.1159, scale=0.3611),
     # measured on the recording machine: 0 at most stages
     "qwen_image": Limits(5e-5, statistics=True),
+    "qwen_image_edit": Limits(5e-5, 5e-5, statistics=True),
+    "qwen_image_edit_plus": Limits(5e-5, 5e-5, statistics=True),
     "zimage": Limits(5e-5, shift=0.1159, scale=0.3611),
 }
 # what is recorded otherwise than through a preview, and what takes a minute each
@@ -113,6 +115,11 @@ def _graph(model: str, case: dict) -> dict:
         graph["sample"]["inputs"]["control"] = ["control", 0]
         for index, path in enumerate(case["control_images"]):
             graph[f"image{index}"] = _node("LoadImage", image=Path(path).name)
+    # what a job's sample says, and only these models' recipes read
+    twice, cfg_norm = "ctrl_img" in case.get("ctrl_keys", ()), bool(case.get("do_cfg_norm"))
+    if model == "qwen_image_edit_plus" and (twice or cfg_norm):
+        graph["recipe"] = _node("AITKRecipeOptions", first_image_twice=twice, do_cfg_norm=cfg_norm)
+        graph["sample"]["inputs"]["recipe_options"] = ["recipe", 0]
     return graph
 
 

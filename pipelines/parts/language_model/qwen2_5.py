@@ -59,7 +59,7 @@ def load_tokenizer(source: Source) -> WholeTextTokenizer:
     if found is None:
         raise FileError(f"{source.name!r} has no tokenizer: {source.tokenizer_name} is missing. Download it again.")
     if isinstance(found, Path) and not (found / "tokenizer.json").is_file():
-        return _FastTokenizer(FolderTokenizer(found, source.name).tokenizer.backend_tokenizer)
+        return WholeTextTokenizer(FolderTokenizer(found, source.name).tokenizer.backend_tokenizer)
     try:
         content = (found / "tokenizer.json").read_bytes() if isinstance(found, Path) else found
         tokenizer = FastTokenizer.from_buffer(content)
