@@ -118,7 +118,10 @@ def _graph(model: str, case: dict) -> dict:
     # what a job's sample says, and only these models' recipes read
     twice, cfg_norm = "ctrl_img" in case.get("ctrl_keys", ()), bool(case.get("do_cfg_norm"))
     if model == "qwen_image_edit_plus" and (twice or cfg_norm):
-        graph["recipe"] = _node("AITKRecipeOptions", first_image_twice=twice, do_cfg_norm=cfg_norm)
+        graph["recipe"] = _node(
+            "AITKRecipeOptions", cfg_trunc_ratio=0.25, renorm_cfg=1.0, discrete_flow_shift=6.0,
+            system_prompt_on_negative=False, first_image_twice=twice, do_cfg_norm=cfg_norm,
+        )  # fmt: skip
         graph["sample"]["inputs"]["recipe_options"] = ["recipe", 0]
     return graph
 

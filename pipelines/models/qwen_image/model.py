@@ -154,10 +154,13 @@ class QwenImage(Model):
             "text_encoder": {
                 "name": "Qwen2.5-VL",
                 "rope_in_run_dtype": settings.cast_rope,
-                "text_length": settings.kept,
+                **self._told_of_texts(texts[0]),
             },
             "decoded": "in tiles" if tiled(job) else "whole",
         }
+
+    def _told_of_texts(self, text: Text) -> dict[str, Any]:
+        return {"text_length": text.settings.kept}
 
 
 class QwenImageEdit(QwenImage):
@@ -213,18 +216,22 @@ class QwenImageEdit(QwenImage):
 
     def describe(self, job: Job, texts: Sequence[Text]) -> dict[str, Any]:
         recipe = edit_recipe_of(job)
-        text_encoder = {
-            "name": "Qwen2.5-VL",
-            "rope_in_run_dtype": texts[0].settings.cast_rope,
-            "sees": f"control images of about {recipe.seen_pixels} pixels, divided by 255 twice",
-            "positions": "in a grid" if recipe.grid_positions else "one after the other",
-        }
         references = {
             "first": f"squashed to the picture's size ({recipe.squash})" if recipe.squash != "no" else "own shape",
             "encoded": "in tiles" if tiled(job) else "whole",
             "latents": "the mean",
         }
-        return {**super().describe(job, texts), "text_encoder": text_encoder, "references": references}
+        return {**super().describe(job, texts), "references": references}
+
+    def _told_of_texts(self, text: Text) -> dict[str, Any]:
+        settings = text.settings
+        assert isinstance(settings, SeeingSettings)
+        return {
+            "sees": len(text.pictures),
+            "pixels_of_each": settings.sight.area,
+            "values": "divided by 255 twice, as in AI Toolkit",
+            "positions": "in a grid" if settings.grid_positions else "one after the other",
+        }
 
 
 def model_of(facts: ModelFacts) -> QwenImage:
