@@ -19,9 +19,10 @@ FOREST = {
 }  # fmt: skip
 WIDE = FOREST | {"width": 96, "height": 64, "seed": 123456789, "negative_prompt": "blurry, low quality"}
 ONCE = FOREST | {"guidance": 1.0, "prompt": ""}
+ODD = FOREST | {"width": 79, "height": 109}
 STRONG = WIDE | {"guidance": 60.0, "steps": 2}
 WEAK = {"network_multiplier": -0.6}
-# of 800, one of which is above the 256 pixels of a tile; the control images always are
+# above the 256 pixels of a tile; control images, of a megapixel, always are
 TILED = FOREST | {"width": 352, "height": 288, "steps": 2}
 
 
@@ -35,20 +36,20 @@ def _edit(*items: dict, name: str = "a") -> dict:
     return {"model": "qwen_image_edit", "items": _with(list(items), name, model="qwen_image_edit")}
 
 
-def _plus(
-    *items: dict, names: str = "a", keys: tuple[str, ...] | None = None, model: str = "qwen_image_edit_plus"
-) -> dict:
+def _plus(*items: dict, names: str = "a", keys: tuple[str, ...] | None = None) -> dict:
     keys = keys or tuple(f"ctrl_img_{number}" for number in range(1, len(names.split()) + 1))
-    return {"model": model, "items": _with(list(items), *names.split(), model="qwen_image_edit_plus", keys=keys)}
+    model = "qwen_image_edit_plus"
+    return {"model": model, "items": _with(list(items), *names.split(), model=model, keys=keys)}
 
 
+NEWEST = {"model": "qwen_image_edit_plus:2511"}
 NORM = {"recipe_options": {"do_cfg_norm": True}}
 TWICE = {"recipe_options": {"first_image_twice": True}}
 BOTH = {"quantize_transformer": "qfloat8", "quantize_te": "qfloat8"}
 LOW_VRAM = {"low_vram": True, "options": {"vae_tiling": True}}
 JOBS = {
     "edit": _edit(FOREST, WIDE, ONCE),
-    "edit, odd sizes": _edit(FOREST | {"width": 79, "height": 109}, FOREST | {"width": 200, "height": 40}, name="moves"),
+    "edit, odd sizes": _edit(ODD, FOREST | {"width": 200, "height": 40}, name="moves"),
     "edit, guidance 60": _edit(STRONG),
     "edit, tiled": _edit(TILED) | LOW_VRAM,
     "edit, LoRA merged": _edit(FOREST | WEAK, WIDE | WEAK) | {"lora": "lora_f32"},
@@ -61,7 +62,7 @@ JOBS = {
     "plus, a picture that is resized twice": _plus(FOREST, names="moves"),
     "plus, ctrl_img": _plus(FOREST, WIDE, keys=("ctrl_img",)) | TWICE,
     "plus, ctrl_img and ctrl_img_2": _plus(WIDE, names="a b", keys=("ctrl_img", "ctrl_img_2")) | TWICE,
-    "plus, odd sizes": _plus(FOREST | {"width": 79, "height": 109}),
+    "plus, odd sizes": _plus(ODD),
     "plus, guidance 60": _plus(STRONG),
     "plus, CFG norm": _plus(STRONG | {"do_cfg_norm": True}, FOREST | {"do_cfg_norm": True}) | NORM,
     "plus, tiled": _plus(TILED, names="a b") | LOW_VRAM,
@@ -69,8 +70,8 @@ JOBS = {
     "plus, LoRA live": _plus(FOREST, WIDE | WEAK, names="a b") | {"lora": "lora_f32"},
     "plus, both qfloat8, LoRA live": _plus(FOREST, WIDE) | BOTH | {"lora": "lora_f32"},
     "plus, transformer qfloat8": _plus(FOREST) | {"quantize_transformer": "qfloat8"},
-    "2511": _plus(FOREST, WIDE, names="a b", model="qwen_image_edit_plus:2511"),
-    "2511, LoRA merged, guidance 1": _plus(ONCE, model="qwen_image_edit_plus:2511") | {"lora": "lora_f32"},
+    "2511": _plus(FOREST, WIDE, names="a b") | NEWEST,
+    "2511, LoRA merged, guidance 1": _plus(ONCE) | NEWEST | {"lora": "lora_f32"},
 }  # fmt: skip
 
 
