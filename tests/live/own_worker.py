@@ -55,6 +55,9 @@ def main(job_path: str, out_path: str) -> None:
     if model.id == "lumina2":
         # what a plain Gemma2 does under this version of transformers, which AI Toolkit leaves as it is
         attention = "no softcap" if Gemma2Model._supports_sdpa else "softcap"
+    own = {} if attention == "auto" else {"text_encoder_attention": attention}
+    if job.get("low_vram"):
+        own["vae_tiling"] = True
     folder = Path(job["checkpoint"])
     handle = PipelineHandle(
         model.id,
@@ -63,7 +66,7 @@ def main(job_path: str, out_path: str) -> None:
         RuntimeOptions(
             job.get("held_as") or job["quantize_transformer"] or "none",
             job["quantize_te"] or "none",
-            own=Chosen.of({} if attention == "auto" else {"text_encoder_attention": attention}),
+            own=Chosen.of(own),
         ),
     )
     if job.get("assistant_lora_path"):
