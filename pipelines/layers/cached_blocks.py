@@ -12,7 +12,7 @@ not come to the device for nothing, and nothing is left on a block when the run 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from diffusers import CacheMixin
@@ -22,8 +22,9 @@ from diffusers.hooks import FirstBlockCacheConfig, HookRegistry
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from torch import nn
 
-if TYPE_CHECKING:
-    from .step_cache import Returned
+# what a main block gives: all tokens, which are its first argument; or the image's and the text's apart, which are its
+# first two in this order, or given by the names hidden_states and encoder_hidden_states
+Returned = Literal["tokens", "image, text", "text, image"]
 
 
 class Called(nn.Module):

@@ -14,18 +14,14 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from .cached_blocks import CachedBlocks, Called
-
-# what a main block gives: all tokens, which are its first argument; or the image's and the text's apart, which are its
-# first two in this order, or given by the names hidden_states and encoder_hidden_states
-Returned = Literal["tokens", "image, text", "text, image"]
+    from .cached_blocks import CachedBlocks, Called, Returned
 
 
 def check_step_caching(threshold: float, processes: int) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ..layers.step_cache import Returned
+    from ..layers.cached_blocks import Returned
     from ..observer import Observer
     from ..options import Quantization, Role
     from ..weights.source import Source

@@ -32,7 +32,6 @@ def _with(items: list[dict], *names: str, model: str, keys: tuple[str, ...] | No
 
 
 def _edit(*items: dict, name: str = "a") -> dict:
-    # both keys: AI Toolkit's text encoder takes the first that there is, its autoencoder ctrl_img
     return {"model": "qwen_image_edit", "items": _with(list(items), name, model="qwen_image_edit")}
 
 
@@ -53,7 +52,7 @@ NEWEST = {"model": "qwen_image_edit_plus:2511"}
 NORM = {"recipe_options": {"do_cfg_norm": True}}
 TWICE = {"recipe_options": {"first_image_twice": True}}
 BOTH = {"quantize_transformer": "qfloat8", "quantize_te": "qfloat8"}
-LOW_VRAM = {"low_vram": True, "options": {"vae_tiling": True}}
+LOW_VRAM = {"low_vram": True}
 LORA = {"lora": "lora_f32"}
 JOBS = {
     # a job takes a minute, most of which nobody's arithmetic takes: pictures of one base are one job

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ...layers.step_cache import Returned
+    from ...layers.cached_blocks import Returned
     from ...parts.encoder import Encoder
     from ...pictures.sizes import Size
     from ...weights.checkpoint import Checkpoint
