@@ -181,6 +181,9 @@ def test_a_folder_without_its_tower_or_with_other_limits(tmp_path):
     assert part.load(source, torch.float32, "none", (), SILENT).tokenizer.limits == Limits()
     file = tmp_path / "text_encoder" / "config.json"
     config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"vision_config": config["vision_config"] | {"patch_size": 16}}))
+    with pytest.raises(FileError, match="has another vision tower, whose patch_size is 16 and not 14"):
+        part.check_kind(FolderSource.open(tmp_path, "mine", "text_encoder", FACTS))
     del config["vision_config"]
     file.write_text(json.dumps(config))
     with pytest.raises(FileError, match=r"has no vision tower: vision_config is missing.*This needs Qwen2.5-VL"):

@@ -23,7 +23,7 @@ from ..encoder import Embedding, Text
 from .encoder import EncoderSettings, LanguageModel, LoadedLanguageModel, with_sdpa
 from .qwen2_5 import WholeTextTokenizer
 from .qwen2_5 import load_tokenizer as load_text_tokenizer
-from .qwen2_5_vl_pixels import MERGED, Limits, Patches, Sight, patches_of
+from .qwen2_5_vl_pixels import FRAMES, MERGED, PATCH, Limits, Patches, Sight, patches_of
 
 if TYPE_CHECKING:
     from ...weights.source import Source
@@ -43,6 +43,11 @@ _TOWER_KEYS = (
     "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels", "patch_size",
     "spatial_merge_size", "temporal_patch_size", "window_size", "out_hidden_size", "fullatt_block_indexes",
 )  # fmt: skip
+# what pictures are cut by, and the windows that most blocks see
+_RELEASED = {
+    "patch_size": PATCH, "spatial_merge_size": MERGED, "temporal_patch_size": FRAMES, "in_channels": 3,
+    "window_size": 112,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,8 +163,9 @@ class SeeingLanguageModel(LanguageModel):
         tower = source.config().get("vision_config")
         if not isinstance(tower, dict) or "depth" not in tower:
             self._refuse(source, f"has no vision tower: vision_config is missing in {source.config_name}")
-        if (tower.get("patch_size", 14), tower.get("spatial_merge_size", MERGED)) != (14, MERGED):
-            self._refuse(source, f"has another vision tower: its tokens are not {14 * MERGED} pixels a side")
+        for key, value in _RELEASED.items():
+            if tower.get(key, value) != value:
+                self._refuse(source, f"has another vision tower, whose {key} is {tower[key]} and not {value}")
 
     def encode(self, module: nn.Module, text: Text, device: str) -> Embedding:
         assert isinstance(module, LoadedSeeingModel) and isinstance(text.settings, SeeingSettings)
