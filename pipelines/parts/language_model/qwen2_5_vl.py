@@ -163,6 +163,9 @@ class SeeingLanguageModel(LanguageModel):
         tower = source.config().get("vision_config")
         if not isinstance(tower, dict) or "depth" not in tower:
             self._refuse(source, f"has no vision tower: vision_config is missing in {source.config_name}")
+        given, taken = tower.get("out_hidden_size"), source.config().get("hidden_size")
+        if given != taken:
+            self._refuse(source, f"has a vision tower that gives {given} values a token, and layers that take {taken}")
         for key, value in _RELEASED.items():
             if tower.get(key, value) != value:
                 self._refuse(source, f"has another vision tower, whose {key} is {tower[key]} and not {value}")
