@@ -74,7 +74,7 @@ def test_every_stage_agrees_with_ai_toolkit(key, engine):
     size = snap(case["width"], case["height"], recipe.size, asked.model.largest_side(handle.checkpoint))
     references = tuple(_picture(folder / path) for path in case["control_images"])
     recipe = replace(recipe, cfg_norm=bool(case.get("do_cfg_norm")) or model == EDIT)
-    job = job_of(handle, case, size, recipe=recipe, references=references)
+    job = replace(job_of(handle, case, size, references=references), recipe=recipe)
 
     asked.model.check_references(job)
     texts = asked.model.texts(job)
