@@ -163,7 +163,11 @@ class SeeingLanguageModel(LanguageModel):
         tower = source.config().get("vision_config")
         if not isinstance(tower, dict) or "depth" not in tower:
             self._refuse(source, f"has no vision tower: vision_config is missing in {source.config_name}")
-        given, taken = tower.get("out_hidden_size"), source.config().get("hidden_size")
+        config = source.config()
+        sections, heads = _sections(config), config.get("num_attention_heads")
+        if not sections or not heads or 2 * sum(sections) * heads != config.get("hidden_size"):
+            self._refuse(source, f"has mrope_section {sections}, which are not half of a head's channels")
+        given, taken = tower.get("out_hidden_size"), config.get("hidden_size")
         if given != taken:
             self._refuse(source, f"has a vision tower that gives {given} values a token, and layers that take {taken}")
         for key, value in _RELEASED.items():
@@ -211,6 +215,13 @@ def rotary_positions(ids: Sequence[int], picture: int, grids: Sequence[Sequence[
     return torch.cat(found, dim=1)[:, None]
 
 
+def _sections(config: Mapping[str, Any]) -> list[int]:
+    """How a head's frequencies are shared out among frame, row and column; none where nothing says it."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    found = rope.get("mrope_section") if isinstance(rope, Mapping) else None
+    return found if isinstance(found, list) and all(isinstance(own, int) for own in found) else []
+
+
 def make(config: Mapping[str, Any]) -> nn.Module:
     """The language model, with the tower as its module ``visual``."""
     try:
@@ -230,9 +241,8 @@ def make(config: Mapping[str, Any]) -> nn.Module:
     text: dict[str, Any] = {key: config[key] for key in _TEXT_KEYS if key in config}
     # nothing is generated
     text |= {"bos_token_id": None, "eos_token_id": None, "use_sliding_window": False}
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     text["rope_theta"] = config.get("rope_theta", 1e6)
-    text["rope_scaling"] = {"type": "mrope", "rope_type": "default", "mrope_section": rope.get("mrope_section")}
+    text["rope_scaling"] = {"type": "mrope", "rope_type": "default", "mrope_section": _sections(config)}
     tower = {key: value for key, value in config["vision_config"].items() if key in _TOWER_KEYS}
     model: Any = Qwen2_5_VLTextModel(with_sdpa(Qwen2_5_VLTextConfig(**text)))
     model.visual = Qwen2_5_VisionTransformerPretrainedModel(with_sdpa(Qwen2_5_VLVisionConfig(**tower)))
