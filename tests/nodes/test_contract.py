@@ -34,6 +34,7 @@ INPUTS = {
     "AITKSaveImage": ["images", "report", "filename_prefix", "format"],
     "AITKRecipeOptions": [
         "cfg_trunc_ratio", "renorm_cfg", "discrete_flow_shift", "system_prompt_on_negative", "image_guidance_scale",
+        "do_cfg_norm", "first_image_twice",
     ],
     "AITKTrainingAdapter": ["pipeline", "adapter_name"],
     "AITKComparePreviews": ["ours", "trainer", "floor", "format", "replay_report"],
@@ -76,6 +77,7 @@ ADVANCED = {
     "ApplyAITKLoRA": ["application"],
     "AITKSampler": ["trigger_word", "system_prompt", "batch_size", "denoise"],
     "AITKLoRAStack": ["application"],
+    "AITKRecipeOptions": ["do_cfg_norm", "first_image_twice"],
 }  # fmt: skip
 # sockets of the pack's own, which wires in saved workflows and the editor's colours go by
 SOCKETS = {

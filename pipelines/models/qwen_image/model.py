@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffusers import AutoencoderKLQwenImage
 from diffusers import __version__ as diffusers_version
 
 from ...errors import FileError, InputError
+from ...options import torch_dtype
 from ...parts.encoder import Text
 from ...parts.flux_vae.autoencoder import denormalised
+from ...parts.language_model.qwen2_5_vl import SeeingLanguageModel, SeeingSettings
+from ...parts.language_model.qwen2_5_vl_files import QWEN2_5_VL_SEEING
 from ...parts.part import Network
 from ...parts.qwen_image_vae.autoencoder import DOWNSCALE, QwenImageVae, constants, decoded
 from ...pictures.pixels import to_pixels
 from ..model import Model
 from ..option import VAE_TILING
 from ..schedule import Schedule
-from . import loop
+from . import control, loop
+from .edit_recipes import EDIT_TEMPLATE_TOKENS, QwenEditRecipe
 from .files import LAYERED, ZERO_TIME_MARKER
 from .recipes import (
     ENCODED_LENGTH,
@@ -150,13 +154,90 @@ class QwenImage(Model):
             "text_encoder": {
                 "name": "Qwen2.5-VL",
                 "rope_in_run_dtype": settings.cast_rope,
-                "text_length": settings.kept,
+                **self._told_of_texts(texts[0]),
             },
             "decoded": "in tiles" if tiled(job) else "whole",
         }
 
+    def _told_of_texts(self, text: Text) -> dict[str, Any]:
+        return {"text_length": text.settings.kept}
+
+
+class QwenImageEdit(QwenImage):
+    """Qwen-Image-Edit, -2509 and -2511: control images in the text, and as tokens behind the picture's own."""
+
+    def texts(self, job: Job) -> list[Text]:
+        recipe = edit_recipe_of(job)
+        pictures = control.seen(job.references, recipe)
+        texts = [job.typed.prompt]
+        if job.guidance_scale > recipe.guided_above:
+            texts.append(job.typed.negative_prompt)
+        return [
+            Text(
+                control.in_text(text, len(pictures), recipe),
+                EDIT_TEMPLATE_TOKENS + control.most_rows(job.references, recipe, job.size),
+                self._settings(job, recipe, negative=index > 0),
+                pictures=pictures,
+            )
+            for index, text in enumerate(texts)
+        ]
+
+    def _settings(self, job: Job, recipe: QwenEditRecipe, *, negative: bool) -> SeeingSettings:
+        return SeeingSettings(
+            recipe.cast_rope and job.dtype != "float32",
+            dropped=EDIT_TEMPLATE_TOKENS,
+            sight=control.sight(recipe, negative=negative),
+            grid_positions=recipe.grid_positions,
+        )
+
+    def check_references(self, job: Job) -> None:
+        if not job.references:
+            count = "one" if job.recipe.control_images == 1 else "one to three"
+            raise InputError(
+                f"{self.facts.title} edits a picture, and none is connected. Connect {count} to AITK Control Images, "
+                "and that to the sampler's control."
+            )
+        recipe = edit_recipe_of(job)
+        for number, picture in enumerate(job.references, 1):
+            control.check_shape(picture.width, picture.height, number, recipe)
+
+    def encode_references(
+        self, autoencoder: nn.Module, job: Job, generator: torch.Generator, device: str
+    ) -> tuple[torch.Tensor, ...]:
+        assert isinstance(autoencoder, AutoencoderKLQwenImage)
+        dtype = torch_dtype(job.dtype)
+        return control.encode(
+            autoencoder, job.references, edit_recipe_of(job), job.size, dtype, device, tiled=tiled(job)
+        )
+
+    def reference_settings(self, job: Job) -> Hashable:
+        squash = edit_recipe_of(job).squash
+        return squash, None if squash == "no" else (job.size.width, job.size.height), tiled(job)
+
+    def describe(self, job: Job, texts: Sequence[Text]) -> dict[str, Any]:
+        recipe = edit_recipe_of(job)
+        references = {
+            "first": f"squashed to the picture's size ({recipe.squash})" if recipe.squash != "no" else "own shape",
+            "encoded": "in tiles" if tiled(job) else "whole",
+            "latents": "the mean",
+        }
+        return {**super().describe(job, texts), "references": references}
+
+    def _told_of_texts(self, text: Text) -> dict[str, Any]:
+        settings = text.settings
+        assert isinstance(settings, SeeingSettings)
+        return {
+            "sees": len(text.pictures),
+            "pixels_of_each": settings.sight.area,
+            "values": "divided by 255 twice, as in AI Toolkit",
+            "positions": "in a grid" if settings.grid_positions else "one after the other",
+        }
+
 
 def model_of(facts: ModelFacts) -> QwenImage:
+    """The code of one of this package's models: those that take control images have another text encoder."""
+    if any(recipe.control_images for recipe in facts.recipes.values()):
+        return QwenImageEdit(facts, SeeingLanguageModel(QWEN2_5_VL_SEEING, needs=needs_encoder(facts)))
     return QwenImage(facts, TextEncoder(needs_encoder(facts)))
 
 
@@ -171,6 +252,11 @@ def tiled(job: Job) -> bool:
 
 def recipe_of(job: Job) -> QwenImageRecipe:
     assert isinstance(job.recipe, QwenImageRecipe)
+    return job.recipe
+
+
+def edit_recipe_of(job: Job) -> QwenEditRecipe:
+    assert isinstance(job.recipe, QwenEditRecipe)
     return job.recipe
 
 
