@@ -1,0 +1,152 @@
+"""Krea 2's code behind the shared run: its parts, its texts, its schedule, and from latents to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from diffusers import AutoencoderKLQwenImage
+
+from ...errors import FileError
+from ...options import torch_dtype
+from ...parts.encoder import Text
+from ...parts.language_model.qwen3_vl import Qwen3Vl, TemplateSettings
+from ...parts.part import Network
+from ...parts.qwen_image_vae.autoencoder import DOWNSCALE, QwenImageVae, constants, decoded
+from ...pictures.pixels import to_pixels
+from ..model import Model
+from ..option import VAE_TILING
+from ..schedule import Schedule
+from . import loop
+from .facts import QWEN3_VL
+from .network import Krea2Transformer
+from .recipes import AFTER, BEFORE, DROPPED, STATES, TEXT_LENGTH, Krea2Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ...pictures.sizes import Size
+    from ...weights.checkpoint import Checkpoint
+    from ..facts import ModelFacts
+    from ..model import Denoisers, Denoising, Job
+
+_NEEDS = "Krea 2 needs Qwen3-VL 4B."
+# pixels; positions are computed, and beyond 14,000 the shift of the steps leaves what float32 holds
+_LARGEST_SIDE = 8192
+_ACTIVATIONS = 1 << 31  # bytes
+
+
+class Transformer(Network):
+    """The transformer in the released layout."""
+
+    def __init__(self) -> None:
+        super().__init__("transformer", Krea2Transformer, blocks=("blocks",), needs="which is not Krea 2's")
+
+    def activation_bytes(self, latents: Sequence[int] | None, dtype: torch.dtype) -> int:
+        return _ACTIVATIONS
+
+
+class Krea2(Model):
+    """See :class:`..model.Model`."""
+
+    def __init__(self, facts: ModelFacts) -> None:
+        self._vae = QwenImageVae("Krea 2 needs Qwen-Image's, qwen_image_vae.safetensors.")
+        encoder = Qwen3Vl(QWEN3_VL, states=STATES, needs=_NEEDS)
+        super().__init__(facts, (Transformer(), encoder, self._vae))
+
+    def check_fit(self, checkpoint: Checkpoint) -> None:
+        source, transformer = checkpoint.source("text_encoder"), checkpoint.source("transformer")
+        config = transformer.config()
+        given, wanted = source.config().get("hidden_size"), config.get("text_width")
+        if given != wanted:
+            raise FileError(
+                f"The text encoder of {source.name!r} gives {given} values a token, and the transformer of "
+                f"{transformer.name!r} takes {wanted}. {_NEEDS}"
+            )
+        if config.get("text_states") != len(STATES):
+            raise FileError(
+                f"The transformer of {transformer.name!r} takes {config.get('text_states')} hidden states a token, and "
+                f"Krea 2 has {len(STATES)}. Choose a file of Krea 2."
+            )
+        self._vae.check_channels(checkpoint, "transformer", config.get("channels", 16))
+
+    def largest_side(self, checkpoint: Checkpoint) -> int:
+        return _LARGEST_SIDE
+
+    def texts(self, job: Job) -> list[Text]:
+        recipe = _recipe(job)
+        # in float32 there is nothing to round: one embedding serves every recipe
+        settings = TemplateSettings(recipe.cast_rope and job.dtype != "float32", BEFORE, AFTER, DROPPED)
+        prompts = [job.typed.prompt]
+        if job.guidance_scale > recipe.guided_above:
+            prompts.append(job.typed.negative_prompt)
+        return [Text(prompt, TEXT_LENGTH, settings) for prompt in prompts]
+
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        return (1, self.facts.latent.channels, size.height // DOWNSCALE, size.width // DOWNSCALE)
+
+    def noise(self, generator: torch.Generator, job: Job) -> torch.Tensor:
+        """float32 in every run."""
+        import torch
+
+        shape = self.latent_shape(job.size)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)
+
+    def schedule(self, job: Job, steps: int) -> Schedule:
+        return Schedule(loop.sigmas(loop.mu_of(_recipe(job), job.size), steps))
+
+    def denoise(self, denoisers: Denoisers, picture: Denoising) -> torch.Tensor:
+        return loop.denoise(denoisers("transformer"), picture)
+
+    def decode(self, autoencoder: nn.Module, latents: torch.Tensor, job: Job) -> torch.Tensor:
+        assert isinstance(autoencoder, AutoencoderKLQwenImage)
+        frames = latents.to(torch_dtype(job.dtype))[:, :, None]
+        mean, std = constants(autoencoder.config, frames)
+        image = decoded(autoencoder, frames * std + mean, tiled=_tiled(job))
+        # widened first, unlike diffusers
+        return to_pixels((image.float().clamp(-1, 1) + 1) / 2, autoencoder.dtype)
+
+    def to_comfy(self, latents: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
+        return super().to_comfy(latents[:, :, None], checkpoint)
+
+    def from_comfy(self, latents: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
+        return super().from_comfy(latents, checkpoint)[:, :, 0]
+
+    def describe(self, job: Job, texts: Sequence[Text]) -> dict[str, Any]:
+        recipe, settings = _recipe(job), texts[0].settings
+        guidance: dict[str, Any] | None = None
+        if len(texts) > 1:
+            factor = loop.guidance_factor(recipe, job.guidance_scale)
+            guidance = {"method": "classifier-free, beyond the prompt's prediction", "factor": factor}
+        return {
+            "schedule": {
+                "name": "flow-match Euler",
+                "of": "AI Toolkit's Krea 2 pipeline",
+                "shift": "by the size" if not recipe.schedule_mu else "fixed",
+                "mu": loop.mu_of(recipe, job.size),
+            },
+            "guidance": guidance,
+            "guidance_rule": recipe.guidance,
+            "latents": "float32",
+            "decoded": "in tiles" if _tiled(job) else "whole",
+            "text_encoder": {
+                "name": QWEN3_VL.title,
+                "hidden_states": list(STATES),
+                "rope_in_run_dtype": settings.cast_rope,
+                "text_length": TEXT_LENGTH,
+            },
+        }
+
+
+def model_of(facts: ModelFacts) -> Krea2:
+    return Krea2(facts)
+
+
+def _tiled(job: Job) -> bool:
+    return _recipe(job).tiles and bool(job.options.own.get(VAE_TILING.name, False))
+
+
+def _recipe(job: Job) -> Krea2Recipe:
+    assert isinstance(job.recipe, Krea2Recipe)
+    return job.recipe
