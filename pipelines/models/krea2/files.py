@@ -1,7 +1,7 @@
 """What files of Krea 2's transformer look like, in released or diffusers names. Imports no torch.
 
-The released names are those of ``raw.safetensors``, which AI Toolkit, ComfyUI and GGUF files use. Any width is read: the
-number of heads comes from the length of a norm of queries, which is that of one head.
+The released names are those of ``raw.safetensors``, which AI Toolkit, ComfyUI and GGUF files use. Any width is read:
+the number of heads comes from the length of a norm of queries, which is that of one head.
 """
 
 from __future__ import annotations

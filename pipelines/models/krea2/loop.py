@@ -51,7 +51,8 @@ def mu_of(recipe: Krea2Recipe, size: Size) -> float:
     if recipe.schedule_mu:
         return recipe.schedule_mu
     slope = (_MOST_MU - _LEAST_MU) / (_MOST - _FEWEST)
-    return slope * (size.width // TOKEN) * (size.height // TOKEN) + (_LEAST_MU - slope * _FEWEST)
+    tokens = (size.width // TOKEN) * (size.height // TOKEN)
+    return slope * tokens + (_LEAST_MU - slope * _FEWEST)
 
 
 def sigmas(mu: float, steps: int) -> torch.Tensor:

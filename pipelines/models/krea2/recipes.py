@@ -25,8 +25,8 @@ OPTIONS = (
     Option(
         "schedule_mu",
         0.0,
-        "Krea 2: how far the steps are shifted towards noise, whatever the size; model_kwargs.schedule_mu of a training "
-        "job. 0 takes it from the size, as AI Toolkit does by itself: 0.91 at 1024 x 1024.",
+        "Krea 2's trainer preview: how far the steps are shifted towards noise, whatever the size; schedule_mu in a "
+        "training job's model_kwargs. 0 takes it from the size, as AI Toolkit does by itself: 0.91 at 1024 x 1024.",
         place=5,
         low=0.0,
         high=10.0,
