@@ -3,7 +3,8 @@
     PYTHON own_worker.py JOB.json OUT.safetensors
 
 The job's ``model`` is the pack's name of the model, e.g. ``zimage``; ``held_as`` is how the transformer is held where
-AI Toolkit takes another type than ``quantize_transformer``, which the job names. For item i the output holds
+AI Toolkit takes another type than ``quantize_transformer``, which the job names; ``options`` and ``recipe_options`` are
+what the user changed on AITK Runtime Options, of those that models declare, and on AITK Recipe Options. For item i the output holds
 `item{i}.final_latents`, as the loop leaves them, and `item{i}.image_uint8`.
 
 Equality to the bit is judged in one interpreter: other builds of torch round differently.
@@ -51,10 +52,10 @@ def main(job_path: str, out_path: str) -> None:
 
     job = json.loads(Path(job_path).read_text())
     model = find_model(job["model"])
-    attention = "auto"
+    options = dict(job.get("options", {}))
     if model.id == "lumina2":
         # what a plain Gemma2 does under this version of transformers, which AI Toolkit leaves as it is
-        attention = "no softcap" if Gemma2Model._supports_sdpa else "softcap"
+        options["text_encoder_attention"] = "no softcap" if Gemma2Model._supports_sdpa else "softcap"
     folder = Path(job["checkpoint"])
     handle = PipelineHandle(
         model.id,
@@ -63,7 +64,7 @@ def main(job_path: str, out_path: str) -> None:
         RuntimeOptions(
             job.get("held_as") or job["quantize_transformer"] or "none",
             job["quantize_te"] or "none",
-            own=Chosen.of({} if attention == "auto" else {"text_encoder_attention": attention}),
+            own=Chosen.of(options),
         ),
     )
     if job.get("assistant_lora_path"):
@@ -104,6 +105,7 @@ def main(job_path: str, out_path: str) -> None:
             "trainer preview", item["prompt"], item["negative_prompt"], item["width"], item["height"], item["steps"],
             item["guidance"], item["seed"],
             control=ControlImages(tuple(map(picture, item["control"]))) if item.get("control") else None,
+            recipe_options=Chosen.of(job.get("recipe_options", {})),
         )  # fmt: skip
         result = sample(engine, current, request, SilentObserver())
         tensors[f"item{index}.final_latents"] = finals[index].cpu().contiguous()
