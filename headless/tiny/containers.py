@@ -41,7 +41,10 @@ _LLAMA_CPP_GEMMA = {
     "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
-BLOCKS = ("blk.", "layers.", "noise_refiner.", "context_refiner.", "double_blocks.", "single_blocks.")
+BLOCKS = (
+    "blk.", "layers.", "noise_refiner.", "context_refiner.", "double_blocks.", "single_blocks.", "blocks.",
+    "txtfusion.",
+)  # fmt: skip
 
 
 def write_dit(path: Path, folder: Path, prefix: str = "") -> Path:
