@@ -95,10 +95,9 @@ def test_single_files_have_comfyuis_names(folder, tmp_path):
     encoder = load_file(tiny.write_single_text_encoder(tmp_path / "encoder.safetensors", folder))
     whole = Qwen3VLForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16)
     assert {name.split(".")[0] for name in encoder} == {"model", "visual"}
+    language = {name: value for name, value in encoder.items() if name.startswith("model.")}
     state = whole.model.language_model.state_dict()
-    assert _same(
-        {n: v for n, v in encoder.items() if n.startswith("model.")}, {f"model.{n}": v for n, v in state.items()}
-    )
+    assert _same(language, {f"model.{name}": value for name, value in state.items()})
     vae = AutoencoderKLQwenImage.from_single_file(
         str(write_wan_vae(tmp_path / "vae.safetensors", folder)), config=str(folder), subfolder="vae",
         torch_dtype=torch.bfloat16, local_files_only=True,

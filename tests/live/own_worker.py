@@ -4,8 +4,8 @@
 
 The job's ``model`` is the pack's name of the model, e.g. ``zimage``; ``held_as`` is how the transformer is held where
 AI Toolkit takes another type than ``quantize_transformer``, which the job names; ``options`` and ``recipe_options`` are
-what the user changed on AITK Runtime Options, of those that models declare, and on AITK Recipe Options. For item i the output holds
-`item{i}.final_latents`, as the loop leaves them, and `item{i}.image_uint8`.
+what the user changed on AITK Runtime Options, of those that models declare, and on AITK Recipe Options. For item i the
+output holds `item{i}.final_latents`, as the loop leaves them, and `item{i}.image_uint8`.
 
 Equality to the bit is judged in one interpreter: other builds of torch round differently.
 """
