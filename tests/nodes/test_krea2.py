@@ -238,16 +238,15 @@ def test_a_fused_lokr_with_dora_s_scale_changes_all_three(krea2, krea2_models, t
     models = shutil.copytree(krea2_models, tmp_path / "models")
     name = "lycoris_transformer_blocks_1_attn_to_qkv"
     alpha = {f"{name}.alpha": torch.tensor(1.0)}
-    save_file(
-        {f"{name}.lokr_w1": fused["w1"], f"{name}.lokr_w2": fused["w2"], **alpha}, models / "loras" / "f.safetensors"
-    )
+    factors = {f"{name}.lokr_{factor}": value for factor, value in fused.items()}
+    save_file(factors | alpha, models / "loras" / "fused.safetensors")
     rows = dict(zip(("wq", "wk", "wv"), change.split((256, 128, 128)), strict=True))
     apart = {f"diffusion_model.blocks.1.attn.{part}.diff": value.contiguous() for part, value in rows.items()}
     save_file(apart, models / "loras" / "apart.safetensors")
     use_host(PlainHost(models, krea2.input, krea2.output, "cpu"))
     found, expected = (
         _run({"weights": "tiny"}, lora={"lora_name": file, "application": "merged"})[4]["samples"]
-        for file in ("f.safetensors", "apart.safetensors")
+        for file in ("fused.safetensors", "apart.safetensors")
     )
     assert (found - expected).abs().max() < 5e-4
     assert not torch.equal(found, _run({"weights": "tiny"})[4]["samples"])

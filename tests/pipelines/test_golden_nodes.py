@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from comfyui_aitk.headless.core_nodes import LoadImage
 from comfyui_aitk.headless.execute import run_prompt
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
+from comfyui_aitk.pipelines.parts.qwen_image_vae.files import LATENTS_MEAN, LATENTS_STD
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -27,9 +29,18 @@ class Limits:
 
     text: float
     control: float = 2e-4
-    # how the node's LATENT comes from the model's: minus shift, times scale
+    # how the model's latents come from the node's LATENT: minus shift, times scale; or by each channel's mean and
+    # deviation
     shift: float = 0.0
     scale: float = 1.0
+    statistics: bool = False
+
+    def latents(self, given: torch.Tensor) -> torch.Tensor:
+        """The model's, without the axis of a video's frames, which recordings do not have."""
+        if not self.statistics:
+            return (given - self.shift) * self.scale
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (LATENTS_MEAN, LATENTS_STD))
+        return (given[:, :, 0] - mean) / std
 
 
 MODELS = {
@@ -37,9 +48,14 @@ MODELS = {
     # own module gives the bits of ours, a whole LoKr's latents are 6e-5 from the recorded ones.
     "flux2": Limits(1e-4),
     "flux2_klein_4b": Limits(5e-5),
+    "krea2": Limits(5e-5, statistics=True),
     "omnigen2": Limits(5e-5, shift=0.1159, scale=0.3611),
     "zimage": Limits(5e-5, shift=0.1159, scale=0.3611),
 }
+# those of AITK Recipe Options that must be given, as they are
+RECIPE_OPTIONS = {
+    "cfg_trunc_ratio": 0.25, "renorm_cfg": 1.0, "discrete_flow_shift": 6.0, "system_prompt_on_negative": False,
+}  # fmt: skip
 # what is recorded otherwise than through a preview, and what takes a minute each
 OTHER = ("control_prep_only", "control_own_generator", "size_own_generator", "reference")
 LARGE = 1040
@@ -61,12 +77,16 @@ def _node(class_type: str, **inputs: object) -> dict:
 def _graph(model: str, case: dict) -> dict:
     """The case as a graph of the pack's nodes, in the API's format."""
     quantized = case.get("model_config") or {}
+    adapter = quantized.get("assistant_lora_path")
+    # under an adapter AI Toolkit takes torchao's type for quanto's
+    held = "float8" if adapter else "qfloat8"
     graph = {
         "options": _node(
             "AITKRuntimeOptions",
-            transformer_quantization="qfloat8" if quantized.get("quantize") else "none",
+            transformer_quantization=held if quantized.get("quantize") else "none",
             text_encoder_quantization="qfloat8" if quantized.get("quantize_te") else "none",
             text_encoder_attention="auto",
+            vae_tiling=bool(quantized.get("low_vram")),
         ),
         "load": _node("LoadAITKModel", model=model, weights="base", dtype="float32", options=["options", 0]),
         "sample": _node(
@@ -78,12 +98,15 @@ def _graph(model: str, case: dict) -> dict:
             "AITKSaveImage", images=["sample", 0], report=["sample", 6], filename_prefix="case", format="png"
         ),
     }  # fmt: skip
-    adapter = quantized.get("assistant_lora_path")
     if adapter:
         # of the distilled form, whose repository and defaults alone differ
-        graph["load"]["inputs"]["model"] = "zimage:turbo"
+        graph["load"]["inputs"]["model"] = f"{model}:turbo"
         graph["adapter"] = _node("AITKTrainingAdapter", pipeline=["load", 0], adapter_name=Path(adapter).name)
         graph["sample"]["inputs"]["pipeline"] = ["adapter", 0]
+    own = quantized.get("model_kwargs")
+    if own:
+        graph["recipe"] = _node("AITKRecipeOptions", **RECIPE_OPTIONS | own)
+        graph["sample"]["inputs"]["recipe_options"] = ["recipe", 0]
     if case["lora"]:
         application = "live" if case.get("application") == "live" else "auto"
         name = Path(case["lora"]).name
@@ -111,7 +134,7 @@ def test_nodes_give_the_recorded_picture(model, case, host, tmp_path):
     result = run_prompt(_graph(model, case), {**NODE_CLASS_MAPPINGS, "LoadImage": LoadImage})
 
     limits = MODELS[model]
-    latents = (result.results["sample"][4]["samples"] - limits.shift) * limits.scale
+    latents = limits.latents(result.results["sample"][4]["samples"])
     distance = (latents - recorded["final_latents"]).abs().max()
     assert distance < (limits.control if case["control_images"] else limits.text)
     (picture,) = (tmp_path / "output").glob("case_*.png")
