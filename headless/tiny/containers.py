@@ -42,8 +42,8 @@ _LLAMA_CPP_GEMMA = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
 BLOCKS = (
-    "blk.", "layers.", "noise_refiner.", "context_refiner.", "double_blocks.", "single_blocks.", "blocks.",
-    "txtfusion.",
+    "blk.", "layers.", "noise_refiner.", "context_refiner.", "double_blocks.", "single_blocks.", "transformer_blocks.",
+    "blocks.", "txtfusion.",
 )  # fmt: skip
 
 

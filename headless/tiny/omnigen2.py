@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from safetensors import safe_open
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import Qwen2Config, Qwen2Model
 
 from ...pipelines.models.omnigen2.network import OmniGen2Transformer2DModel
 from ...pipelines.models.omnigen2.recipes import SYSTEM_PROMPT
+from . import qwen2_5_tokenizer
 from .files import read_part, write_tensors
 from .flux1_vae import flux1_vae
 from .names import original_ae
 from .spread import spread
 from .toolkit_loras import LoRAOptions, write_lora
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Widths are tiny, and everything that tensors do not tell is as in the real model, so that single files of this one can
 # be understood by the real one's constants: among them three rotary axes of equal, even size, 128 channels for each of
@@ -34,10 +37,6 @@ _SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>", "<|img|>",
 )  # fmt: skip
-# of Qwen2.5's tokenizer.json
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _CORPUS = (f"system\n{SYSTEM_PROMPT}\nuser\n", "a photo of a red fox in the snow, morning light", "keep the cat")
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -130,23 +129,7 @@ def write_single_files(target: Path, folder: Path) -> tuple[Path, Path, Path]:
 @lru_cache(maxsize=1)
 def make_tokenizer() -> Tokenizer:
     """A byte-level BPE with Qwen2.5's special tokens, word pattern and normalisation, the same at every call."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=480,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in _SPECIAL_TOKENS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_CORPUS, trainer)
-    return tokenizer
+    return qwen2_5_tokenizer.make_tokenizer(_CORPUS, _SPECIAL_TOKENS, 480)
 
 
 def _write_processor(folder: Path, tokenizer: Tokenizer) -> None:

@@ -67,12 +67,16 @@ def open_job(folder: Path) -> TrainingJob:
     model, of_model = read_model(process, saves.trained_with)
     notes += of_model
     facts = facts_of(model)
-    control_images = facts.recipes[TRAINER_PREVIEW].control_images if facts else 3
+    recipe = facts.recipes[TRAINER_PREVIEW] if facts else None
+    control_images, options = (recipe.control_images, recipe.options) if recipe else (3, ())
     sections: tuple[Section, ...] = ("sample", "first_sample")
     rounds = {key: _round(process, key, notes) for key in sections}
     samples: dict[Section, tuple[JobSample, ...]] = {
         key: of_sampler(
-            job_samples(rounds[key], control_images), rounds[key].sampler, train.get("noise_scheduler", "ddpm"), facts
+            job_samples(rounds[key], control_images, options),
+            rounds[key].sampler,
+            train.get("noise_scheduler", "ddpm"),
+            facts,
         )
         for key in sections
     }

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..options import Chosen
+
 if TYPE_CHECKING:
     from ..files.header import FileStamp
     from ..options import DType
@@ -32,6 +34,7 @@ class JobSample:
         seed: None where the trainer draws one, which no file keeps.
         multiplier: the network's.
         control_images: paths as the job has them, in the order of ``ctrl_img_1`` to ``ctrl_img_3``.
+        recipe_options: what it says of the options that the model's recipes read, on or off.
         problem: why it cannot be rendered as the trainer did; empty for most.
     """
 
@@ -45,6 +48,7 @@ class JobSample:
     seed: int | None
     multiplier: float
     control_images: tuple[str, ...] = ()
+    recipe_options: Chosen = field(default_factory=Chosen)
     problem: str = ""
 
 

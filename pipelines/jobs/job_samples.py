@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..options import Chosen
 from ..words import shown
 from .job import JobSample
 from .sample_section import Failed, Random, SampleRound, Settings
@@ -15,19 +17,23 @@ if TYPE_CHECKING:
 # what torch.manual_seed takes; a negative seed stands for itself plus 2^64
 _SEEDS = range(-(1 << 63), 1 << 64)
 _LARGEST = 3e38  # float32's
+# recipe options of this pack that a sample sets, of models whose recipes read them
+CFG_NORM, IMAGE_TWICE = "do_cfg_norm", "first_image_twice"
 _ONE_STEP = "mean_flow"  # takes the whole prediction off at every step
 Samples = tuple[JobSample, ...]
 
 
-def job_samples(found: SampleRound, control_images: int) -> tuple[JobSample, ...]:
+def job_samples(found: SampleRound, control_images: int, options: Collection[str] = ()) -> tuple[JobSample, ...]:
     """The pictures of a round.
 
     Args:
+        found: as AI Toolkit reads it.
         control_images: how many the model takes: one is AI Toolkit's ``ctrl_img``, several are ``ctrl_img_1`` to
             ``ctrl_img_3``, of which ``ctrl_img`` takes the first's place.
+        options: the recipe options that the model's recipes read.
     """
     return tuple(
-        _failed(index, picture) if isinstance(picture, Failed) else _sample(index, picture, control_images)
+        _failed(index, picture) if isinstance(picture, Failed) else _sample(index, picture, control_images, options)
         for index, picture in enumerate(found.pictures)
     )
 
@@ -109,7 +115,7 @@ class _Problems:
         self.found.append(f"its {name} is {shown(value)}, {what}")
 
 
-def _sample(index: int, picture: Settings, control_images: int) -> JobSample:
+def _sample(index: int, picture: Settings, control_images: int, options: Collection[str]) -> JobSample:
     problems = _Problems()
     problems.still(picture.num_frames)
     sample = JobSample(
@@ -123,9 +129,23 @@ def _sample(index: int, picture: Settings, control_images: int) -> JobSample:
         seed=problems.seed(picture.seed),
         multiplier=problems.number("network_multiplier", picture.multiplier),
         control_images=problems.images(_control_images(picture, control_images)),
+        recipe_options=Chosen.of(dict(_options(picture, problems, options))),
     )
     text = "; ".join(problems.found)
     return replace(sample, problem=f"{text[0].upper()}{text[1:]}.") if text else sample
+
+
+def _options(picture: Settings, problems: _Problems, read: Collection[str]) -> Iterator[tuple[str, bool]]:
+    """The recipe options that a sample sets, of those that the model's recipes read."""
+    if CFG_NORM in read:
+        yield CFG_NORM, bool(picture.do_cfg_norm)
+    if IMAGE_TWICE in read:
+        # the text encoder sees both, and the autoencoder ctrl_img alone; an item that has ctrl_img alone has the same
+        # as ctrl_img_1, but where ctrl_img is a flag of the prompt
+        both = picture.ctrl_img is not None and picture.ctrl_img_1 is not None
+        if both and picture.ctrl_img_1 != picture.ctrl_img:
+            problems.found.append("it has both ctrl_img and another ctrl_img_1, of which the text encoder sees both")
+        yield IMAGE_TWICE, both
 
 
 def _control_images(picture: Settings, count: int) -> list[Any]:

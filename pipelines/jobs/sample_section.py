@@ -56,6 +56,7 @@ class Settings:
     ctrl_img_1: Any
     ctrl_img_2: Any
     ctrl_img_3: Any
+    do_cfg_norm: Any
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,8 @@ def _settings(prompt: Any, item: Mapping[str, Any], section: Mapping[str, Any], 
         "seed": Random() if seed == -1 else seed,
         "multiplier": _multiplier(own("network_multiplier", 1)),
         "num_frames": own("num_frames", 1),
+        # an item's own is read and not used
+        "do_cfg_norm": section.get("do_cfg_norm", False),
         **images,
     }
     if prompt is not None and len(prompt) > 0:

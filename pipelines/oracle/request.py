@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError, InputError, OracleError
 from ..files.safetensors import read_header
+from ..jobs.job_samples import CFG_NORM, IMAGE_TWICE
 from ..jobs.model_section import by_old_loaders
 from ..pictures.saving import reason
 from ..replay.control import find_control_image
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 
 _SCHEMA = 1
 _DEFAULT_TYPE = "qfloat8"  # of a training job that names none
-# the sample's keys of control images, in order; AI Toolkit takes ctrl_img for ctrl_img_1 where that is not given
+# the sample's keys of control images, in order; AI Toolkit takes ctrl_img for ctrl_img_1 where that is not given, and
+# some models show their text encoder both
 _CONTROL_KEYS = ("ctrl_img", "ctrl_img_2", "ctrl_img_3")
+_ONCE = ("ctrl_img_1", *_CONTROL_KEYS[1:])
 _LARGEST_CONTROL_IMAGE = 1 << 28  # bytes
 
 
@@ -43,6 +46,7 @@ class Asked:
         lora: the checkpoint's file; None at step 0.
         strength: the LoRA's.
         control_images: files, in order.
+        control_keys: the sample's keys of them.
     """
 
     model: Mapping[str, Any]
@@ -50,6 +54,7 @@ class Asked:
     lora: FileStamp | None
     strength: float
     control_images: tuple[Path, ...]
+    control_keys: tuple[str, ...] = _CONTROL_KEYS
 
     def key(self) -> str:
         """Of everything that is sent, and of the files' contents rather than their names; 64 hex digits."""
@@ -61,6 +66,8 @@ class Asked:
             "lora": self.lora and [digest(self.lora), self.strength, LORA_MODE],
             "control_images": [hashlib.sha256(content_of(path)).hexdigest() for path in self.control_images],
         }
+        if self.control_images and self.control_keys != _CONTROL_KEYS:
+            determining["control_keys"] = self.control_keys
         return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
 
     def body(self, assets: Sequence[str]) -> dict[str, Any]:
@@ -76,7 +83,7 @@ class Asked:
                 "loras": [{"path": str(path), "strength": self.strength, "name": path.stem}],
                 "lora_mode": LORA_MODE,
             }
-        images = dict(zip(_CONTROL_KEYS, assets, strict=False))
+        images = dict(zip(self.control_keys, assets, strict=False))
         return {"model": model, "sample": {**self.sample, **images}, "stream": STREAM}
 
 
@@ -116,10 +123,13 @@ def ask_for(
             "guidance_scale": sample.guidance_scale,
             "seed": sample.seed,
             "output_ext": "png",
+            **({CFG_NORM: True} if sample.recipe_options.get(CFG_NORM, False) else {}),
         },
         lora=checkpoint.file,
         strength=sample.multiplier * strength if checkpoint.file is not None else 0.0,
         control_images=tuple(find_control_image(path, folders)[0] for path in images),
+        # off where the model would show the image twice and the job has it once
+        control_keys=_CONTROL_KEYS if sample.recipe_options.get(IMAGE_TWICE, True) else _ONCE,
     )
 
 

@@ -10,7 +10,7 @@ from ..errors import AITKError, FileError, InputError
 from ..jobs.era import encoder_types_of, recipes_by_step
 from ..lora.file import open_lora
 from ..models import find_model
-from ..options import Quantization
+from ..options import Chosen, Quantization
 from ..run.request import MAX_SEED, SampleRequest
 from ..words import shown
 from .cell import Cell, Outcome, Place
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..handle import ControlImages, PipelineHandle
     from ..jobs.job import JobCheckpoint, JobSample, TrainingJob
+    from ..models.recipe import Recipe
     from .selection import Selection
 
 
@@ -60,7 +61,9 @@ def make_grid(job: TrainingJob, base: PipelineHandle, selection: Selection, inpu
                 own = _with_encoder(base, encoder) if job.model.encoder_types else base
                 handle = _with_checkpoint(job, own, checkpoint, sample.multiplier * strength)
                 control = controls.of(sample.control_images, folders)
-                cells.append(_cell(place, handle, sample, control, recipes[place.step][0]))
+                recipe = recipes[place.step][0]
+                options = _read(sample.recipe_options, find_model(base.model).recipes[recipe])
+                cells.append(_cell(place, handle, sample, control, recipe, options))
             except AITKError as error:
                 refused.append(Outcome(place, error=str(error)))
     return Grid(tuple(cells), tuple(refused), recipes)
@@ -84,7 +87,19 @@ class _Controls:
         return found
 
 
-def _cell(place: Place, handle: PipelineHandle, sample: JobSample, control: ControlImages | None, recipe: str) -> Cell:
+def _read(options: Chosen, recipe: Recipe) -> Chosen:
+    """Of a sample's options those that are on, and that the trainer read at the time of a recipe."""
+    return Chosen.of({name: value for name, value in options.values if value and name in recipe.options})
+
+
+def _cell(
+    place: Place,
+    handle: PipelineHandle,
+    sample: JobSample,
+    control: ControlImages | None,
+    recipe: str,
+    options: Chosen,
+) -> Cell:
     if sample.problem:
         raise InputError(f"Sample {sample.index} cannot be rendered as the trainer did. {sample.problem}")
     if sample.seed is None:
@@ -107,6 +122,7 @@ def _cell(place: Place, handle: PipelineHandle, sample: JobSample, control: Cont
         # torch takes -1 for the largest, and so on down
         seed=sample.seed + MAX_SEED + 1 if sample.seed < 0 else sample.seed,
         control=control,
+        recipe_options=options,
     )
     return Cell(place, handle, request)
 

@@ -15,8 +15,9 @@ JOB.json, in every script:
     lora                  null or a file that AI Toolkit saved: LoRA, DoRA, LoKr or full rank
     device                optional, "cpu" by default
     items                 the preview round: prompt, negative_prompt, width, height, seed, steps, guidance,
-                          network_multiplier, and optionally control, up to three picture files; AI Toolkit merges the
-                          LoRA where all multipliers are equal and the transformer is not quantised, else it runs live
+                          network_multiplier, and optionally control, up to three picture files, and control_keys, the
+                          sample's keys of them; AI Toolkit merges the LoRA where all multipliers are equal and the
+                          transformer is not quantised, else it runs live
 
 OUT.safetensors, for item i: `item{i}.` + what the script records, and image_uint8. The metadata holds package versions,
 `application` (none, live or merged) and how many linear layers are quantised.
@@ -52,6 +53,7 @@ _SUFFIXES = (
     ".lora_A.weight", ".lora_B.weight", ".magnitude", ".lokr_w1", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".alpha",
 )  # fmt: skip
 _OLD_LOKR = "lycoris_"
+CONTROL_KEYS = ("ctrl_img", "ctrl_img_2", "ctrl_img_3")
 
 
 def prepare() -> None:
@@ -340,7 +342,8 @@ def render(recorder: Recorder, items: Sequence[Job], **options: Any) -> None:
                 network_multiplier=item["network_multiplier"],
                 output_path=str(path),
                 output_ext="png",
-                **dict(zip(("ctrl_img", "ctrl_img_2", "ctrl_img_3"), item.get("control", ()), strict=False)),
+                do_cfg_norm=item.get("do_cfg_norm", False),
+                **dict(zip(item.get("control_keys", CONTROL_KEYS), item.get("control", ()), strict=False)),
             )
             for item, path in zip(items, paths, strict=True)
         ]

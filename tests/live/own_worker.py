@@ -3,9 +3,10 @@
     PYTHON own_worker.py JOB.json OUT.safetensors
 
 The job's ``model`` is the pack's name of the model, e.g. ``zimage``; ``held_as`` is how the transformer is held where
-AI Toolkit takes another type than ``quantize_transformer``, which the job names; ``options`` and ``recipe_options`` are
-what the user changed on AITK Runtime Options, of those that models declare, and on AITK Recipe Options. For item i the
-output holds `item{i}.final_latents`, as the loop leaves them, and `item{i}.image_uint8`.
+AI Toolkit takes another type than ``quantize_transformer``, which the job names; ``low_vram`` turns vae_tiling on;
+``options`` and ``recipe_options`` are what the user changed on AITK Runtime Options, of those that models declare, and
+on AITK Recipe Options. For item i the output holds `item{i}.final_latents`, as the loop leaves them, and
+`item{i}.image_uint8`.
 
 Equality to the bit is judged in one interpreter: other builds of torch round differently.
 """
@@ -56,6 +57,8 @@ def main(job_path: str, out_path: str) -> None:
     if model.id == "lumina2":
         # what a plain Gemma2 does under this version of transformers, which AI Toolkit leaves as it is
         options["text_encoder_attention"] = "no softcap" if Gemma2Model._supports_sdpa else "softcap"
+    if job.get("low_vram"):
+        options["vae_tiling"] = True
     folder = Path(job["checkpoint"])
     handle = PipelineHandle(
         model.id,

@@ -26,7 +26,7 @@ JOBS = {
     "text": {"items": [FOX, TALL, LONG]},
     "guidance 1": {"items": [TURBO, PLAIN, FOX | {"guidance": 0.5}]},
     "odd sizes": {"items": SIZES},
-    "in tiles": {"low_vram": True, "options": {"vae_tiling": True}, "items": [WIDE, FOX]},
+    "in tiles": {"low_vram": True, "items": [WIDE, FOX]},
     "a fixed shift": {
         "model_kwargs": {"schedule_mu": 1.15}, "recipe_options": {"schedule_mu": 1.15}, "items": [FOX, TALL],
     },

@@ -15,11 +15,11 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import Qwen2Config, Qwen2Model
 
 from ...errors import FileError
+from ..tokenizers.folder import FolderTokenizer
 from .encoder import with_sdpa
 
 if TYPE_CHECKING:
     from ...weights.source import Source
-    from .encoder import Tokenizer
 
 # of the whole model; the names are the file's, or those without the first step
 UNUSED = ("visual.", "lm_head.", "rotary_emb.")
@@ -30,7 +30,9 @@ _KEYS = (
 )  # fmt: skip
 
 
-class _FastTokenizer:
+class WholeTextTokenizer:
+    """A text to its ids: nothing is put in front or behind, and nothing is cut or padded."""
+
     pad_id = 0  # texts are not padded
     pad_left = False
 
@@ -42,15 +44,22 @@ class _FastTokenizer:
     def __call__(self, text: str, settings: Any) -> list[int]:
         return self._tokenizer.encode(text).ids
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a special token; None where there is none of that name."""
+        return self._tokenizer.token_to_id(token)
 
-def load_tokenizer(source: Source) -> Tokenizer:
+
+def load_tokenizer(source: Source) -> WholeTextTokenizer:
     """From a folder's ``tokenizer.json`` or the one in a file; raises FileError.
 
-    Not through transformers: before 5.0 it cannot read the configurations that 5.0 and later write.
+    Not through transformers: before 5.0 it cannot read the configurations that 5.0 and later write. A folder that has
+    vocabulary and merges alone, as older ones do, is read by it.
     """
     found = source.tokenizer()
     if found is None:
         raise FileError(f"{source.name!r} has no tokenizer: {source.tokenizer_name} is missing. Download it again.")
+    if isinstance(found, Path) and not (found / "tokenizer.json").is_file():
+        return WholeTextTokenizer(FolderTokenizer(found, source.name).tokenizer.backend_tokenizer)
     try:
         content = (found / "tokenizer.json").read_bytes() if isinstance(found, Path) else found
         tokenizer = FastTokenizer.from_buffer(content)
@@ -58,7 +67,7 @@ def load_tokenizer(source: Source) -> Tokenizer:
         # the library raises nothing narrower, and its text repeats the file
         reason = type(error).__name__
         raise FileError(f"The tokenizer of {source.name!r} cannot be used ({reason}). Download it again.") from error
-    return _FastTokenizer(tokenizer)
+    return WholeTextTokenizer(tokenizer)
 
 
 def make(config: Mapping[str, Any]) -> Qwen2Model:

@@ -1,0 +1,155 @@
+"""Pictures as Qwen2.5-VL's vision tower gets them: the arithmetic of AI Toolkit and of transformers' image processor.
+
+Written out with torch alone: transformers' processor needs torchvision, whose resize of a tensor is torch's
+interpolation in float32, cast back.
+
+A picture comes as values of 0 to 1, and the processor divides by 255 once more, as it does with bytes. So the tower
+sees a picture that is nearly black. AI Toolkit trains and previews with that, and a LoRA expects it.
+
+Sources: AI Toolkit toolkit/models/base_model.py generate_images (``to_tensor``, the cast), qwen_image_edit.py
+get_prompt_embeds (27a03a91); transformers models/qwen2_vl/image_processing_qwen2_vl.py and
+image_processing_backends.py rescale_and_normalize (5.23.0); torchvision transforms/v2/functional/_geometry.py
+resize_image (0.28.0).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from ...errors import InputError
+
+if TYPE_CHECKING:
+    from ...pictures.picture import Picture
+
+PATCH, MERGED, FRAMES = 14, 2, 2  # pixels a side; patches a side of a token; frames that a patch is repeated for
+_STEP = 32  # pixels, to which AI Toolkit rounds the sides
+_LONGEST = 200  # the processor's limit of a picture's sides to each other
+_LEVELS = 255.0
+# CLIP's, of the released preprocessor_config.json
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How pictures are brought to a size before the processor sees them.
+
+    Attributes:
+        area: pixels that each has afterwards, about.
+        times: how often: what is resized already is resized once more, which changes some sizes.
+        swapped: whether width and height of the target change places.
+    """
+
+    area: int
+    times: int = 1
+    swapped: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many pixels the processor leaves a picture, at the least and at the most."""
+
+    least: int = 3136
+    most: int = 12845056
+
+
+class Patches(NamedTuple):
+    """What the tower gets.
+
+    Attributes:
+        values: float32 [patches, channels * frames * height * width], of all pictures one after the other.
+        grids: int64 [pictures, 3]: frames, rows and columns of patches.
+    """
+
+    values: torch.Tensor
+    grids: torch.Tensor
+
+    @property
+    def tokens(self) -> list[int]:
+        """How many tokens each picture is."""
+        return (self.grids.prod(-1) // MERGED**2).tolist()
+
+
+def patches_of(pictures: Sequence[Picture], sight: Sight, limits: Limits, dtype: torch.dtype, device: str) -> Patches:
+    """Pictures as patches, in order.
+
+    Args:
+        pictures: at least one; :func:`check_seen` takes their shapes.
+        sight: how they are resized.
+        limits: of the processor.
+        dtype: the run's, in which they are resized.
+        device: where.
+    """
+    seen = [_normalised(_processed(_resized(picture, sight, dtype, device), limits)) for picture in pictures]
+    grids = [[1, image.shape[-2] // PATCH, image.shape[-1] // PATCH] for image in seen]
+    return Patches(torch.cat([_cut(image) for image in seen]), torch.tensor(grids, device=device))
+
+
+def check_seen(width: int, height: int, number: int, sight: Sight) -> None:
+    """Raises InputError where a picture is too long for the processor; ``number`` counts from 1."""
+    rows, columns = target(height, width, sight)
+    if min(rows, columns) == 0 or max(rows, columns) > _LONGEST * min(rows, columns):
+        raise InputError(
+            f"Control image {number} is {width} x {height}, too long for the text encoder, which would see it at "
+            f"{columns} x {rows}. Crop it."
+        )
+
+
+def target(height: int, width: int, sight: Sight) -> tuple[int, int]:
+    """Height and width that a picture is brought to: multiples of 32, halves rounded to even."""
+    ratio = height / width
+    first = math.sqrt(sight.area * ratio)
+    second = first / ratio
+    rounded = round(first / _STEP) * _STEP, round(second / _STEP) * _STEP
+    return (rounded[1], rounded[0]) if sight.swapped else rounded
+
+
+def processed_size(height: int, width: int, limits: Limits) -> tuple[int, int]:
+    """Height and width that the processor brings a picture to: whole tokens, within its limits."""
+    factor = PATCH * MERGED
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > limits.most:
+        shrink = math.sqrt(height * width / limits.most)
+        rows, columns = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif rows * columns < limits.least:
+        grow = math.sqrt(limits.least / (height * width))
+        rows, columns = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    return rows, columns
+
+
+def _resized(picture: Picture, sight: Sight, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """[1, 3, h, w] of 0..1 in the run's dtype."""
+    values = picture.pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)[None].to(device, dtype)
+    for _ in range(sight.times):
+        # no antialiasing
+        values = functional.interpolate(values, size=target(*values.shape[-2:], sight), mode="bilinear")
+    return values
+
+
+def _processed(values: torch.Tensor, limits: Limits) -> torch.Tensor:
+    size = processed_size(*values.shape[-2:], limits)
+    if size == tuple(values.shape[-2:]):
+        return values
+    resized = functional.interpolate(values.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
+    return resized.to(values.dtype)
+
+
+def _normalised(values: torch.Tensor) -> torch.Tensor:
+    """Divided by 255, CLIP's mean subtracted, and divided by its deviation, in one and in float32."""
+    mean, std = (torch.tensor(own, device=values.device).view(-1, 1, 1) * _LEVELS for own in (_MEAN, _STD))
+    return values.to(torch.float32).sub(mean).div(std)
+
+
+def _cut(values: torch.Tensor) -> torch.Tensor:
+    """[1, C, h, w] -> [patches, C * frames * 14 * 14]: the patches of a token one after the other, in two frames."""
+    image = values[0].unflatten(2, (-1, MERGED, PATCH)).unflatten(1, (-1, MERGED, PATCH))
+    # rows and columns of tokens, rows and columns of patches in one, C, and the pixels of a patch
+    blocks = image.permute(1, 4, 2, 5, 0, 3, 6)
+    # a picture is a film of frames that are alike
+    frames = blocks.unsqueeze(5).expand(-1, -1, -1, -1, -1, FRAMES, -1, -1)
+    return frames.reshape(blocks.shape[:4].numel(), -1)
