@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...parts.language_model.files import REPOSITORY_FILES, TOKENIZER_FILES
+from ...parts.language_model.files import REPOSITORY_FILES, TOKENIZER_FILES, LanguageModelFiles
 from ...parts.language_model.qwen3_vl_files import qwen3_vl
+from ...parts.language_model.qwen3_vl_seeing_files import seeing_qwen3_vl
 from ...parts.qwen_image_vae.files import QWEN_IMAGE_VAE
 from ...weights.part_files import ModelFiles, PartFiles, Repository
-from ..facts import Defaults, LatentSpace, LoraNames, ModelFacts, Spelling, Words
+from ..facts import Defaults, JobFiles, LatentSpace, LoraNames, ModelFacts, Spelling, Words
 from ..option import VAE_TILING
+from . import edit_recipes
 from .files import CLASS, TRANSFORMER, folder_config
 from .names import diffusers_modules
-from .recipes import OPTIONS, RECIPES, STATES
+from .recipes import OPTIONS, RECIPES, STATES, TEXT_LENGTH
 
 # the last state that is read is what the layer of that number gets
-QWEN3_VL = qwen3_vl(layers=STATES[-1])
-_ENCODER = "Qwen/Qwen3-VL-4B-Instruct"
+QWEN3_VL, SEEING = qwen3_vl(layers=STATES[-1]), seeing_qwen3_vl(layers=STATES[-1])
+_ENCODER, _VAE, _PROCESSOR = "Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen-Image", "preprocessor_config.json"
 
 _LORA = LoraNames(
     spellings=(
@@ -36,8 +38,22 @@ _LORA = LoraNames(
     unused=("lm_head", "last.down", "last.up"),
 )
 
+# AI Toolkit krea2.py and krea2/src/pipeline.py: what model_kwargs they read, and its values where a job says nothing
+_KWARGS = {
+    "schedule_mu": 0.0,
+    "schedule_y1": 0.5,
+    "schedule_y2": 1.15,
+    "schedule_min_res": 256,
+    "schedule_max_res": 1280,
+    "max_text_length": TEXT_LENGTH,
+    "checkpoint_filename": None,
+    "text_encoder_path": _ENCODER,
+    "vae_path": _VAE,
+    "mmdit_config": None,
+}
 
-def _files(title: str, repository: str) -> ModelFiles:
+
+def _files(title: str, repository: str, encoder: LanguageModelFiles = QWEN3_VL) -> ModelFiles:
     return ModelFiles(
         title=title,
         parts={
@@ -50,17 +66,17 @@ def _files(title: str, repository: str) -> ModelFiles:
             ),
             "text_encoder": PartFiles(
                 "encoder",
-                QWEN3_VL.files(),
+                encoder.files(),
                 companions=("tokenizer",),
-                config=QWEN3_VL.folder_config,
-                repository=Repository(_ENCODER, REPOSITORY_FILES),
+                config=encoder.folder_config,
+                repository=Repository(_ENCODER, (*REPOSITORY_FILES, _PROCESSOR)),
                 # no single file of Qwen3-VL has one inside
-                tokenizer=Repository(_ENCODER, TOKENIZER_FILES),
+                tokenizer=Repository(_ENCODER, (*TOKENIZER_FILES, _PROCESSOR)),
             ),
             "vae": PartFiles(
                 "autoencoder",
                 QWEN_IMAGE_VAE,
-                repository=Repository("Qwen/Qwen-Image", ("vae/*.json", "vae/*.safetensors"), whole=True),
+                repository=Repository(_VAE, ("vae/*.json", "vae/*.safetensors"), whole=True),
                 comfy_file="qwen_image_vae.safetensors",
             ),
         },
@@ -78,6 +94,14 @@ KREA2 = ModelFacts(
     recipes={recipe.name: recipe for recipe in RECIPES},
     guidance="classifier-free",
     takes_system_prompt=False,
+    # AI Toolkit krea2.py load_model; base_model.py generate_images asks for an adapter that is not there
+    job_files=JobFiles(
+        stops=("inference_lora_path",),
+        missing=("accuracy_recovery_adapter",),
+        comfy_weights=("krea2_raw_bf16",),
+        kwargs=_KWARGS,
+        signs={"edit": False},
+    ),
     latent=LatentSpace("Wan21", channels=16, downscale=8, frames=True),
     lora=_LORA,
     main_blocks=28,
@@ -101,4 +125,34 @@ TURBO = replace(
     files=_files("Krea 2 Turbo", "krea/Krea-2-Turbo"),
     defaults=replace(KREA2.defaults, steps=9, guidance_scale=1.0),
     training_adapter="ostris/krea2_turbo_training_adapter/krea2_turbo_training_adapter_v1.safetensors",
+)
+
+O_EDIT = replace(
+    KREA2,
+    id="krea2:o_edit",
+    title="Krea 2 Edit",
+    files=_files("Krea 2 Edit", "krea/Krea-2-Raw", SEEING),
+    recipes={recipe.name: recipe for recipe in edit_recipes.RECIPES},
+    recipe_options=edit_recipes.OPTIONS,
+    job_files=replace(
+        KREA2.job_files,
+        kwargs=_KWARGS
+        | {
+            "kv_cache": False,
+            "match_target_res": False,
+            "vlm_max_pixels": edit_recipes.SEEN_PIXELS,
+            "control_image_max_pixels": edit_recipes.ENCODED_PIXELS,
+        },
+        signs={"edit": True},
+    ),
+    words=Words(search=("krea 2 edit",), inputs={"AITKSampler.system_prompt": "Krea 2's template has its own."}),
+)
+
+O_EDIT_TURBO = replace(
+    O_EDIT,
+    id="krea2:o_edit_turbo",
+    title="Krea 2 Turbo Edit",
+    files=_files("Krea 2 Turbo Edit", "krea/Krea-2-Turbo", SEEING),
+    defaults=replace(TURBO.defaults, steps=8),
+    training_adapter=TURBO.training_adapter,
 )

@@ -18,6 +18,7 @@ from torch import nn
 
 from ...layers.attention import kernel
 from ...options import torch_dtype
+from .network import ReferenceMemory
 from .recipes import Krea2Recipe
 
 if TYPE_CHECKING:
@@ -69,15 +70,34 @@ def guidance_factor(recipe: Krea2Recipe, scale: float) -> float:
     return max(0.0, scale - 1.0 if recipe.guidance == "above 1 minus 1" else scale)
 
 
-def predict(transformer: nn.Module, latents: torch.Tensor, level: float, picture: Denoising) -> Prediction:
-    """Calls the transformer for the prompt, with guidance for the negative prompt too, and combines both."""
+def predict(
+    transformer: nn.Module,
+    latents: torch.Tensor,
+    level: float,
+    picture: Denoising,
+    memory: ReferenceMemory | None = None,
+) -> Prediction:
+    """Calls the transformer for the prompt, with guidance for the negative prompt too, and combines both.
+
+    Args:
+        transformer: on the device.
+        latents: [1, C, h, w], float32.
+        level: of noise.
+        picture: whose they are.
+        memory: of isolated control images, the same for all calls of a picture; None where there are none.
+    """
     assert isinstance(picture.recipe, Krea2Recipe)
     dtype = torch_dtype(picture.job.dtype)
     time = torch.full((1,), level, dtype=dtype, device=latents.device)
 
     def velocity(branch: str, text: Embedding) -> torch.Tensor:
+        if memory is not None and not memory.pairs:
+            # with more tokens than all later ones: nothing of it can be reused by them
+            branch = f"{branch}, control images"
         with picture.calling(branch):
-            return transformer(latents.to(dtype), time, text.embeds)
+            return transformer(
+                latents.to(dtype), time, text.embeds, picture.references, isolated=memory is not None, memory=memory
+            )
 
     cond = velocity("prompt", picture.conditioning[0])
     if len(picture.conditioning) == 1:
@@ -92,9 +112,11 @@ def denoise(transformer: nn.Module, picture: Denoising) -> torch.Tensor:
     latents = picture.latents
     # float64 of the float32 values, subtracted as such
     levels = picture.schedule.sigmas.tolist()
+    assert isinstance(picture.recipe, Krea2Recipe)
+    memory = ReferenceMemory() if picture.recipe.isolated and picture.references else None
     with kernel(transformer, picture.attention):
         for index, (level, following) in enumerate(pairwise(levels)):
-            velocity = predict(transformer, latents, level, picture).guided.float()
+            velocity = predict(transformer, latents, level, picture, memory).guided.float()
             clean = latents - level * velocity
             latents = latents + (following - level) * velocity
             picture.on_step(index + 1, clean)

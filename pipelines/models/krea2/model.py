@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diffusers import AutoencoderKLQwenImage
@@ -11,14 +12,16 @@ from ...errors import FileError
 from ...options import torch_dtype
 from ...parts.encoder import Text
 from ...parts.language_model.qwen3_vl import Qwen3Vl, TemplateSettings
+from ...parts.language_model.qwen3_vl_pixels import check_seen
+from ...parts.language_model.qwen3_vl_seeing import SeeingQwen3Vl, SeeingTemplate
 from ...parts.part import Network
 from ...parts.qwen_image_vae.autoencoder import DOWNSCALE, QwenImageVae, constants, decoded
 from ...pictures.pixels import to_pixels
 from ..model import Model
 from ..option import VAE_TILING
 from ..schedule import Schedule
-from . import loop
-from .facts import QWEN3_VL
+from . import control, loop
+from .facts import O_EDIT, O_EDIT_TURBO, QWEN3_VL, SEEING
 from .network import Krea2Transformer
 from .recipes import AFTER, BEFORE, DROPPED, STATES, TEXT_LENGTH, Krea2Recipe
 
@@ -52,8 +55,10 @@ class Krea2(Model):
 
     def __init__(self, facts: ModelFacts) -> None:
         self._vae = QwenImageVae("Krea 2 needs Qwen-Image's, qwen_image_vae.safetensors.")
-        encoder = Qwen3Vl(QWEN3_VL, states=STATES, needs=_NEEDS)
-        super().__init__(facts, (Transformer(), encoder, self._vae))
+        super().__init__(facts, (Transformer(), self._encoder(), self._vae))
+
+    def _encoder(self) -> Qwen3Vl:
+        return Qwen3Vl(QWEN3_VL, states=STATES, needs=_NEEDS)
 
     def check_fit(self, checkpoint: Checkpoint) -> None:
         source, transformer = checkpoint.source("text_encoder"), checkpoint.source("transformer")
@@ -139,8 +144,53 @@ class Krea2(Model):
         }
 
 
+class Krea2Edit(Krea2):
+    """Krea 2 with control images, in the text and behind the picture's tokens; without any it is Krea 2."""
+
+    def _encoder(self) -> Qwen3Vl:
+        return SeeingQwen3Vl(SEEING, states=STATES, needs=_NEEDS)
+
+    def texts(self, job: Job) -> list[Text]:
+        texts = super().texts(job)
+        if not job.references:
+            return texts
+        recipe = _recipe(job)
+        pictures, sight = control.seen(job.references, recipe), control.sight(recipe)
+        settings = SeeingTemplate(**vars(texts[0].settings), sight=sight)
+        return [
+            replace(text, text=control.in_text(text.text, len(pictures)), settings=settings, pictures=pictures)
+            for text in texts
+        ]
+
+    def check_references(self, job: Job) -> None:
+        for index, picture in enumerate(job.references):
+            check_seen(picture.width, picture.height, index + 1, control.sight(_recipe(job)))
+
+    def encode_references(
+        self, autoencoder: nn.Module, job: Job, generator: torch.Generator, device: str
+    ) -> tuple[torch.Tensor, ...]:
+        assert isinstance(autoencoder, AutoencoderKLQwenImage)
+        return control.encode(
+            autoencoder, job.references, _recipe(job), job.size, torch_dtype(job.dtype), generator, device
+        )
+
+    def reference_settings(self, job: Job) -> Hashable:
+        recipe = _recipe(job)
+        return recipe.posterior, (job.size.width * job.size.height if recipe.match_target_res else None)
+
+    def describe(self, job: Job, texts: Sequence[Text]) -> dict[str, Any]:
+        recipe = _recipe(job)
+        references = {
+            "see": "each other" if recipe.isolated else "everything",
+            "pixels": "as the picture's" if recipe.match_target_res else "a megapixel at most",
+            "in_text": len(texts[0].pictures),
+            "latents": f"drawn ({recipe.posterior})",
+        }
+        return {**super().describe(job, texts), "references": references if job.references else None}
+
+
 def model_of(facts: ModelFacts) -> Krea2:
-    return Krea2(facts)
+    return Krea2Edit(facts) if facts.files in (O_EDIT.files, O_EDIT_TURBO.files) else Krea2(facts)
 
 
 def _tiled(job: Job) -> bool:

@@ -27,7 +27,7 @@ OPTIONS = (
         0.0,
         "Krea 2's trainer preview: how far the steps are shifted towards noise, whatever the size; schedule_mu in a "
         "training job's model_kwargs. 0 takes it from the size, as AI Toolkit does by itself: 0.91 at 1024 x 1024.",
-        place=5,
+        place=7,
         low=0.0,
         high=10.0,
     ),
@@ -46,12 +46,20 @@ class Krea2Recipe(Recipe):
         cast_rope: whether the text encoder's rotary frequencies are rounded to the run's dtype.
         tiles: whether it decodes in tiles where the run's ``vae_tiling`` says so.
         schedule_mu: the shift of the steps; 0 is that of the picture's size.
+        isolated: whether control images see nothing but each other, in the first call alone.
+        match_target_res: whether they are brought to as many pixels as the picture has, and not only scaled down.
+        first_image_twice: whether the text encoder sees the first of them twice.
+        rounded_sight: whether the text encoder sees them with values in the run's dtype.
     """
 
     guidance: Guidance
     cast_rope: bool
     tiles: bool
     schedule_mu: float = 0.0
+    isolated: bool = False
+    match_target_res: bool = False
+    first_image_twice: bool = False
+    rounded_sight: bool = True
 
     @property
     def guided_above(self) -> float:

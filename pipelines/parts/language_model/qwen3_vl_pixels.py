@@ -12,17 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
 from ...errors import InputError
+from .qwen2_5_vl_pixels import FRAMES, MERGED, Limits, Patches
 
 if TYPE_CHECKING:
     from ...pictures.picture import Picture
 
-PATCH, MERGED, FRAMES = 16, 2, 2  # pixels a side; patches a side of a token; frames that a patch is repeated for
+PATCH = 16  # pixels a side
+LIMITS = Limits(65536, 16777216)  # of the released preprocessor_config.json
 _STEP = PATCH * MERGED
 _SHORTEST = 28  # pixels of a side at least
 _LONGEST = 200  # the processor's limit of a picture's sides to each other
@@ -40,31 +42,6 @@ class Sight:
 
     area: int
     rounded: bool
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many pixels the processor leaves a picture, at the least and at the most; of the released configuration."""
-
-    least: int = 65536
-    most: int = 16777216
-
-
-class Patches(NamedTuple):
-    """What the tower gets.
-
-    Attributes:
-        values: float32 [patches, channels * frames * height * width], of all pictures one after the other.
-        grids: int64 [pictures, 3]: frames, rows and columns of patches.
-    """
-
-    values: torch.Tensor
-    grids: torch.Tensor
-
-    @property
-    def tokens(self) -> list[int]:
-        """How many tokens each picture is."""
-        return (self.grids.prod(-1) // MERGED**2).tolist()
 
 
 def patches_of(pictures: Sequence[Picture], sight: Sight, limits: Limits, dtype: torch.dtype, device: str) -> Patches:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,12 @@ from torch import nn
 from ...errors import FileError, InputError
 from ...weights.folder import read_json
 from .encoder import LoadedLanguageModel, with_sdpa
+from .qwen2_5 import WholeTextTokenizer
 from .qwen2_5 import load_tokenizer as load_text_tokenizer
+from .qwen2_5_vl import rotary_positions
+from .qwen2_5_vl_pixels import MERGED, Limits, Patches
 from .qwen3_vl import KEYS, Qwen3Vl, TemplateSettings
-from .qwen3_vl_pixels import MERGED, PATCH, Limits, Patches, Sight, patches_of
+from .qwen3_vl_pixels import LIMITS, PATCH, Sight, patches_of
 
 if TYPE_CHECKING:
     from ...weights.source import Source
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from .encoder import Tokenizer
     from .qwen3_vl_seeing_files import SeeingFiles
 
-PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 _PAD = "<|image_pad|>"
 _PROCESSOR = "preprocessor_config.json"
 _TOWER_KEYS = (
@@ -49,13 +50,15 @@ class SeeingTemplate(TemplateSettings):
 class SeeingTokenizer:
     """A text to ids, in which each picture has one id, :attr:`picture`."""
 
-    def __init__(self, tokenizer: Tokenizer, limits: Limits, name: str) -> None:
-        found = tokenizer(_PAD, None)
-        if len(found) != 1:
+    pad_id = WholeTextTokenizer.pad_id
+    pad_left = WholeTextTokenizer.pad_left
+
+    def __init__(self, tokenizer: WholeTextTokenizer, limits: Limits, name: str) -> None:
+        found = tokenizer.id_of(_PAD)
+        if found is None:
             raise FileError(f"The tokenizer of {name!r} has no {_PAD}, where pictures stand. Choose that of Qwen3-VL.")
         self._tokenizer = tokenizer
-        self.pad_id, self.pad_left = tokenizer.pad_id, tokenizer.pad_left
-        self.picture = found[0]
+        self.picture = found
         self.limits = limits
 
     def __call__(self, text: str, settings: Any) -> list[int]:
@@ -65,7 +68,7 @@ class SeeingTokenizer:
 def load_tokenizer(source: Source) -> Tokenizer:
     """The tokenizer, and the limits of the image processor where that lies beside it; raises FileError."""
     tokenizer, found = load_text_tokenizer(source), source.tokenizer()
-    limits = Limits()
+    limits = LIMITS
     if isinstance(found, Path) and (found / _PROCESSOR).is_file():
         limits = _limits(read_json(found / _PROCESSOR, source.name), source.name)
     return SeeingTokenizer(tokenizer, limits, source.name)
@@ -75,8 +78,8 @@ def _limits(config: Mapping[str, Any], name: str) -> Limits:
     size = config.get("size")
     size = size if isinstance(size, Mapping) else {}
     # the older keys win, as in transformers
-    least = config.get("min_pixels") or size.get("shortest_edge", Limits.least)
-    most = config.get("max_pixels") or size.get("longest_edge", Limits.most)
+    least = config.get("min_pixels") or size.get("shortest_edge", LIMITS.least)
+    most = config.get("max_pixels") or size.get("longest_edge", LIMITS.most)
     if not isinstance(least, int) or not isinstance(most, int) or not 0 < least <= most:
         raise FileError(f"{_PROCESSOR} of {name!r} has min_pixels {least} and max_pixels {most}. Download it again.")
     return Limits(least, most)
@@ -144,29 +147,6 @@ def _hidden_states(
         output_hidden_states=True,
         use_cache=False,
     ).hidden_states
-
-
-def rotary_positions(ids: Sequence[int], picture: int, grids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Positions of frame, row and column, int64 [3, 1, length]: of a text all three count on, of a picture's rows they
-    are those of its grid, from where the text stood; the text after it goes on behind the longer side.
-
-    Args:
-        ids: with a picture's id once for each of its tokens; between two pictures stands something else.
-        picture: that id.
-        grids: of each picture frames, rows and columns of patches, 2 x 2 of which are a token.
-    """
-    found, start, following = [], 0, iter(grids)
-    for is_picture, run in groupby(ids, key=lambda own: own == picture):
-        if is_picture:
-            frames, rows, columns = next(following)
-            sides = [torch.arange(frames), torch.arange(rows // MERGED), torch.arange(columns // MERGED)]
-            found.append(torch.cartesian_prod(*sides).T + start)
-            start += max(rows, columns) // MERGED
-        else:
-            length = len(list(run))
-            found.append(torch.arange(start, start + length).expand(3, -1))
-            start += length
-    return torch.cat(found, dim=1)[:, None]
 
 
 class PatchEmbedding(nn.Module):
