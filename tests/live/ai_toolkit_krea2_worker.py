@@ -99,7 +99,8 @@ class Krea2Recorder(Recorder):
         return result
 
     def on_decode(self, real: Callable[..., Any], latents: Any, *args: Any, **kwargs: Any) -> Any:
-        self.keep("final_latents", latents)
+        # a picture is one frame
+        self.keep("final_latents", latents[:, :, None])
         return real(latents, *args, **kwargs)
 
 

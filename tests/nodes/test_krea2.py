@@ -18,6 +18,7 @@ from comfyui_aitk.nodes.sampler import engine
 from comfyui_aitk.pipelines.errors import AITKError
 from comfyui_aitk.pipelines.models.krea2.names import released_module
 from comfyui_aitk.pipelines.observer import SilentObserver
+from comfyui_aitk.pipelines.options import Chosen, RuntimeOptions
 from comfyui_aitk.pipelines.run.request import SampleRequest
 from comfyui_aitk.pipelines.run.sample import sample
 from rendering import put_into_cache, render
@@ -302,10 +303,7 @@ def test_a_long_text_keeps_the_end_of_its_template_and_says_what_was_cut(krea2):
 
 def test_tiles_change_a_large_picture_alone(krea2):
     def picture(tiled: bool, width: int) -> torch.Tensor:
-        (options,) = NODE_CLASS_MAPPINGS["AITKRuntimeOptions"]().give(
-            transformer_quantization="none", text_encoder_quantization="none", text_encoder_attention="auto",
-            vae_tiling=tiled,
-        )  # fmt: skip
+        options = RuntimeOptions(own=Chosen.of({"vae_tiling": tiled}))
         return _run({"weights": "tiny", "options": options}, width=width, height=64, steps=1)[0]
 
     assert torch.equal(picture(True, 256), picture(False, 256))

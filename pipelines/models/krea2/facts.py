@@ -57,12 +57,13 @@ def _files(title: str, repository: str, encoder: LanguageModelFiles = QWEN3_VL) 
     return ModelFiles(
         title=title,
         parts={
-            # krea/Krea-2-Raw has raw.safetensors
+            # krea/Krea-2-Raw has raw.safetensors; of a folder AI Toolkit takes the only such file
             "transformer": PartFiles(
                 "denoiser",
                 TRANSFORMER,
                 config=folder_config,
                 file=f"{repository.rpartition('-')[2].lower()}.safetensors",
+                lone_file=True,
             ),
             "text_encoder": PartFiles(
                 "encoder",
@@ -98,7 +99,6 @@ KREA2 = ModelFacts(
     job_files=JobFiles(
         stops=("inference_lora_path",),
         missing=("accuracy_recovery_adapter",),
-        comfy_weights=("krea2_raw_bf16",),
         kwargs=_KWARGS,
         signs={"edit": False},
     ),

@@ -108,8 +108,8 @@ def predict(
 
 
 def denoise(transformer: nn.Module, picture: Denoising) -> torch.Tensor:
-    """Euler steps along the schedule; float32 latents."""
-    latents = picture.latents
+    """Euler steps along the schedule; float32 latents [1, C, 1, h, w]."""
+    latents = picture.latents[:, :, 0]
     # float64 of the float32 values, subtracted as such
     levels = picture.schedule.sigmas.tolist()
     assert isinstance(picture.recipe, Krea2Recipe)
@@ -119,5 +119,5 @@ def denoise(transformer: nn.Module, picture: Denoising) -> torch.Tensor:
             velocity = predict(transformer, latents, level, picture, memory).guided.float()
             clean = latents - level * velocity
             latents = latents + (following - level) * velocity
-            picture.on_step(index + 1, clean)
-    return latents
+            picture.on_step(index + 1, clean[:, :, None])
+    return latents[:, :, None]

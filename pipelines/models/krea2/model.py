@@ -89,7 +89,8 @@ class Krea2(Model):
         return [Text(prompt, TEXT_LENGTH, settings) for prompt in prompts]
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:
-        return (1, self.facts.latent.channels, size.height // DOWNSCALE, size.width // DOWNSCALE)
+        # a picture is one frame, as the autoencoder has it
+        return (1, self.facts.latent.channels, 1, size.height // DOWNSCALE, size.width // DOWNSCALE)
 
     def noise(self, generator: torch.Generator, job: Job) -> torch.Tensor:
         """float32 in every run."""
@@ -106,17 +107,11 @@ class Krea2(Model):
 
     def decode(self, autoencoder: nn.Module, latents: torch.Tensor, job: Job) -> torch.Tensor:
         assert isinstance(autoencoder, AutoencoderKLQwenImage)
-        frames = latents.to(torch_dtype(job.dtype))[:, :, None]
+        frames = latents.to(torch_dtype(job.dtype))
         mean, std = constants(autoencoder.config, frames)
         image = decoded(autoencoder, frames * std + mean, tiled=_tiled(job))
         # widened first, unlike diffusers
         return to_pixels((image.float().clamp(-1, 1) + 1) / 2, autoencoder.dtype)
-
-    def to_comfy(self, latents: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
-        return super().to_comfy(latents[:, :, None], checkpoint)
-
-    def from_comfy(self, latents: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
-        return super().from_comfy(latents, checkpoint)[:, :, 0]
 
     def describe(self, job: Job, texts: Sequence[Text]) -> dict[str, Any]:
         recipe, settings = _recipe(job), texts[0].settings
