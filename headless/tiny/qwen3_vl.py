@@ -71,7 +71,7 @@ def qwen3_vl() -> nn.Module:
 
 
 def write_qwen3_vl_tokenizer(folder: Path, template: str) -> Path:
-    """Writes ``tokenizer.json`` and ``tokenizer_config.json``; returns the folder.
+    """Writes ``tokenizer.json``, ``tokenizer_config.json`` and ``preprocessor_config.json``; returns the folder.
 
     Args:
         folder: made where it is missing.
@@ -99,5 +99,16 @@ def write_qwen3_vl_tokenizer(folder: Path, template: str) -> Path:
         "model_max_length": 262144,
         "extra_special_tokens": list(SPECIAL[1:]),
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "processor_class": "Qwen3VLProcessor",
+        "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    for name, content in (("tokenizer_config", config), ("preprocessor_config", processor)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2), "utf-8")
     return folder

@@ -183,7 +183,7 @@ def _unknown_kwargs(model: JobModel, facts: ModelFacts) -> list[str]:
     """Sentences about model_kwargs that change the picture and that this pack does not have."""
     kwargs, known = _object(model.section.get("model_kwargs")), options_of(model)
     return [
-        f"The job sets model_kwargs.{key} to {shown(kwargs[key], 200)}, which this pack does not have for {facts.title}."
+        f"The job sets model_kwargs.{key} to {shown(kwargs[key], 200)}, which this pack lacks for {facts.title}."
         for key, default in facts.job_files.kwargs.items()
         if kwargs.get(key) is not None and kwargs[key] != default and key not in known
     ]

@@ -3,12 +3,12 @@
     PYTHONPATH=<AI Toolkit's checkout> <its python> ai_toolkit_krea2_worker.py JOB.json OUT.safetensors
 
 ``ai_toolkit_common`` says what JOB.json holds. Here the checkpoint is a folder with raw.safetensors, text_encoder,
-tokenizer and vae; AI Toolkit has one class for krea2 and krea2:turbo, and the edit forms are that class with
-``model_kwargs``. More keys:
+tokenizer and vae; AI Toolkit has one class for krea2 and krea2:turbo, and for both with control images, which
+``model_kwargs`` turn on. More keys:
     assistant_lora_path   null or a training adapter, as the turbo presets have one: it is merged into the weights, and
                           a live copy with the multiplier -1 takes it out again in previews
     low_vram              whether the autoencoder decodes in tiles
-    model_kwargs          of AI Toolkit's model section, such as {"schedule_mu": 1.15}
+    model_kwargs          of AI Toolkit's model section, such as {"schedule_mu": 1.15} or {"edit": true}
 
 AI Toolkit has the transformer's sizes in its code; here they are the checkpoint's.
 
@@ -62,7 +62,12 @@ def _sizes(file: Path) -> dict[str, int]:
     head = shapes["blocks.0.attn.qknorm.qnorm.scale"][0]
     text = "txtfusion.layerwise_blocks.0.attn"
     text_head = shapes[f"{text}.qknorm.qnorm.scale"][0]
+    widths = [
+        (shapes[name][1], shapes[name][0]) for name in ("blocks.0.mlp.gate.weight", f"{text[:-5]}.mlp.gate.weight")
+    ]
     return {
+        # AI Toolkit's own formula, which rounds up to 128: several may give these widths
+        "multiplier": next(n for n in range(1, 9) if all(-(int(2 * w / 3) * n) // 128 * -128 == m for w, m in widths)),
         "features": shapes["first.weight"][0],
         "tdim": shapes["tmlp.0.weight"][1],
         "txtdim": shapes["txtmlp.1.weight"][1],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from comfyui_aitk.headless.tiny.krea2 import make_checkpoint, make_lora
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "krea2"
 
@@ -66,3 +67,38 @@ def test_identical_to_the_bit(ai_toolkit, name, dtype):
     if "assistant_lora_path" in job:
         job["model"] = "krea2:turbo"
     ai_toolkit("ai_toolkit_krea2_worker.py", job)
+
+
+# ---- control images -------------------------------------------------------------------------------------------------
+
+IMAGES = [str(GOLDEN.parent / "flux2" / "control" / f"ctrl_{name}.png") for name in ("a", "b", "large")]
+ONE, THREE = FOX | {"control": IMAGES[:1]}, TALL | {"control": [IMAGES[1], IMAGES[0], IMAGES[2]]}
+FIRST = {"control_keys": ["ctrl_img_1", "ctrl_img_2", "ctrl_img_3"]}
+PRESET = {"edit": True, "kv_cache": True, "match_target_res": True}
+EDIT_JOBS = {
+    "as the preset": {"model_kwargs": PRESET, "items": [ONE | FIRST, THREE | FIRST]},
+    "nothing but edit": {
+        "model_kwargs": {"edit": True}, "recipe_options": {"kv_cache": False, "match_target_res": False},
+        "items": [ONE | FIRST, THREE | FIRST, FOX],
+    },
+    "ctrl_img": {"model_kwargs": PRESET, "recipe_options": {"first_image_twice": True}, "items": [ONE, THREE | WEAK]},
+    "both qfloat8, LoRA live, in tiles": {
+        "model_kwargs": PRESET, "lora": True, "quantize_transformer": "qfloat8", "quantize_te": "qfloat8",
+        "low_vram": True, "items": [THREE | FIRST],
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def editing(tmp_path_factory) -> tuple[Path, Path]:
+    """A checkpoint whose text encoder has the real one's kinds of positions, and a LoRA for it."""
+    folder = make_checkpoint(tmp_path_factory.mktemp("edit") / "tiny")
+    return folder, make_lora(folder.parent / "lora.safetensors", folder)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "float32"])
+@pytest.mark.parametrize("name", EDIT_JOBS)
+def test_control_images_are_identical_to_the_bit(ai_toolkit, editing, name, dtype):
+    folder, lora = map(str, editing)
+    job = {"model": "krea2:o_edit", "checkpoint": folder, "dtype": dtype} | EDIT_JOBS[name]
+    ai_toolkit("ai_toolkit_krea2_worker.py", job | ({"lora": lora} if "lora" in job else {}))

@@ -109,16 +109,17 @@ def test_the_distilled_form_is_one_model_with_another_repository(krea2, krea2_mo
     expected = _run({"weights": "tiny"})
     assert torch.equal(render({"model": "krea2:turbo", "weights": "tiny"}, width=64, height=64)[0], expected[0])
     whole = krea2_models / "diffusers" / "tiny"
+    encoder = [*(whole / "text_encoder").iterdir(), *(whole / "tokenizer").iterdir()]
     for repository, files in {
         "krea/Krea-2-Turbo": {"turbo.safetensors": whole / tiny.RAW},
+        QWEN: {file.name: file for file in encoder},
         "Qwen/Qwen-Image": {f"vae/{file.name}": file for file in (whole / "vae").iterdir()},
     }.items():
         with pytest.raises(AITKError, match=f"'{repository}' is not"):
             render({"model": "krea2:turbo", "weights": "default"})
+        # of the encoder's the tokenizer is there
+        shutil.rmtree(hub_cache / f"models--{repository.replace('/', '--')}", ignore_errors=True)
         put_into_cache(hub_cache, repository, files)
-    encoder = {file.name: file for file in (whole / "text_encoder").iterdir()}
-    shutil.rmtree(hub_cache / "models--Qwen--Qwen3-VL-4B-Instruct")
-    put_into_cache(hub_cache, QWEN, encoder | {file.name: file for file in (whole / "tokenizer").iterdir()})
     found = render({"model": "krea2:turbo", "weights": "default"}, width=64, height=64)
     assert torch.equal(found[0], expected[0])
     assert json.loads(found[6])["model"]["weights"]["transformer"].startswith("krea/Krea-2-Turbo@")
