@@ -62,12 +62,10 @@ def _sizes(file: Path) -> dict[str, int]:
     head = shapes["blocks.0.attn.qknorm.qnorm.scale"][0]
     text = "txtfusion.layerwise_blocks.0.attn"
     text_head = shapes[f"{text}.qknorm.qnorm.scale"][0]
-    widths = [
-        (shapes[name][1], shapes[name][0]) for name in ("blocks.0.mlp.gate.weight", f"{text[:-5]}.mlp.gate.weight")
-    ]
+    gates = [shapes[f"{block}.mlp.gate.weight"] for block in ("blocks.0", text.removesuffix(".attn"))]
     return {
         # AI Toolkit's own formula, which rounds up to 128: several may give these widths
-        "multiplier": next(n for n in range(1, 9) if all(-(int(2 * w / 3) * n) // 128 * -128 == m for w, m in widths)),
+        "multiplier": next(n for n in range(1, 9) if all(-(int(2 * w / 3) * n) // 128 * -128 == m for m, w in gates)),
         "features": shapes["first.weight"][0],
         "tdim": shapes["tmlp.0.weight"][1],
         "txtdim": shapes["txtmlp.1.weight"][1],
