@@ -46,8 +46,8 @@ class Dispatched:
                 )
             return mixed.transpose(1, 2).flatten(2)
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-        parts = (part.transpose(1, 2) for part in (query, key, value))
-        return dispatch_attention_fn(*parts, backend=self._attention_backend).flatten(2)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        return dispatch_attention_fn(query, key, value, backend=self._attention_backend).flatten(2)
 
 
 class GroupedAttention(nn.Module, AttentionModuleMixin):

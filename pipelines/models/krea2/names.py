@@ -61,7 +61,7 @@ def diffusers_modules(modules: Iterable[str]) -> dict[str, tuple[Piece, ...]]:
     modules = list(modules)
     known = set(modules)
     theirs = {own: name for name, own in _BLOCKS.items()}
-    table = {name: (Piece(own),) for name, own in _TOP.items() if own in known}
+    table: dict[str, tuple[Piece, ...]] = {name: (Piece(own),) for name, own in _TOP.items() if own in known}
     blocks = {match.groups() for module in modules if (match := _OWN_BLOCK.match(module))}
     for own, index in sorted(blocks):
         for name, inside in _INSIDE.items():

@@ -91,15 +91,17 @@ def _resized(picture: Picture, sight: Sight, dtype: torch.dtype, device: str) ->
     """float32 [1, 3, h, w] of 0..1."""
     values = picture.pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)[None].to(device)
     values = values.to(dtype).float() if sight.rounded else values
-    size = target(*values.shape[-2:], sight)
-    if size == tuple(values.shape[-2:]):
+    height, width = values.shape[-2:]
+    size = target(height, width, sight)
+    if size == (height, width):
         return values
     return functional.interpolate(values, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _processed(values: torch.Tensor, limits: Limits) -> torch.Tensor:
-    size = processed_size(*values.shape[-2:], limits)
-    if size == tuple(values.shape[-2:]):
+    height, width = values.shape[-2:]
+    size = processed_size(height, width, limits)
+    if size == (height, width):
         return values
     return functional.interpolate(values, size=size, mode="bicubic", align_corners=False, antialias=True)
 

@@ -183,6 +183,7 @@ def make(config: Mapping[str, Any]) -> nn.Module:
     }  # fmt: skip
     tower = {key: value for key, value in config["vision_config"].items() if key in _TOWER_KEYS}
     model: Any = Qwen3VLTextModel(with_sdpa(Qwen3VLTextConfig(**text)))
-    model.visual = Qwen3VLVisionModel(with_sdpa(Qwen3VLVisionConfig(**tower)))
-    model.visual.patch_embed = PatchEmbedding(model.visual.patch_embed.proj)
+    visual: Any = Qwen3VLVisionModel(with_sdpa(Qwen3VLVisionConfig(**tower)))
+    visual.patch_embed = PatchEmbedding(visual.patch_embed.proj)
+    model.visual = visual
     return model
