@@ -231,7 +231,7 @@ def test_every_spelling_of_a_lora_is_the_same_change(krea2, krea2_models, tmp_pa
     assert engine().counters.parts_loaded == loaded
 
 
-def test_a_fused_lokr_with_dora_s_scale_changes_all_three(krea2, krea2_models, tmp_path):
+def test_a_fused_lokr_changes_all_three(krea2, krea2_models, tmp_path):
     """SimpleTuner's LyCORIS: the Kronecker product's rows are those of queries, keys and values below each other."""
     generator = torch.Generator().manual_seed(3)
     fused = {f"w{n}": torch.randn(shape, generator=generator) * 0.3 for n, shape in ((1, (16, 8)), (2, (32, 32)))}
