@@ -156,6 +156,10 @@ def takes_control_images() -> str:
     found = []
     for facts in catalogue().values():
         counts = {name: recipe.control_images for name, recipe in facts.recipes.items() if recipe.control_images}
-        if counts:
+        every = set(counts.values())
+        if len(counts) == len(facts.recipes) and len(every) == 1:
+            # of a model with a recipe for each time of the trainer's
+            found.append(f"{facts.title} ({every.pop()})")
+        elif counts:
             found.append(f"{facts.title} ({', '.join(f'{name}: {count}' for name, count in counts.items())})")
     return f"Those that take some: {'; '.join(found)}."

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # be understood by the real one's constants: heads of 128 channels in both transformer and text encoder, and with them
 # rotary axes of 16, 56 and 56. As in the real text encoder, heads of queries share one of keys and values.
 _HEAD, _AXES = 128, (16, 56, 56)
-_TEXT_HIDDEN, _TEXT_HEADS = 64, 2
+_TEXT_HIDDEN, _TEXT_HEADS = 256, 2
 _VOCABULARY = 1024  # more than the tokenizer has, as in the real one
 # the first ids, in the order of Qwen2.5's
 SPECIAL_TOKENS = (
@@ -45,7 +45,7 @@ _METADATA = {"format": "pt"}
 
 
 def make_checkpoint(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Writes a checkpoint of about four megabytes; returns the folder.
+    """Writes a checkpoint of about five megabytes; returns the folder.
 
     Args:
         folder: made where it is missing.
@@ -210,8 +210,12 @@ def transformer(**change: Any) -> nn.Module:
     return make(**config | change)
 
 
-def text_encoder() -> nn.Module:
-    """A new Qwen2.5-VL of three layers, with a vision tower of one block and a head of its own."""
+def text_encoder(**tower: Any) -> nn.Module:
+    """A new Qwen2.5-VL of three layers, with a vision tower of one block and a head of its own.
+
+    Args:
+        tower: goes into the configuration of the vision tower.
+    """
     text = {
         "vocab_size": _VOCABULARY, "hidden_size": _TEXT_HIDDEN, "intermediate_size": 96, "num_hidden_layers": 3,
         "num_attention_heads": _TEXT_HEADS, "num_key_value_heads": 1, "hidden_act": "silu",
@@ -219,16 +223,16 @@ def text_encoder() -> nn.Module:
         "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24]},
         "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
     }  # fmt: skip
-    vision = {
+    vision: dict[str, Any] = {
         "depth": 1, "fullatt_block_indexes": [0], "hidden_act": "silu", "hidden_size": 32, "in_channels": 3,
         "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _TEXT_HIDDEN, "patch_size": 14,
         "spatial_merge_size": 2, "temporal_patch_size": 2, "tokens_per_second": 2, "window_size": 112,
     }  # fmt: skip
-    ids = {name: SPECIAL_TOKENS.index(f"<|{token}|>") for name, token in (
-        ("image_token_id", "image_pad"), ("video_token_id", "video_pad"), ("vision_start_token_id", "vision_start"),
-        ("vision_end_token_id", "vision_end"),
-    )}  # fmt: skip
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad", "vision_start_token_id": "vision_start"}
+    names |= {"vision_end_token_id": "vision_end"}
+    # transformers takes more than its signature says
+    ids: dict[str, Any] = {name: SPECIAL_TOKENS.index(f"<|{token}|>") for name, token in names.items()}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision | tower, tie_word_embeddings=False, **ids)
     return Qwen2_5_VLForConditionalGeneration(config)
 
 

@@ -77,6 +77,7 @@ ADVANCED = {
     "ApplyAITKLoRA": ["application"],
     "AITKSampler": ["trigger_word", "system_prompt", "batch_size", "denoise"],
     "AITKLoRAStack": ["application"],
+    "AITKRecipeOptions": ["do_cfg_norm", "first_image_twice"],
 }  # fmt: skip
 # sockets of the pack's own, which wires in saved workflows and the editor's colours go by
 SOCKETS = {
@@ -157,7 +158,7 @@ def test_every_node_explains_itself(host, name):
     assert cls.DESCRIPTION
     assert cls.SEARCH_ALIASES
     assert NODE_DISPLAY_NAME_MAPPINGS[name]
-    page = (ROOT / WEB_DIRECTORY / "docs" / name / "en.md").read_text("utf-8")
+    page = (ROOT / WEB_DIRECTORY / "docs" / f"{name}.md").read_text("utf-8")
     for label in _inputs(cls):
         assert f"`{label}`" in page, f"the help page does not name the input {label}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,7 +118,8 @@ def test_positions_in_a_grid_are_those_of_transformers():
 
     config = json.loads((GOLDEN / "qwen_image_edit" / "base" / "text_encoder" / "config.json").read_text())
     with torch.device("meta"):
-        model = Qwen2_5_VLModel(Qwen2_5_VLConfig.from_dict(config))
+        # annotated with kinds of tensors that nobody makes
+        model: Any = Qwen2_5_VLModel(Qwen2_5_VLConfig.from_dict(config))
     grids = [[1, 4, 6], [1, 10, 4]]
     ids = [5, 6, *[12] * 6, 7, *[12] * 10, 8, 9]
     kinds = torch.tensor([[int(own == 12) for own in ids]])
@@ -179,6 +181,9 @@ def test_a_folder_without_its_tower_or_with_other_limits(tmp_path):
     assert part.load(source, torch.float32, "none", (), SILENT).tokenizer.limits == Limits()
     file = tmp_path / "text_encoder" / "config.json"
     config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"vision_config": config["vision_config"] | {"patch_size": 16}}))
+    with pytest.raises(FileError, match="has another vision tower, whose patch_size is 16 and not 14"):
+        part.check_kind(FolderSource.open(tmp_path, "mine", "text_encoder", FACTS))
     del config["vision_config"]
     file.write_text(json.dumps(config))
     with pytest.raises(FileError, match=r"has no vision tower: vision_config is missing.*This needs Qwen2.5-VL"):

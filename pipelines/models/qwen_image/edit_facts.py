@@ -51,9 +51,7 @@ QWEN_IMAGE_EDIT = replace(
     ),
     words=Words(
         search=("qwen image edit", "qwen-image-edit", "2509", "2511"),
-        inputs={
-            "AITKSampler.control": "Qwen-Image-Edit needs one control image; 2509 and 2511 need one to three.",
-        },
+        inputs={"AITKSampler.system_prompt": "Qwen-Image-Edit takes none."},
     ),
 )
 

@@ -23,7 +23,7 @@ from ..encoder import Embedding, Text
 from .encoder import EncoderSettings, LanguageModel, LoadedLanguageModel, with_sdpa
 from .qwen2_5 import WholeTextTokenizer
 from .qwen2_5 import load_tokenizer as load_text_tokenizer
-from .qwen2_5_vl_pixels import MERGED, Limits, Patches, Sight, patches_of
+from .qwen2_5_vl_pixels import FRAMES, MERGED, PATCH, Limits, Patches, Sight, patches_of
 
 if TYPE_CHECKING:
     from ...weights.source import Source
@@ -43,6 +43,11 @@ _TOWER_KEYS = (
     "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels", "patch_size",
     "spatial_merge_size", "temporal_patch_size", "window_size", "out_hidden_size", "fullatt_block_indexes",
 )  # fmt: skip
+# what pictures are cut by, and the windows that most blocks see
+_RELEASED = {
+    "patch_size": PATCH, "spatial_merge_size": MERGED, "temporal_patch_size": FRAMES, "in_channels": 3,
+    "window_size": 112,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,8 +163,16 @@ class SeeingLanguageModel(LanguageModel):
         tower = source.config().get("vision_config")
         if not isinstance(tower, dict) or "depth" not in tower:
             self._refuse(source, f"has no vision tower: vision_config is missing in {source.config_name}")
-        if (tower.get("patch_size", 14), tower.get("spatial_merge_size", MERGED)) != (14, MERGED):
-            self._refuse(source, f"has another vision tower: its tokens are not {14 * MERGED} pixels a side")
+        config = source.config()
+        sections, heads = _sections(config), config.get("num_attention_heads")
+        if not sections or not heads or 2 * sum(sections) * heads != config.get("hidden_size"):
+            self._refuse(source, f"has mrope_section {sections}, which are not half of a head's channels")
+        given, taken = tower.get("out_hidden_size"), config.get("hidden_size")
+        if given != taken:
+            self._refuse(source, f"has a vision tower that gives {given} values a token, and layers that take {taken}")
+        for key, value in _RELEASED.items():
+            if tower.get(key, value) != value:
+                self._refuse(source, f"has another vision tower, whose {key} is {tower[key]} and not {value}")
 
     def encode(self, module: nn.Module, text: Text, device: str) -> Embedding:
         assert isinstance(module, LoadedSeeingModel) and isinstance(text.settings, SeeingSettings)
@@ -202,6 +215,13 @@ def rotary_positions(ids: Sequence[int], picture: int, grids: Sequence[Sequence[
     return torch.cat(found, dim=1)[:, None]
 
 
+def _sections(config: Mapping[str, Any]) -> list[int]:
+    """How a head's frequencies are shared out among frame, row and column; none where nothing says it."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    found = rope.get("mrope_section") if isinstance(rope, Mapping) else None
+    return found if isinstance(found, list) and all(isinstance(own, int) for own in found) else []
+
+
 def make(config: Mapping[str, Any]) -> nn.Module:
     """The language model, with the tower as its module ``visual``."""
     try:
@@ -221,9 +241,8 @@ def make(config: Mapping[str, Any]) -> nn.Module:
     text: dict[str, Any] = {key: config[key] for key in _TEXT_KEYS if key in config}
     # nothing is generated
     text |= {"bos_token_id": None, "eos_token_id": None, "use_sliding_window": False}
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     text["rope_theta"] = config.get("rope_theta", 1e6)
-    text["rope_scaling"] = {"type": "mrope", "rope_type": "default", "mrope_section": rope.get("mrope_section")}
+    text["rope_scaling"] = {"type": "mrope", "rope_type": "default", "mrope_section": _sections(config)}
     tower = {key: value for key, value in config["vision_config"].items() if key in _TOWER_KEYS}
     model: Any = Qwen2_5_VLTextModel(with_sdpa(Qwen2_5_VLTextConfig(**text)))
     model.visual = Qwen2_5_VisionTransformerPretrainedModel(with_sdpa(Qwen2_5_VLVisionConfig(**tower)))

@@ -10,6 +10,7 @@ import torch
 from comfyui_aitk.headless.tiny import qwen_image as tiny
 from comfyui_aitk.pipelines.errors import FileError, InputError
 from comfyui_aitk.pipelines.handle import PipelineHandle
+from comfyui_aitk.pipelines.jobs.model_section import read_model, wanted_model
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.models.qwen_image import loop
 from comfyui_aitk.pipelines.models.qwen_image.files import folder_config
@@ -214,6 +215,42 @@ def test_a_layered_checkpoint_is_named(folder, tmp_path):
     path = tiny.write_tensors(tmp_path / "x.safetensors", tensors, {})
     with pytest.raises(FileError, match="it is Qwen-Image-Layered, which this pack does not run"):
         open_single_file(path, path.name, MODEL.files)
+
+
+# ---- training jobs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "model"),
+    [
+        ("qwen_image", "Qwen/Qwen-Image", "qwen_image"),
+        ("qwen_image:2512", "Qwen/Qwen-Image-2512", "qwen_image:2512"),
+        # what stands behind the colon may be lost
+        ("qwen_image", "Qwen/Qwen-Image-2512", "qwen_image:2512"),
+        ("qwen_image:2512", "/models/own", "qwen_image:2512"),
+    ],
+)
+def test_a_job_of_the_trainer_s_interface_is_found(arch, name, model):
+    """With what it sets: both parts quantised, and low_vram, which tiles."""
+    section = {
+        "arch": arch, "name_or_path": name, "quantize": True, "quantize_te": True, "qtype": "qfloat8",
+        "qtype_te": "qfloat8", "low_vram": True,
+    }  # fmt: skip
+    read, notes = read_model({"model": section, "train": {"dtype": "bf16"}}, "0.12.26")
+    found = wanted_model(read)
+    assert (found.id, found.base, found.dtype, found.problems, notes) == (model, name, "bfloat16", (), ())
+    assert found.options.own.get("vae_tiling", False) is True
+    assert (found.options.transformer_quantization, found.options.text_encoder_quantization) == ("qfloat8", "qfloat8")
+
+
+def test_parts_of_a_job_lie_where_ai_toolkit_takes_them_from():
+    section = {"arch": "qwen_image", "name_or_path": "/models/x.safetensors", "extras_name_or_path": "/models/base"}
+    section |= {"vae_path": "/models/vae", "assistant_lora_path": "/models/a.safetensors"}
+    found = wanted_model(read_model({"model": section, "train": {"dtype": "bf16"}}, "")[0])
+    assert found.elsewhere == {"extras_name_or_path": "/models/base"}
+    said = " ".join(found.notes)
+    assert "model.vae_path to '/models/vae', which AI Toolkit does not read for Qwen-Image" in said
+    assert "at which AI Toolkit stops with Qwen-Image" in said
 
 
 def _picture(tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
