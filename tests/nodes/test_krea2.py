@@ -226,8 +226,8 @@ def test_every_spelling_of_a_lora_is_the_same_change(krea2, krea2_models, tmp_pa
     loaded = engine().counters.parts_loaded
     for name in SPELLINGS:
         found = _run({"weights": "tiny"}, lora={"lora_name": f"{name}.safetensors", **lora})[4]["samples"]
-        # a fused pair sums in another order
-        assert (found - expected).abs().max() < 5e-4, name
+        # a fused pair sums in another order: measured 8e-6 of the largest
+        assert (found - expected).abs().max() < 5e-5 * expected.abs().max(), name
     assert engine().counters.parts_loaded == loaded
 
 
@@ -250,7 +250,7 @@ def test_a_fused_lokr_changes_all_three(krea2, krea2_models, tmp_path):
         _run({"weights": "tiny"}, lora={"lora_name": file, "application": "merged"})[4]["samples"]
         for file in ("fused.safetensors", "apart.safetensors")
     )
-    assert (found - expected).abs().max() < 5e-4
+    assert (found - expected).abs().max() < 5e-5 * expected.abs().max()
     assert not torch.equal(found, _run({"weights": "tiny"})[4]["samples"])
 
 

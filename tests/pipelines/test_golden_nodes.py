@@ -108,10 +108,6 @@ def _graph(model: str, case: dict) -> dict:
         graph["load"]["inputs"]["model"] = f"{model}:turbo"
         graph["adapter"] = _node("AITKTrainingAdapter", pipeline=["load", 0], adapter_name=Path(adapter).name)
         graph["sample"]["inputs"]["pipeline"] = ["adapter", 0]
-    own = quantized.get("model_kwargs")
-    if own:
-        graph["recipe"] = _node("AITKRecipeOptions", **RECIPE_OPTIONS | own)
-        graph["sample"]["inputs"]["recipe_options"] = ["recipe", 0]
     if case["lora"]:
         application = "live" if case.get("application") == "live" else "auto"
         name = Path(case["lora"]).name
@@ -127,13 +123,15 @@ def _graph(model: str, case: dict) -> dict:
         graph["sample"]["inputs"]["control"] = ["control", 0]
         for index, path in enumerate(case["control_images"]):
             graph[f"image{index}"] = _node("LoadImage", image=Path(path).name)
-    # what a job's sample says, and only these models' recipes read
-    twice, cfg_norm = "ctrl_img" in case.get("ctrl_keys", ()), bool(case.get("do_cfg_norm"))
-    if model == "qwen_image_edit_plus" and (twice or cfg_norm):
-        graph["recipe"] = _node(
-            "AITKRecipeOptions", cfg_trunc_ratio=0.25, renorm_cfg=1.0, discrete_flow_shift=6.0,
-            system_prompt_on_negative=False, first_image_twice=twice, do_cfg_norm=cfg_norm,
-        )  # fmt: skip
+    # what a job's model_kwargs say, and its sample to the recipes that read it
+    own = {name: value for name, value in (quantized.get("model_kwargs") or {}).items() if name == "schedule_mu"}
+    if model == "qwen_image_edit_plus":
+        own |= {
+            "first_image_twice": "ctrl_img" in case.get("ctrl_keys", ()),
+            "do_cfg_norm": bool(case.get("do_cfg_norm")),
+        }
+    if any(own.values()):
+        graph["recipe"] = _node("AITKRecipeOptions", **RECIPE_OPTIONS | own)
         graph["sample"]["inputs"]["recipe_options"] = ["recipe", 0]
     return graph
 
