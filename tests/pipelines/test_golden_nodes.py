@@ -124,7 +124,7 @@ def _graph(model: str, case: dict) -> dict:
         for index, path in enumerate(case["control_images"]):
             graph[f"image{index}"] = _node("LoadImage", image=Path(path).name)
     # what a job's model_kwargs say, and its sample to the recipes that read it
-    own = {name: value for name, value in (quantized.get("model_kwargs") or {}).items() if name == "schedule_mu"}
+    own = dict(quantized.get("model_kwargs") or {})
     if model == "qwen_image_edit_plus":
         own |= {
             "first_image_twice": "ctrl_img" in case.get("ctrl_keys", ()),
