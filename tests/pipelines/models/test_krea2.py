@@ -8,21 +8,37 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_aitk.headless.tiny import krea2 as tiny
+from comfyui_aitk.pipelines.errors import FileError
 from comfyui_aitk.pipelines.handle import PipelineHandle
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.models.krea2 import loop
-from comfyui_aitk.pipelines.models.krea2.network import latents_of, tokens_of
-from comfyui_aitk.pipelines.models.krea2.recipes import RECIPES, TRAINER, Krea2Recipe
+from comfyui_aitk.pipelines.models.krea2.attention import GroupedAttention
+from comfyui_aitk.pipelines.models.krea2.network import Krea2Transformer, ReferenceMemory, latents_of, tokens_of
+from comfyui_aitk.pipelines.models.krea2.recipes import (
+    AFTER,
+    BEFORE,
+    DROPPED,
+    RECIPES,
+    STATES,
+    TRAINER,
+    Krea2Recipe,
+)
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.options import Chosen
+from comfyui_aitk.pipelines.parts.language_model.qwen3_vl_pixels import LIMITS, patches_of
+from comfyui_aitk.pipelines.parts.language_model.qwen3_vl_seeing import PatchEmbedding
+from comfyui_aitk.pipelines.pictures.picture import Picture
 from comfyui_aitk.pipelines.pictures.sizes import Size, snap
 from comfyui_aitk.pipelines.run.start import seeded
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from cpu_kernels import NOISE
 from diffusers import Krea2Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_krea2_transformer_checkpoint_to_diffusers
-from rendering import denoising, job_of, wanted
+from diffusers.models.attention_dispatch import AttentionBackendName
+from rendering import denoising, job_of, noise_image, wanted
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 GOLDEN = Path(__file__).parent.parent.parent / "golden" / "krea2"
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "index.json").read_text())["cases"]}
@@ -139,7 +155,7 @@ def test_what_the_trainer_left_plain_changed_with_its_eras(golden, engine):
 
 @pytest.mark.parametrize("sides", [(64, 64), (96, 64)])
 @torch.no_grad()
-def test_diffusers_has_the_same_network_in_float32(golden, engine, sides, tmp_path):
+def test_diffusers_has_the_same_network_in_float32(golden, engine, sides):
     """Its own class, on the checkpoint in its own names: another order of roundings, measured 5e-7."""
     asked = wanted(engine, golden)
     theirs = Krea2Transformer2DModel(**FOLDER)
@@ -158,6 +174,105 @@ def test_diffusers_has_the_same_network_in_float32(golden, engine, sides, tmp_pa
     with engine.on_device(asked, "transformer", SilentObserver()) as transformer:
         found = transformer(latents, time, text)
     assert _distance(found, latents_of(expected[0], rows)[None]) < 1e-5
+
+
+# ---- network --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Latents, time, text and two references for the recorded checkpoint."""
+    generator = torch.Generator().manual_seed(1)
+    latents, *references = (
+        torch.randn(16, *sides, generator=generator) for sides in ((8, 12), (6, 10), (8, 4))
+    )  # fmt: skip
+    text = load_file(GOLDEN / "embeds.safetensors")["text0.embeds"][None]
+    return latents[None], torch.tensor([0.75]), text, references
+
+
+@torch.no_grad()
+def test_a_kernel_without_masks_gets_neither_mask_nor_padding(golden, engine, inputs):
+    latents, time, text, references = inputs
+    with engine.on_device(wanted(engine, golden), "transformer", SilentObserver()) as transformer:
+        found = []
+        for backend in (AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_MATH):
+            for module in transformer.modules():
+                if isinstance(module, GroupedAttention):
+                    module.processor._attention_backend = backend
+            found.append(transformer(latents, time, text, references))
+        for module in transformer.modules():
+            if isinstance(module, GroupedAttention):
+                module.processor._attention_backend = None
+    # measured 1e-6; padding that is seen costs 1e-2
+    assert 0 < _distance(*found) < 1e-5
+
+
+@torch.no_grad()
+def test_isolated_references_are_remembered_and_others_are_not(golden, engine, inputs):
+    latents, time, text, references = inputs
+    other = load_file(GOLDEN / "embeds.safetensors")["text2.embeds"][None]
+    later = torch.tensor([0.25])
+    with engine.on_device(wanted(engine, golden), "transformer", SilentObserver()) as transformer:
+        memory = ReferenceMemory()
+        first = transformer(latents, time, text, references, isolated=True, memory=memory)
+        assert torch.equal(first, transformer(latents, time, text, references, isolated=True))
+        assert len(memory.pairs) == 2
+        kept = transformer(latents, later, other, references, isolated=True, memory=memory)
+        whole = transformer(latents, later, other, references, isolated=True)
+        seen = transformer(latents, later, other, references)
+        bare = transformer(latents, later, other)
+    # the same function in another order of sums
+    assert _distance(kept, whole) < 1e-5
+    assert min(_distance(kept, seen), _distance(kept, bare), _distance(seen, bare)) > 1e-3
+
+
+def test_a_head_that_no_axes_fill_is_refused():
+    with pytest.raises(FileError, match=r"3 heads of 40 channels leave .* for the axes of positions"):
+        Krea2Transformer(width=40, heads=3, kv_heads=1, layers=1, mlp=8, text_width=16, text_heads=1, text_kv_heads=1)
+
+
+# ---- text encoder ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Whose text encoder has the real one's kinds of positions."""
+    return tiny.make_checkpoint(tmp_path_factory.mktemp("krea2") / "tiny")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pictures", [0, 2])
+@torch.no_grad()
+def test_texts_are_encoded_by_transformers_whole_model_to_the_bit(folder, engine, dtype, pictures):
+    """Which has all 36 layers, and finds out itself where pictures stand."""
+    facts = find_model("krea2:o_edit")
+    handle = PipelineHandle(facts.id, Checkpoint.open(folder, "tiny", facts.files), dtype)
+    case = {"guidance": 1.0, "prompt": "a red fox, morning light", "negative_prompt": ""}
+    images = tuple(Picture.of(noise_image(96 + 64 * n, 64, seed=n)) for n in range(pictures))
+    job = job_of(handle, case, Size(64, 64), references=images)
+    asked = wanted(engine, handle)
+    (text,) = asked.model.texts(job)
+    (found,) = engine.embeddings(asked, [text], SilentObserver())
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    whole = Qwen3VLForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=getattr(torch, dtype)).eval()
+    # AI Toolkit replaces the convolution by the same product
+    whole.model.visual.patch_embed = PatchEmbedding(whole.model.visual.patch_embed.proj)
+    shown, inputs = text.text, {}
+    if pictures:
+        seen = patches_of(images, text.settings.sight, LIMITS, torch.float32, "cpu")
+        rounded = patches_of(images, text.settings.sight, LIMITS, getattr(torch, dtype), "cpu")
+        assert torch.equal(seen.grids, rounded.grids)
+        for count in seen.tokens:
+            shown = shown.replace("<|vision_start|><|image_pad|>", "<|vision_start|>" + "<|here|>" * count, 1)
+        shown = shown.replace("<|here|>", "<|image_pad|>")
+        inputs = {"pixel_values": rounded.values.to(getattr(torch, dtype)), "image_grid_thw": rounded.grids}
+    ids = torch.tensor([tokenizer(BEFORE + shown).input_ids + tokenizer(AFTER).input_ids])
+    if pictures:
+        inputs["mm_token_type_ids"] = (ids == whole.config.image_token_id).int()
+    states = whole(ids, attention_mask=torch.ones_like(ids).bool(), output_hidden_states=True, **inputs).hidden_states
+    expected = torch.stack([states[index] for index in STATES], dim=2)[:, DROPPED:].flatten(2)
+    assert torch.equal(found.embeds, expected)
 
 
 def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
