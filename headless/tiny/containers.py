@@ -43,6 +43,7 @@ _LLAMA_CPP_GEMMA = {
 }  # fmt: skip
 BLOCKS = (
     "blk.", "layers.", "noise_refiner.", "context_refiner.", "double_blocks.", "single_blocks.", "transformer_blocks.",
+    "blocks.", "txtfusion.",
 )  # fmt: skip
 
 

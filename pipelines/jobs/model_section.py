@@ -13,13 +13,14 @@ from packaging.version import InvalidVersion, Version
 
 from ..models import catalogue
 from ..models.option import VAE_TILING
+from ..models.recipe import TRAINER_PREVIEW
 from ..options import Chosen, Quantization, RuntimeOptions
 from ..words import shown
 from .job import JobModel
 
 if TYPE_CHECKING:
     from ..models.facts import ModelFacts
-    from ..options import DType
+    from ..options import DType, OptionValue
 
 # AI Toolkit's names of dtypes
 DTYPES: dict[str, DType] = {
@@ -116,14 +117,39 @@ def facts_of(model: JobModel) -> ModelFacts | None:
     """The catalogue's entry of a job's model, or None.
 
     AI Toolkit drops what follows the colon of an arch, so a job may say ``zimage`` of the weights of ``zimage:turbo``:
-    an entry whose repository is the job's own comes first.
+    an entry whose repository is the job's own comes first. What tells entries of one repository from each other is in
+    the job's model_kwargs.
     """
-    family = _of_arch(model.arch)
+    kwargs = _object(model.section.get("model_kwargs"))
+    family = [
+        facts
+        for facts in _of_arch(model.arch)
+        if all(bool(kwargs.get(key, False)) == on for key, on in facts.job_files.signs.items())
+    ]
     for facts in family:
         if facts.files.repository == model.name_or_path:
             return facts
     of_name = {facts.id: facts for facts in family}
-    return of_name.get(model.arch, of_name.get(_bare(model.arch)))
+    # the name may be that of an entry whose signs the job does not have
+    return of_name.get(model.arch, of_name.get(_bare(model.arch), next(iter(family), None)))
+
+
+def options_of(model: JobModel) -> Chosen:
+    """What the job's model_kwargs say of the options that the model's recipes read."""
+    facts = facts_of(model)
+    if facts is None:
+        return Chosen()
+    kwargs, read = _object(model.section.get("model_kwargs")), facts.recipes[TRAINER_PREVIEW].options
+    found: dict[str, OptionValue] = {}
+    for key, default in facts.job_files.kwargs.items():
+        value = kwargs.get(key, default)
+        if key not in read or value is None:
+            continue
+        if isinstance(default, bool):
+            found[key] = bool(value)
+        elif isinstance(value, int | float):
+            found[key] = float(value)
+    return Chosen.of(found)
 
 
 def wanted_model(model: JobModel) -> WantedModel:
@@ -135,6 +161,7 @@ def wanted_model(model: JobModel) -> WantedModel:
         choices[role] = said if said in get_args(Quantization) else "none"  # pyright: ignore[reportArgumentType]
         if choices[role] != said:
             problems.append(f"The job's {role} was quantised to {shown(said)}, which this pack does not have.")
+    problems += _unknown_kwargs(model, facts) if facts else []
     options = RuntimeOptions(
         transformer_quantization=choices.get("denoiser", "none"),
         text_encoder_quantization=choices.get("encoder", "none"),
@@ -150,6 +177,16 @@ def wanted_model(model: JobModel) -> WantedModel:
         notes=_notes(model, facts) if facts else (),
         problems=tuple(problems),
     )
+
+
+def _unknown_kwargs(model: JobModel, facts: ModelFacts) -> list[str]:
+    """Sentences about model_kwargs that change the picture and that this pack does not have."""
+    kwargs, known = _object(model.section.get("model_kwargs")), options_of(model)
+    return [
+        f"The job sets model_kwargs.{key} to {shown(kwargs[key], 200)}, which this pack lacks for {facts.title}."
+        for key, default in facts.job_files.kwargs.items()
+        if kwargs.get(key) is not None and kwargs[key] != default and key not in known
+    ]
 
 
 def _tiles(model: JobModel, facts: ModelFacts) -> bool:

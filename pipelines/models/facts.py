@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from ..options import Quantization
+    from ..options import OptionValue, Quantization
     from ..weights.part_files import ModelFiles
     from ..weights.pieces import Piece
     from .option import Option
@@ -117,6 +117,10 @@ class JobFiles:
         missing: keys that AI Toolkit reads and this pack does not.
         comfy_weights: ComfyUI's files that AI Toolkit takes for the model's own repository since 0.13, where one of
             them lies in its models folder.
+        kwargs: keys of its ``model_kwargs`` -> AI Toolkit's value where a job says nothing. An option of the recipes
+            that is called like a key is set by it; any other value of the rest is one that this pack does not have.
+        signs: keys of its ``model_kwargs`` -> whether they are on, where a job is this entry's and not that of another
+            one of the same arch.
     """
 
     parts: Mapping[str, NamedParts] = field(default_factory=dict)
@@ -124,6 +128,8 @@ class JobFiles:
     stops: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     comfy_weights: tuple[str, ...] = ()
+    kwargs: Mapping[str, OptionValue | None] = field(default_factory=dict)
+    signs: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

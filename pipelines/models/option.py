@@ -60,3 +60,13 @@ VAE_TILING = Option(
     place=1,
     advanced=True,
 )
+
+# AI Toolkit's ctrl_img stands for ctrl_img_1 as well, for models whose text encoder sees the control images
+FIRST_IMAGE_TWICE = Option(
+    "first_image_twice",
+    False,
+    "Models that edit up to three control images: shows the text encoder the first of them twice, as AI Toolkit does "
+    "where a job's sample calls it ctrl_img and not ctrl_img_1.",
+    place=6,
+    advanced=True,
+)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from ..errors import AITKError, FileError, InputError
 from ..jobs.era import encoder_types_of, recipes_by_step
+from ..jobs.model_section import options_of
 from ..lora.file import open_lora
 from ..models import find_model
 from ..options import Chosen, Quantization
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..handle import ControlImages, PipelineHandle
     from ..jobs.job import JobCheckpoint, JobSample, TrainingJob
-    from ..models.recipe import Recipe
+    from ..models.facts import ModelFacts
     from .selection import Selection
 
 
@@ -62,7 +63,7 @@ def make_grid(job: TrainingJob, base: PipelineHandle, selection: Selection, inpu
                 handle = _with_checkpoint(job, own, checkpoint, sample.multiplier * strength)
                 control = controls.of(sample.control_images, folders)
                 recipe = recipes[place.step][0]
-                options = _read(sample.recipe_options, find_model(base.model).recipes[recipe])
+                options = _read(job, sample, find_model(base.model), recipe)
                 cells.append(_cell(place, handle, sample, control, recipe, options))
             except AITKError as error:
                 refused.append(Outcome(place, error=str(error)))
@@ -87,9 +88,12 @@ class _Controls:
         return found
 
 
-def _read(options: Chosen, recipe: Recipe) -> Chosen:
-    """Of a sample's options those that are on, and that the trainer read at the time of a recipe."""
-    return Chosen.of({name: value for name, value in options.values if value and name in recipe.options})
+def _read(job: TrainingJob, sample: JobSample, facts: ModelFacts, recipe: str) -> Chosen:
+    """What a job and its sample say otherwise than the defaults, of the options that the trainer read at a time."""
+    said = dict(options_of(job.model).values) | dict(sample.recipe_options.values)
+    defaults = {option.name: option.default for option in facts.recipe_options}
+    read = facts.recipes[recipe].options
+    return Chosen.of({name: value for name, value in said.items() if name in read and value != defaults[name]})
 
 
 def _cell(

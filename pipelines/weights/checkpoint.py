@@ -18,7 +18,7 @@ from .source import Source, fingerprint
 
 if TYPE_CHECKING:
     from ..files.header import FileStamp
-    from .part_files import ModelFiles
+    from .part_files import ModelFiles, PartFiles
 
 MODEL_INDEX = "model_index.json"  # of diffusers' layout
 
@@ -100,15 +100,17 @@ def parts_in(folder: Path, name: str, model: ModelFiles, given: Collection[str] 
     markers = folder_markers(model)
     main = folder / (model.parts[model.main].folder or model.main) / "config.json"
     # some repositories hold the main part's folder alone, without an index
-    if not any(path.is_file() for path in (*(folder / marker for marker in markers), main)):
+    known = any(path.is_file() for path in (*(folder / marker for marker in markers), main))
+    if not known and not _own_file(folder, model.parts[model.main]):
         raise FileError(f"{name!r} is no model folder of {model.title}: it has no {' and no '.join(markers)}.")
     found: dict[str, Source] = {}
     missing: list[str] = []
     for part, facts in model.parts.items():
         if part in given:
             continue
-        if facts.file and (folder / facts.file).is_file():
-            found[part] = open_part(folder / facts.file, f"{name}/{facts.file}", part, model)
+        file = _own_file(folder, facts)
+        if file:
+            found[part] = open_part(folder / file, f"{name}/{file}", part, model)
             continue
         absent = [sub for sub in (facts.folder or part, *facts.companions) if not (folder / sub).is_dir()]
         if not absent:
@@ -121,6 +123,14 @@ def parts_in(folder: Path, name: str, model: ModelFiles, given: Collection[str] 
             "Download the whole repository, not only the transformer."
         )
     return found
+
+
+def _own_file(folder: Path, facts: PartFiles) -> str:
+    """The name of AI Toolkit's file of a part in a folder's root; empty where there is none."""
+    if facts.file and (folder / facts.file).is_file():
+        return facts.file
+    alone = [path.name for path in folder.glob("*.safetensors")] if facts.lone_file else []
+    return alone[0] if len(alone) == 1 else ""
 
 
 def folder_markers(model: ModelFiles) -> tuple[str, ...]:

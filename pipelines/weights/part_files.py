@@ -43,6 +43,7 @@ class PartFiles:
         companions: subfolders that it needs beside its own; the first of a text encoder is its tokenizer's.
         config: a folder's ``config.json`` -> the configuration in the keys of the part's class.
         file: the file that AI Toolkit reads instead, in the root of a folder or repository; empty where there is none.
+        lone_file: whether the only safetensors file in a folder's root is that file, whatever it is called.
         repository: where AI Toolkit takes the part from, whatever the weights hold besides.
         tokenizer: where the tokenizer of a single file comes from that has none inside.
         comfy_file: what ComfyUI's users call its single file, for tooltips.
@@ -54,6 +55,7 @@ class PartFiles:
     companions: tuple[str, ...] = ()
     config: Callable[[Mapping[str, Any]], dict[str, Any]] = _as_it_is
     file: str = ""
+    lone_file: bool = False
     repository: Repository | None = None
     tokenizer: Repository | None = None
     comfy_file: str = ""

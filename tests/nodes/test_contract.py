@@ -34,7 +34,7 @@ INPUTS = {
     "AITKSaveImage": ["images", "report", "filename_prefix", "format"],
     "AITKRecipeOptions": [
         "cfg_trunc_ratio", "renorm_cfg", "discrete_flow_shift", "system_prompt_on_negative", "image_guidance_scale",
-        "do_cfg_norm", "first_image_twice",
+        "do_cfg_norm", "first_image_twice", "schedule_mu", "kv_cache", "match_target_res",
     ],
     "AITKTrainingAdapter": ["pipeline", "adapter_name"],
     "AITKComparePreviews": ["ours", "trainer", "floor", "format", "replay_report"],

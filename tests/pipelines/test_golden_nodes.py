@@ -48,6 +48,7 @@ MODELS = {
     # own module gives the bits of ours, a whole LoKr's latents are 6e-5 from the recorded ones.
     "flux2": Limits(1e-4),
     "flux2_klein_4b": Limits(5e-5),
+    "krea2": Limits(5e-5, statistics=True),
     "omnigen2": Limits(5e-5, shift=0.1159, scale=0.3611),
     # measured on the recording machine: 0 at most stages
     "qwen_image": Limits(5e-5, statistics=True),
@@ -56,6 +57,10 @@ MODELS = {
     "qwen_image_edit_plus": Limits(5e-5, 1e-3, statistics=True),
     "zimage": Limits(5e-5, shift=0.1159, scale=0.3611),
 }
+# those of AITK Recipe Options that must be given, as they are
+RECIPE_OPTIONS = {
+    "cfg_trunc_ratio": 0.25, "renorm_cfg": 1.0, "discrete_flow_shift": 6.0, "system_prompt_on_negative": False,
+}  # fmt: skip
 # what is recorded otherwise than through a preview, and what takes a minute each
 OTHER = ("control_prep_only", "control_own_generator", "size_own_generator", "reference")
 LARGE = 1040
@@ -77,10 +82,13 @@ def _node(class_type: str, **inputs: object) -> dict:
 def _graph(model: str, case: dict) -> dict:
     """The case as a graph of the pack's nodes, in the API's format."""
     quantized = case.get("model_config") or {}
+    adapter = quantized.get("assistant_lora_path")
+    # under an adapter AI Toolkit takes torchao's type for quanto's
+    held = "float8" if adapter else "qfloat8"
     graph = {
         "options": _node(
             "AITKRuntimeOptions",
-            transformer_quantization="qfloat8" if quantized.get("quantize") else "none",
+            transformer_quantization=held if quantized.get("quantize") else "none",
             text_encoder_quantization="qfloat8" if quantized.get("quantize_te") else "none",
             text_encoder_attention="auto",
             vae_tiling=bool(quantized.get("low_vram")),
@@ -95,10 +103,9 @@ def _graph(model: str, case: dict) -> dict:
             "AITKSaveImage", images=["sample", 0], report=["sample", 6], filename_prefix="case", format="png"
         ),
     }  # fmt: skip
-    adapter = quantized.get("assistant_lora_path")
     if adapter:
         # of the distilled form, whose repository and defaults alone differ
-        graph["load"]["inputs"]["model"] = "zimage:turbo"
+        graph["load"]["inputs"]["model"] = f"{model}:turbo"
         graph["adapter"] = _node("AITKTrainingAdapter", pipeline=["load", 0], adapter_name=Path(adapter).name)
         graph["sample"]["inputs"]["pipeline"] = ["adapter", 0]
     if case["lora"]:
@@ -116,13 +123,15 @@ def _graph(model: str, case: dict) -> dict:
         graph["sample"]["inputs"]["control"] = ["control", 0]
         for index, path in enumerate(case["control_images"]):
             graph[f"image{index}"] = _node("LoadImage", image=Path(path).name)
-    # what a job's sample says, and only these models' recipes read
-    twice, cfg_norm = "ctrl_img" in case.get("ctrl_keys", ()), bool(case.get("do_cfg_norm"))
-    if model == "qwen_image_edit_plus" and (twice or cfg_norm):
-        graph["recipe"] = _node(
-            "AITKRecipeOptions", cfg_trunc_ratio=0.25, renorm_cfg=1.0, discrete_flow_shift=6.0,
-            system_prompt_on_negative=False, first_image_twice=twice, do_cfg_norm=cfg_norm,
-        )  # fmt: skip
+    # what a job's model_kwargs say, and its sample to the recipes that read it
+    own = dict(quantized.get("model_kwargs") or {})
+    if model == "qwen_image_edit_plus":
+        own |= {
+            "first_image_twice": "ctrl_img" in case.get("ctrl_keys", ()),
+            "do_cfg_norm": bool(case.get("do_cfg_norm")),
+        }
+    if any(own.values()):
+        graph["recipe"] = _node("AITKRecipeOptions", **RECIPE_OPTIONS | own)
         graph["sample"]["inputs"]["recipe_options"] = ["recipe", 0]
     return graph
 

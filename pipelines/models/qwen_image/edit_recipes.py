@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...pictures.sizes import SizeRule
-from ..option import Option
+from ..option import FIRST_IMAGE_TWICE, Option
 from ..recipe import REFERENCE_PIPELINE, TRAINER_PREVIEW, Era
 from .recipes import QwenImageRecipe
 
@@ -37,14 +37,7 @@ OPTIONS = (
         place=5,
         advanced=True,
     ),
-    Option(
-        "first_image_twice",
-        False,
-        "Qwen-Image-Edit-2509 and -2511: shows the text encoder the first control image twice, as AI Toolkit does "
-        "where a job's sample calls it ctrl_img and not ctrl_img_1.",
-        place=6,
-        advanced=True,
-    ),
+    FIRST_IMAGE_TWICE,
 )
 _PLUS_OPTIONS = {"do_cfg_norm": "cfg_norm", "first_image_twice": "first_image_twice"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from comfyui_aitk.pipelines.jobs.model_section import facts_of, read_model, wanted_model
+from comfyui_aitk.pipelines.jobs.model_section import facts_of, options_of, read_model, wanted_model
 
 TURBO = "Tongyi-MAI/Z-Image-Turbo"
 
@@ -39,6 +39,52 @@ def test_arch(section, arch):
 def test_the_catalogue_s_entry_of_a_job(arch, base, model):
     facts = facts_of(model_of({"arch": arch, "name_or_path": base}))
     assert (facts.id if facts else None) == model
+
+
+@pytest.mark.parametrize(
+    ("arch", "base", "edit", "model"),
+    [
+        ("krea2", "krea/Krea-2-Turbo", None, "krea2:turbo"),
+        ("krea2:o_edit", "krea/Krea-2-Raw", True, "krea2:o_edit"),
+        ("krea2:o_edit_turbo", "krea/Krea-2-Turbo", True, "krea2:o_edit_turbo"),
+        ("krea2:o_edit_turbo", "/mine", True, "krea2:o_edit_turbo"),
+        # the arch says nothing, and AI Toolkit asks model_kwargs alone
+        ("krea2", "/mine", True, "krea2:o_edit"),
+        ("krea2:o_edit", "/mine", False, "krea2"),
+        ("krea2:o_edit", "krea/Krea-2-Turbo", None, "krea2:turbo"),
+    ],
+)
+def test_entries_of_one_repository_are_told_by_model_kwargs(arch, base, edit, model):
+    kwargs = {} if edit is None else {"model_kwargs": {"edit": edit}}
+    facts = facts_of(model_of({"arch": arch, "name_or_path": base} | kwargs))
+    assert facts is not None
+    assert facts.id == model
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "options"),
+    [
+        (None, {"schedule_mu": 0.0}),
+        ({"schedule_mu": 1.15, "use_comfy_weights": False}, {"schedule_mu": 1.15}),
+        # AI Toolkit's default of both is off, unlike its presets'
+        ({"edit": True}, {"schedule_mu": 0.0, "kv_cache": False, "match_target_res": False}),
+        ({"edit": True, "kv_cache": True}, {"schedule_mu": 0.0, "kv_cache": True, "match_target_res": False}),
+        ({"schedule_y1": 0.5, "schedule_max_res": 1280, "mmdit_config": None}, {"schedule_mu": 0.0}),
+    ],
+)
+def test_model_kwargs_become_options_of_the_recipes(kwargs, options):
+    model = model_of({"arch": "krea2", "model_kwargs": kwargs})
+    assert dict(options_of(model).values) == options
+    assert wanted_model(model).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("schedule_y1", 0.6), ("max_text_length", 256), ("vae_path", "/mine"), ("schedule_mu", "high")]
+)
+def test_model_kwargs_that_this_pack_lacks_are_named(key, value):
+    (problem,) = wanted_model(model_of({"arch": "krea2", "model_kwargs": {key: value}})).problems
+    assert problem.startswith(f"The job sets model_kwargs.{key} to ")
+    assert problem.endswith("which this pack lacks for Krea 2.")
 
 
 @pytest.mark.parametrize(
