@@ -230,8 +230,8 @@ def add_network(sd: Any, path: str) -> None:
 def lycoris_recovered(job: Job) -> Iterator[None]:
     """Lets a model be loaded on a recovery adapter in LyCORIS' names.
 
-    Until January 2026 (5b5aadad) a LoKr had these names in every network; since then the adapter's network would have to
-    ask for them, and does not.
+    Until January 2026 (5b5aadad) a LoKr had these names in every network; since then the adapter's network would have
+    to ask for them, and does not.
     """
     from safetensors import safe_open
     from toolkit.config_modules import NetworkConfig
