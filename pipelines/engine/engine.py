@@ -295,7 +295,7 @@ class Engine:
                         observer.stage("sampling; the first step compiles")
                     else:
                         observer.stage("sampling")
-                    visits.enter_context(step_cache.on(root, blocks, kind.double_stream))
+                    visits.enter_context(step_cache.on(root, blocks, kind.returned))
                 return there[part]
 
             yield denoiser

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from packaging.version import InvalidVersion, Version
 
 from ..models import catalogue
-from ..options import RECOVERY_TYPES, Quantization, RuntimeOptions
+from ..models.option import VAE_TILING
+from ..options import RECOVERY_TYPES, Chosen, Quantization, RuntimeOptions
 from ..words import shown
 from .job import JobModel
 
@@ -58,7 +59,7 @@ class WantedModel:
         id: in the catalogue; empty where this pack does not run the model.
         base: the weights, a repository's id or a path on the trainer's machine.
         dtype: of the computation.
-        options: with the quantisation of both parts.
+        options: with the quantisation of both parts, and tiles where AI Toolkit decodes in tiles.
         training_adapter: the adapter that AI Toolkit trained with, a repository's file or a path; empty without one.
         recovery_adapter: the accuracy recovery adapter below the LoRA, likewise.
         recovery_type: how the adapter's layers are held.
@@ -156,6 +157,7 @@ def wanted_model(model: JobModel) -> WantedModel:
     options = RuntimeOptions(
         transformer_quantization=choices.get("denoiser", "none"),
         text_encoder_quantization=choices.get("encoder", "none"),
+        own=Chosen.of({VAE_TILING.name: True} if facts and _tiles(model, facts) else {}),
     )
     return WantedModel(
         id=facts.id if facts else "",
@@ -169,6 +171,11 @@ def wanted_model(model: JobModel) -> WantedModel:
         notes=_notes(model, facts) if facts else (),
         problems=tuple(problems),
     )
+
+
+def _tiles(model: JobModel, facts: ModelFacts) -> bool:
+    """Whether AI Toolkit cuts pictures into tiles for its autoencoder: of these models, with ``low_vram``."""
+    return VAE_TILING in facts.runtime_options and bool(model.section.get("low_vram"))
 
 
 def unmatched(model: JobModel) -> dict[str, str]:

@@ -12,7 +12,7 @@ not come to the device for nothing, and nothing is left on a block when the run 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import CacheMixin
@@ -21,6 +21,10 @@ from diffusers.hooks import FirstBlockCacheConfig, HookRegistry
 # not re-exported, but the only way to tell diffusers of a block
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from torch import nn
+
+# what a main block gives: all tokens, which are its first argument; or the image's and the text's apart, which are its
+# first two in this order, or given by the names hidden_states and encoder_hidden_states
+Returned = Literal["tokens", "image, text", "text, image"]
 
 
 class Called(nn.Module):
@@ -57,10 +61,26 @@ class DoubleStream(Called):
         return self.block(hidden_states, encoder_hidden_states, *rest)
 
 
+class TextFirst(Called):
+    """For a block that takes both by their names, and returns the text's tokens first."""
+
+    def forward(
+        self, *, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **named: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.runs += 1
+        return self.block(hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **named)
+
+
 TransformerBlockRegistry.register(SingleStream, TransformerBlockMetadata(return_hidden_states_index=0))
 TransformerBlockRegistry.register(
     DoubleStream, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
 )
+TransformerBlockRegistry.register(
+    TextFirst, TransformerBlockMetadata(return_hidden_states_index=1, return_encoder_hidden_states_index=0)
+)
+_KINDS: dict[Returned, type[Called]] = {
+    "tokens": SingleStream, "image, text": DoubleStream, "text, image": TextFirst,
+}  # fmt: skip
 
 
 class CachedBlocks(nn.Module, CacheMixin):
@@ -68,15 +88,14 @@ class CachedBlocks(nn.Module, CacheMixin):
 
     Args:
         blocks: in the order of their calls.
-        double_stream: whether they are as :class:`DoubleStream` says.
+        returned: what they give.
         threshold: above which change of the first block's contribution the others are called, see :mod:`.step_cache`.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], double_stream: bool, threshold: float) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], returned: Returned, threshold: float) -> None:
         super().__init__()
-        kind = DoubleStream if double_stream else SingleStream
         # diffusers looks for blocks under this name
-        self.blocks = nn.ModuleList(kind(block) for block in blocks)
+        self.blocks = nn.ModuleList(_KINDS[returned](block) for block in blocks)
         if len(blocks) > 1:
             self.enable_cache(FirstBlockCacheConfig(threshold))
 

@@ -21,7 +21,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-    from .cached_blocks import CachedBlocks, Called
+    from .cached_blocks import CachedBlocks, Called, Returned
 
 
 def check_step_caching(threshold: float, processes: int) -> None:
@@ -63,15 +63,14 @@ class StepCache:
 
     @contextmanager
     def on(
-        self, denoiser: nn.Module, blocks: Sequence[nn.Module], double_stream: Callable[[nn.Module], bool]
+        self, denoiser: nn.Module, blocks: Sequence[nn.Module], returned: Callable[[nn.Module], Returned]
     ) -> Iterator[None]:
         """Has a denoiser call its main blocks through the cache; one denoiser at a time.
 
         Args:
             denoiser: contains the blocks.
             blocks: in the order of their calls.
-            double_stream: whether a block takes the image's tokens and the text's first, and returns both in this
-                order; else it takes all tokens first, and returns them.
+            returned: what a block gives.
         """
         if not self.threshold:
             yield
@@ -80,7 +79,7 @@ class StepCache:
 
         places = {child: (parent, name) for parent in denoiser.modules() for name, child in parent.named_children()}
         kinds = [list(alike) for _, alike in groupby(blocks, type)]
-        self._groups = [CachedBlocks(alike, double_stream(alike[0]), self.threshold) for alike in kinds]
+        self._groups = [CachedBlocks(alike, returned(alike[0]), self.threshold) for alike in kinds]
         try:
             for called in self._calls():
                 setattr(*places[called.block], called)

@@ -49,3 +49,14 @@ class Option:
                 raise InputError(f"{self.name} is {shown(value)}: choose true or false.")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             raise InputError(f"{self.name} is {shown(value)}: choose {self.low:g} to {self.high:g}.")
+
+
+# what a training job's low_vram turns on, for models whose pictures it changes; the trainer's interface sets it
+VAE_TILING = Option(
+    "vae_tiling",
+    False,
+    "Decodes a picture above 256 pixels a side in tiles, and encodes control images so: what AI Toolkit does with "
+    "low_vram, which its interface sets. Another picture. Models whose pictures it does not tile ignore this.",
+    place=1,
+    advanced=True,
+)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..layers.cached_blocks import Returned
     from ..observer import Observer
     from ..options import Quantization, Role
     from ..weights.source import Source
@@ -104,12 +105,9 @@ class Part(ABC):
         """
         return []
 
-    def double_stream(self, block: nn.Module) -> bool:
-        """Whether a main block takes the image's tokens and the text's first, and returns both in this order.
-
-        Else it takes all tokens first, and returns them. Arguments are given by position.
-        """
-        return False
+    def returned(self, block: nn.Module) -> Returned:
+        """What a main block gives."""
+        return "tokens"
 
     def activation_bytes(self, latents: Sequence[int] | None, dtype: torch.dtype) -> int:
         """About how many bytes it needs on the device beside its weights.

@@ -186,7 +186,9 @@ def test_image_and_text_of_double_blocks_are_both_reused():
     expected = transformer(timesteps=early, **inputs)
     cache = StepCache(1e9)
     blocks = [*transformer.double_blocks, *transformer.single_blocks]
-    with cache.on(transformer, blocks, lambda block: isinstance(block, DoubleStreamBlock)):
+    with cache.on(
+        transformer, blocks, lambda block: "image, text" if isinstance(block, DoubleStreamBlock) else "tokens"
+    ):
         found = []
         for time in (early, early, late):
             with cache.branch("prompt"):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ...layers.cached_blocks import Returned
     from ...pictures.sizes import Size
     from ...weights.checkpoint import Checkpoint
     from ..facts import ModelFacts
@@ -46,8 +47,8 @@ class Transformer(Network):
         blocks = ("double_blocks", "single_blocks")
         super().__init__("transformer", Flux2Transformer, blocks, needs="which is not FLUX.2's")
 
-    def double_stream(self, block: nn.Module) -> bool:
-        return isinstance(block, DoubleStreamBlock)
+    def returned(self, block: nn.Module) -> Returned:
+        return "image, text" if isinstance(block, DoubleStreamBlock) else "tokens"
 
     def activation_bytes(self, latents: Sequence[int] | None, dtype: torch.dtype) -> int:
         return _ACTIVATIONS

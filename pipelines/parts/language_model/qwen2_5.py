@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import Qwen2Config, Qwen2Model
 
 from ...errors import FileError
+from ..tokenizers.folder import FolderTokenizer
 from .encoder import with_sdpa
 
 if TYPE_CHECKING:
@@ -46,11 +47,14 @@ class _FastTokenizer:
 def load_tokenizer(source: Source) -> Tokenizer:
     """From a folder's ``tokenizer.json`` or the one in a file; raises FileError.
 
-    Not through transformers: before 5.0 it cannot read the configurations that 5.0 and later write.
+    Not through transformers: before 5.0 it cannot read the configurations that 5.0 and later write. A folder that has
+    vocabulary and merges alone, as older ones do, is read by it.
     """
     found = source.tokenizer()
     if found is None:
         raise FileError(f"{source.name!r} has no tokenizer: {source.tokenizer_name} is missing. Download it again.")
+    if isinstance(found, Path) and not (found / "tokenizer.json").is_file():
+        return _FastTokenizer(FolderTokenizer(found, source.name).tokenizer.backend_tokenizer)
     try:
         content = (found / "tokenizer.json").read_bytes() if isinstance(found, Path) else found
         tokenizer = FastTokenizer.from_buffer(content)

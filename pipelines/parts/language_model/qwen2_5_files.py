@@ -1,4 +1,6 @@
-"""What files of Qwen2.5-VL's language model look like, OmniGen2's text encoder. Imports no torch."""
+"""What files of Qwen2.5-VL's language model look like: 3B is OmniGen2's text encoder, 7B Qwen-Image's. Imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,12 @@ QWEN2_5_VL = LanguageModelFiles(
     # CLIP
     prefixes=(
         "model.", "model.language_model.", "", "text_encoders.qwen25_3b.transformer.model.",
-        "qwen25_3b.transformer.model.",
+        "text_encoders.qwen25_7b.transformer.model.", "qwen25_3b.transformer.model.", "qwen25_7b.transformer.model.",
     ),
     kinds=("Qwen2.5-VL", "Qwen2.5"),
     gguf_names={"attn_q.bias": "self_attn.q_proj"},
     head=128,
-    # config.json of Qwen/Qwen2.5-VL-3B-Instruct
+    # config.json of Qwen/Qwen2.5-VL-3B-Instruct and of 7B
     constants={
         "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
