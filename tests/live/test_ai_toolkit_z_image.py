@@ -58,7 +58,7 @@ JOBS = {
         "quantize_te": "qfloat8", "held_as": "float8", "items": [TURBO, TALL | WEAK],
     },
     "recovery adapter, DoRA above": {
-        "recovery_adapter": "lora_all_f32", "lora": "dora_f32", "quantize_transformer": "float8", "items": [FOX],
+        "recovery_adapter": "lora_all_f32", "lora": "dora_f32", "quantize_transformer": "uint4", "items": [FOX],
     },
     "training adapter, uint4": {
         "assistant_lora_path": "adapter_f16", "quantize_transformer": "uint4", "items": [TURBO],

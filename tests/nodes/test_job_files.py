@@ -18,8 +18,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def opened(tmp_path, host):
-    """``opened(arch, name_or_path=..., ...)`` opens a job with such a model section: the pipeline and its summary."""
+def opened_pipeline(tmp_path, host):
+    """``opened_pipeline(arch, weights, name_or_path=..., ...)`` opens a job with such a model section: the pipeline and
+    its summary."""
     for kind in ("diffusers", "diffusion_models", "vae", "loras"):
         (tmp_path / "models" / kind).mkdir(parents=True)
     use_host(PlainHost(tmp_path / "models", host.input, host.output, "cpu"))
@@ -27,16 +28,21 @@ def opened(tmp_path, host):
     config = yaml.safe_load((folder / "config.yaml").read_text())
 
     def open_with(arch, weights="default", **section):
-        pipeline, summary = open_pipeline(arch, weights, **section)
-        return {one.component: one.name for one in pipeline.checkpoint.sources}, summary
-
-    def open_pipeline(arch, weights, **section):
         config["config"]["process"][0]["model"] = {"arch": arch, **section}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         _, pipeline, summary = AITKTrainingJob().open("job", weights)
         return pipeline, summary
 
-    open_with.pipeline = open_pipeline
+    return open_with
+
+
+@pytest.fixture
+def opened(opened_pipeline):
+    """The same, with the names of the pipeline's sources by part."""
+
+    def open_with(arch, weights="default", **section):
+        pipeline, summary = opened_pipeline(arch, weights, **section)
+        return {one.component: one.name for one in pipeline.checkpoint.sources}, summary
 
     return open_with
 
@@ -125,7 +131,7 @@ ARA = "me/adapters/ara_uint3.safetensors"
 QUANTISED = {"name_or_path": "a/b", "quantize": True, "quantize_te": False}
 
 
-def test_a_job_s_recovery_adapter_is_found_and_put_on(opened, folders, cached, tmp_path):
+def test_a_job_s_recovery_adapter_is_found_and_put_on(opened, opened_pipeline, folders, cached, tmp_path):
     shutil.copytree(base("zimage"), folders / "diffusers" / "mine")
     section = {**QUANTISED, "qtype": f"uint3|{ARA}"}
     with pytest.raises(
@@ -138,9 +144,9 @@ def test_a_job_s_recovery_adapter_is_found_and_put_on(opened, folders, cached, t
     lora = GOLDEN / "zimage" / "lora" / "lora_all_f32.safetensors"
     shutil.copy(lora, tmp_path / "adapters" / "ara_uint3.safetensors")
     cached("me/adapters", tmp_path / "adapters")
-    of_hub, _ = opened.pipeline("zimage", "mine", **section)
+    of_hub, _ = opened_pipeline("zimage", "mine", **section)
     shutil.copy(lora, folders / "loras" / "ara_uint3.safetensors")
-    of_folder, summary = opened.pipeline("zimage", "mine", **section)
+    of_folder, summary = opened_pipeline("zimage", "mine", **section)
     for pipeline, home in ((of_hub, "snapshots"), (of_folder, "loras")):
         assert pipeline.recovery.qtype == "uint3"
         (adapter,) = pipeline.loras
@@ -148,18 +154,18 @@ def test_a_job_s_recovery_adapter_is_found_and_put_on(opened, folders, cached, t
         assert home in str(adapter.file.path)
         assert pipeline.options.transformer_quantization == "uint3"
     assert "accuracy_recovery_adapter" not in summary
-    plain, summary = opened.pipeline("zimage", "mine", **{**section, "quantize": False})
+    plain, summary = opened_pipeline("zimage", "mine", **{**section, "quantize": False})
     assert (plain.recovery, plain.loras) == (None, ())
     assert "which AI Toolkit does not read without model.quantize" in summary
-    of_none, _ = opened.pipeline("zimage", "mine", **QUANTISED, qtype=f"uint8|{ARA}")
+    of_none, _ = opened_pipeline("zimage", "mine", **QUANTISED, qtype=f"uint8|{ARA}")
     assert (of_none.recovery.qtype, of_none.options.transformer_quantization) == ("uint8", "none")
 
 
-def test_a_turbo_job_s_training_adapter_is_under_its_weights(opened, folders, cached, tmp_path):
+def test_a_turbo_job_s_training_adapter_is_under_its_weights(opened, opened_pipeline, folders, cached, tmp_path):
     """AI Toolkit z_image.py load_model: merged, then float8 where the job says qfloat8, and taken off live."""
     shutil.copytree(base("zimage"), folders / "diffusers" / "mine")
     section = {**QUANTISED, "assistant_lora_path": "me/adapters/turbo_v2.safetensors"}
-    gone, summary = opened.pipeline("zimage:turbo", "mine", **section)
+    gone, summary = opened_pipeline("zimage:turbo", "mine", **section)
     assert "'turbo_v2.safetensors', which is not in 'loras': the last bits differ" in summary
     assert (gone.loras, gone.options.transformer_quantization) == ((), "float8")
     (tmp_path / "adapters").mkdir()
@@ -170,7 +176,7 @@ def test_a_turbo_job_s_training_adapter_is_under_its_weights(opened, folders, ca
         ({**section, "qtype": "uint4"}, "uint4"),
         ({**section, "quantize": False}, "none"),
     ):
-        pipeline, summary = opened.pipeline("zimage:turbo", "mine", **own)
+        pipeline, summary = opened_pipeline("zimage:turbo", "mine", **own)
         assert pipeline.checkpoint.source("transformer").name == "mine + turbo_v2.safetensors"
         assert [(one.strength, one.arithmetic, one.application) for one in pipeline.loras] == [(-1.0, "peft", "live")]
         assert pipeline.options.transformer_quantization == held

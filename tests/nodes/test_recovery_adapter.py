@@ -122,8 +122,9 @@ def test_the_adapter_s_layers_alone_are_quantised_and_those_of_whole_groups_at_t
     assert held == set(ONLY[:2])
     # what AI Toolkit's formula makes of the stored weight
     stored = dict(pipeline.checkpoint.source("transformer").read([f"{ONLY[0]}.weight"]))[f"{ONLY[0]}.weight"]
-    own = module.get_submodule(ONLY[0]).weight
-    assert torch.equal(own.dequantize(), uintx.quantize(stored.to(torch.bfloat16), 3).dequantize())
+    own = module.get_submodule(ONLY[0])
+    assert isinstance(own, uintx.UIntXLinear)
+    assert torch.equal(own.weight.dequantize(), uintx.quantize(stored.to(torch.bfloat16), 3).dequantize())
     assert "uint3 under its recovery adapter" in repr(pipeline)
 
 
