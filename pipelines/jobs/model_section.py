@@ -5,7 +5,7 @@ Sources: AI Toolkit config_modules.py ModelConfig, train_tools.py get_torch_dtyp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -44,6 +44,8 @@ _OLD_NAMES = {"is_v2": "sd2", "is_v3": "sd3", "is_xl": "sdxl"}
 _NO_ARCHITECTURE = ("is_v_pred",)
 _RENAMED = {"flex1": "flux"}
 _SAME_TYPES = {"qfloat8_e4m3fn": "qfloat8"}  # two of quanto's names
+# all of this pack's but its own
+_TYPES = tuple(one for one in get_args(Quantization) if one != "fp8_e4m3fn")
 # the type whose every layer AI Toolkit refuses: the weights stay, and no LoRA is merged into them (uintx_quant.py)
 NO_TYPE = "uint8"
 _NO_ARCH = "sd1"  # what AI Toolkit takes a section for that says nothing
@@ -138,22 +140,11 @@ def wanted_model(model: JobModel) -> WantedModel:
     problems = [] if facts else [f"This pack does not run {shown(model.arch)}."]
     choices: dict[Literal["denoiser", "encoder"], Quantization] = {}
     for role, said in model.quantization.items():
-        choices[role] = said if said in get_args(Quantization) else "none"  # pyright: ignore[reportArgumentType]
+        choices[role] = said if said in _TYPES else "none"  # pyright: ignore[reportArgumentType]
         if choices[role] != said and (role, said) != ("denoiser", NO_TYPE):
             problems.append(f"The job's {role} was quantised to {shown(said)}, which this pack does not have.")
-    recovery, denoiser = _recovery_adapter(model, facts), model.quantization.get("denoiser", "none")
-    if recovery and denoiser in get_args(Quantization) and denoiser not in RECOVERY_TYPES:
-        problems.append(
-            f"The job's recovery adapter {shown(recovery, 200)} is on layers in {shown(denoiser)}, a type at which AI "
-            f"Toolkit stops; it takes {', '.join(RECOVERY_TYPES)}."
-        )
-    if "accuracy_recovery_adapter" in model.extras and "assistant_lora_path" in model.extras:
-        problems.append(
-            "The job sets both a recovery adapter (model.qtype) and model.assistant_lora_path, at which AI Toolkit "
-            "stops. Take the one out that its pictures were rendered without."
-        )
-    if "|" in recovery:
-        problems.append(f"The job's model.qtype has two '|', at which AI Toolkit stops: {shown(recovery, 200)}.")
+    recovery = _recovery_adapter(model, facts)
+    problems += _adapter_problems(model, recovery)
     options = RuntimeOptions(
         transformer_quantization=choices.get("denoiser", "none"),
         text_encoder_quantization=choices.get("encoder", "none"),
@@ -166,11 +157,28 @@ def wanted_model(model: JobModel) -> WantedModel:
         options=options,
         training_adapter=model.extras["assistant_lora_path"] if _takes_adapter(model) else "",
         recovery_adapter=recovery,
-        recovery_type=denoiser if recovery else "",
+        recovery_type=model.quantization.get("denoiser", "none") if recovery else "",
         elsewhere={key: model.extras[key] for key in (facts.job_files.parts if facts else ()) if key in model.extras},
         notes=_notes(model, facts) if facts else (),
         problems=tuple(problems),
     )
+
+
+def _adapter_problems(model: JobModel, recovery: str) -> Iterator[str]:
+    """At what AI Toolkit stops, so that a job's pictures were rendered otherwise; a sentence each."""
+    held = model.quantization.get("denoiser", "none")
+    if recovery and held in _TYPES and held not in RECOVERY_TYPES:
+        yield (
+            f"The job's recovery adapter {shown(recovery, 200)} is on layers in {shown(held)}, a type at which AI "
+            f"Toolkit stops; it takes {', '.join(RECOVERY_TYPES)}."
+        )
+    if "accuracy_recovery_adapter" in model.extras and "assistant_lora_path" in model.extras:
+        yield (
+            "The job sets both a recovery adapter (model.qtype) and model.assistant_lora_path, at which AI Toolkit "
+            "stops. Take the one out that its pictures were rendered without."
+        )
+    if "|" in recovery:
+        yield f"The job's model.qtype has two '|', at which AI Toolkit stops: {shown(recovery, 200)}."
 
 
 def _tiles(model: JobModel, facts: ModelFacts) -> bool:

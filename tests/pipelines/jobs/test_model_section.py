@@ -108,6 +108,8 @@ FOLLOWED = {
 NAMED = (
     "orbit2", "orbit3", "orbit4", "orbitvq2", "orbitvq3", "orbitvq4", "convrot4", "convrot8", "convrotbitnet",
     "convrotcomfyw4a4", *(f"convrotint{bits}" for bits in range(2, 9)), "nvfp4",
+    # none of its own, at which it stops
+    "fp8_e4m3fn", "int4",
 )  # fmt: skip
 
 
