@@ -203,6 +203,15 @@ SCHEMES: dict[str, tuple[Box | Wire | Figure, ...]] = {
         _ASK,
         _box("AITKSampler", "*render as (recipe): trainer preview"),
     ),
+    "AITKRecoveryAdapter": (
+        _box("LoadAITKModel", "weights: default"),
+        _ASK,
+        _box("AITKRecoveryAdapter", "*adapter_name: ..._uint3", "*qtype: uint3"),
+        _ASK,
+        _box("ApplyAITKLoRA", "lora_name: my_lora.safetensors"),
+        _ASK,
+        _box("AITKSampler", "*render as (recipe): trainer preview"),
+    ),
     "AITKComparePreviews": (
         Box("AITK Sampler  and  Load Image"),
         Wire("ours, trainer", _IMAGE),

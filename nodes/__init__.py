@@ -7,6 +7,7 @@ from .load_model import LoadAITKModel
 from .lora import ApplyAITKLoRA
 from .lora_stack import AITKLoRAStack
 from .recipe_options import AITKRecipeOptions
+from .recovery_adapter import AITKRecoveryAdapter
 from .runtime_options import AITKRuntimeOptions
 from .sampler import AITKSampler
 from .save_image import AITKSaveImage
@@ -29,6 +30,7 @@ NODE_CLASS_MAPPINGS = {
     "AITKEncodeImage": AITKEncodeImage,
     "AITKDecodeLatent": AITKDecodeLatent,
     "AITKLoRAStack": AITKLoRAStack,
+    "AITKRecoveryAdapter": AITKRecoveryAdapter,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -46,6 +48,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AITKEncodeImage": "AITK Encode Image",
     "AITKDecodeLatent": "AITK Decode Latent",
     "AITKLoRAStack": "AITK LoRA Stack",
+    "AITKRecoveryAdapter": "AITK Recovery Adapter",
 }
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..pipelines.errors import FileError, InputError
+from ..pipelines.errors import FileError, HubError, InputError
 from ..pipelines.files.header import FileStamp
 from ..pipelines.handle import Lease, PipelineHandle
 from ..pipelines.models import find_model
@@ -16,6 +16,8 @@ from .load_model import chosen_checkpoint
 from .shared import roots
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..pipelines.jobs.job import TrainingJob
     from ..pipelines.jobs.model_section import WantedModel
     from ..pipelines.models.facts import ModelFacts
@@ -71,8 +73,10 @@ def job_pipeline(job: TrainingJob, weights: str, observer: Observer) -> tuple[Pi
     elsewhere = _elsewhere(wanted, facts, choice, observer)
     checkpoint = chosen_checkpoint(facts, choice, observer, elsewhere)
     pipeline = PipelineHandle(facts.id, checkpoint, wanted.dtype, wanted.options, lease=Lease())
+    if wanted.recovery_adapter:
+        return _recovered(pipeline, wanted, observer), notes
     if wanted.training_adapter:
-        return _adapted(pipeline, wanted.training_adapter, notes)
+        return _adapted(pipeline, wanted.training_adapter, notes, observer)
     return pipeline, notes
 
 
@@ -120,17 +124,55 @@ def _elsewhere(wanted: WantedModel, facts: ModelFacts, choice: Choice, observer:
     return found
 
 
-def _adapted(pipeline: PipelineHandle, adapter: str, notes: list[str]) -> tuple[PipelineHandle, list[str]]:
-    """The pipeline on its training adapter, where the user has the file."""
+def _adapted(
+    pipeline: PipelineHandle, adapter: str, notes: list[str], observer: Observer
+) -> tuple[PipelineHandle, list[str]]:
+    """The pipeline on its training adapter, where the file can be had."""
     from ..pipelines.lora.training_adapter import with_training_adapter
     from ..pipelines.weights.elsewhere import last_name
 
     name = last_name(adapter)
     try:
-        path = resolve_name(name, roots("loras"), "training adapter")
-    except FileError:
+        path = _adapter_file(adapter, "training adapter", observer)
+    except (FileError, HubError):
         said = (
             f"The job trained with the adapter {shown(name)}, which is not in 'loras': the last bits differ without it."
         )
         return pipeline, [*notes, said]
     return with_training_adapter(pipeline, path, name, find_model(pipeline.model)), notes
+
+
+def _recovered(pipeline: PipelineHandle, wanted: WantedModel, observer: Observer) -> PipelineHandle:
+    """The pipeline on its recovery adapter, without which its pictures are others."""
+    from ..pipelines.lora.recovery_adapter import with_recovery_adapter
+    from ..pipelines.weights.elsewhere import last_name
+
+    adapter, name = wanted.recovery_adapter, last_name(wanted.recovery_adapter)
+    try:
+        path = _adapter_file(adapter, "recovery adapter", observer)
+    except (FileError, HubError) as error:
+        # the hub's advice is about a model's folder
+        why = f", and {str(error).partition('. ')[0]}" if isinstance(error, HubError) else ""
+        raise FileError(
+            f"The job's weights were quantised under the recovery adapter {shown(adapter, 200)} (model.qtype), without "
+            f"which no picture is the trainer's. It is not in 'loras'{why}. Put it there as {shown(name)}."
+        ) from error
+    return with_recovery_adapter(pipeline, path, name, wanted.recovery_type, find_model(pipeline.model))
+
+
+def _adapter_file(named: str, what: str, observer: Observer) -> Path:
+    """A file that a job's config names: in 'loras', by its last name, or of a repository on the hub.
+
+    Raises:
+        FileError, HubError: it is in neither.
+    """
+    from ..pipelines.weights.elsewhere import last_name
+    from ..pipelines.weights.hub import fetch_file
+
+    try:
+        return resolve_name(last_name(named), roots("loras"), what)
+    except FileError:
+        found = fetch_file(named, observer)
+        if found is None:
+            raise
+        return found

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from .files.header import FileStamp
-    from .options import Application, Arithmetic, DType
+    from .options import Application, Arithmetic, DType, Quantization, RecoveryType
     from .weights.checkpoint import Checkpoint
 
 _SHOWN_LORAS = 3  # in a handle's own words
@@ -52,6 +52,28 @@ class LoraSpec:
         return f"{cut(self.name, 60)} at {self.strength:g}"
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """What an accuracy recovery adapter asks of the weights under it. Its branch is the first of the handle's LoRAs.
+
+    Attributes:
+        name: of its file, as the user sees it.
+        part: whose layers these are.
+        qtype: how they are held.
+        layers: their names in the part; no other layer of it is quantised.
+    """
+
+    name: str
+    part: str
+    qtype: RecoveryType
+    layers: tuple[str, ...]
+
+    @property
+    def quantization(self) -> Quantization:
+        """The form of the layers: AI Toolkit's ``uint8`` refuses each."""
+        return "none" if self.qtype == "uint8" else self.qtype
+
+
 class Lease:
     """Keeps a handle's weights in memory as long as it lives: ComfyUI lets go of its nodes' outputs to free memory."""
 
@@ -66,6 +88,7 @@ class PipelineHandle:
         dtype: what they are computed in.
         options: how they are held.
         loras: in the order in which they apply.
+        recovery: how the weights under an accuracy recovery adapter are held; None without one.
         lease: shared by all handles that were made of one; decides no picture.
     """
 
@@ -74,13 +97,15 @@ class PipelineHandle:
     dtype: DType = "bfloat16"
     options: RuntimeOptions = field(default_factory=RuntimeOptions)
     loras: tuple[LoraSpec, ...] = ()
+    recovery: Recovery | None = None
     lease: Lease | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         loras = [f", LoRA {lora!r}" for lora in self.loras[:_SHOWN_LORAS]]
         more = len(self.loras) - len(loras)
         rest = f", and {more} more" if more else ""
-        return f"AITK pipeline: {self.model}, {cut(self.checkpoint.name)}, {self.dtype}{''.join(loras)}{rest}"
+        recovery = f", {self.recovery.qtype} under its recovery adapter" if self.recovery else ""
+        return f"AITK pipeline: {self.model}, {cut(self.checkpoint.name)}, {self.dtype}{recovery}{''.join(loras)}{rest}"
 
     def with_lora(self, lora: LoraSpec) -> PipelineHandle:
         """A new handle with one more LoRA after the others; this one stays as it is."""

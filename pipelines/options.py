@@ -17,15 +17,18 @@ Quantization = Literal[
     "qint4", "qint2", "qfloat8_e5m2", "qfloat8_e4m3fnuz",
 ]  # fmt: skip
 QuantizationChoice = Literal["model default"] | Quantization
+# AI Toolkit's types that run under an accuracy recovery adapter; its uint8 leaves every layer as it is
+RecoveryType = Literal["uint3", "uint4", "uint2", "uint5", "uint6", "uint7", "uint8", "float8", "int8"]
 Attention = Literal["default", "flash", "sage", "flash 3", "xformers"]
 Placement = Literal["automatic", "resident", "streamed", "sequential"]
 Application = Literal["auto", "merged", "live"]
-Arithmetic = Literal["trainer", "peft", "sd-scripts"]  # of a live LoRA
+Arithmetic = Literal["trainer", "peft", "sd-scripts", "recovery"]  # of a live LoRA
 Role = Literal["encoder", "denoiser", "autoencoder"]
 OptionValue = float | bool | str
 
 DTYPES: tuple[DType, ...] = ("bfloat16", "float16", "float32")
 QUANTIZATION_CHOICES: tuple[QuantizationChoice, ...] = ("model default", *get_args(Quantization))
+RECOVERY_TYPES: tuple[RecoveryType, ...] = get_args(RecoveryType)
 ATTENTIONS: tuple[Attention, ...] = ("default", "flash", "sage", "flash 3", "xformers")
 PLACEMENTS: tuple[Placement, ...] = ("automatic", "resident", "streamed", "sequential")
 APPLICATIONS: tuple[Application, ...] = ("auto", "merged", "live")

@@ -32,7 +32,7 @@ class Passport:
         code: digest of the pack's library, which has one version while it is developed.
         job: digest of its samples, of its checkpoints' names and sizes, and of how the trainer rendered each.
         weights: fingerprint of the base's files, those that the job takes from elsewhere among them.
-        adapter: digests of the base's LoRAs: the training adapter, where there is one.
+        adapter: digests of the base's LoRAs: the training or recovery adapter, where there is one.
         kernels: see :func:`...pipelines.replay.key.kernels`.
         others: names of the other kernels that it can render with, in the order of trying.
     """
@@ -66,7 +66,7 @@ class Passport:
         if self.weights != own.weights:
             yield "the files of the base are others"
         if self.adapter != own.adapter:
-            yield "the training adapter in 'loras' is another file, or only one machine has it"
+            yield "the training or recovery adapter in 'loras' is another file, or only one machine has it"
 
     def unlike_kernels(self, first: Passport) -> Iterator[str]:
         """How this one's kernels differ from those of the first worker, in words."""

@@ -15,6 +15,7 @@ _SIZES = {
     "ApplyAITKLoRA": (360, 220),
     "AITKLoRAStack": (360, 760),
     "AITKTrainingAdapter": (360, 160),
+    "AITKRecoveryAdapter": (360, 190),
     "AITKTrainingJob": (360, 200),
     "AITKReplayPreviews": (440, 640),
     "AITKControlImages": (300, 160),

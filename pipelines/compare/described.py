@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..jobs.era import encoder_types_of
-from ..jobs.model_section import unmatched, wanted_model
+from ..jobs.model_section import NO_TYPE, unmatched, wanted_model
 from ..run.request import MAX_SEED
 from ..weights.elsewhere import last_name
 
@@ -94,7 +94,7 @@ def recorded_run(
         weights=job.model.name_or_path,
         extras=unmatched(job.model),
         dtype=job.model.dtype,
-        denoiser_quantization=job.model.quantization.get("denoiser", "none"),
+        denoiser_quantization=_denoiser_type(job),
         encoder_quantization=encoder_types_of(job, checkpoint)[0],
         recipes=tuple(recipes),
         loras=_recorded_loras(job, sample, checkpoint),
@@ -158,8 +158,14 @@ def _recorded_loras(
     if not checkpoint.base and not name:
         # a step that was never saved has a LoRA without a name
         return None
-    adapter = last_name(wanted_model(job.model).training_adapter)
-    return ({name: sample.multiplier} if name else {}) | ({adapter: None} if adapter else {})
+    wanted = wanted_model(job.model)
+    adapters = [last_name(one) for one in (wanted.training_adapter, wanted.recovery_adapter) if one]
+    return ({name: sample.multiplier} if name else {}) | dict.fromkeys(adapters)
+
+
+def _denoiser_type(job: TrainingJob) -> str:
+    said = job.model.quantization.get("denoiser", "none")
+    return "none" if said == NO_TYPE else said
 
 
 def _merges_before(job: TrainingJob, checkpoint: JobCheckpoint) -> int:

@@ -166,7 +166,7 @@ class Engine:
         for key in keys.values():
             if (held := self._parts.find(key)) is not None:
                 held.lend_to(handle.lease)
-        loras = resolve(handle.loras, recipe, {name: key.held_as for name, key in keys.items()})
+        loras = resolve(handle.loras, recipe, {name: asked.held(key) for name, key in keys.items()})
         latents = None if size is None else model.latent_shape(size)
         return Wanted(model, handle, keys, loras, self._planner.plan(asked, loras, latents))
 
@@ -373,7 +373,7 @@ class Engine:
         self._parts.make_way(wanted, key)
         dtype = torch_dtype(key.dtype)
         with self._metered():
-            module = kind.load(key.source, dtype, key.quantization, key.plain, observer)
+            module = kind.load(key.source, dtype, key.quantization, key.plain, observer, key.only)
         # what was read to make it
         trim_ram()
         self.counters.parts_loaded += 1

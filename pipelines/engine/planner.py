@@ -14,7 +14,7 @@ from ..weights.source import packed_as
 from .wanted import PartKey
 
 if TYPE_CHECKING:
-    from ..handle import PipelineHandle
+    from ..handle import PipelineHandle, Recovery
     from ..lora.stack import AppliedLora
     from ..machine.machine import Machine
     from ..models.model import Model
@@ -36,13 +36,29 @@ class Asked:
 
     def key(self, part: str, quantization: Quantization) -> PartKey:
         """What a part is in one quantisation."""
+        source, recovery = self.handle.checkpoint.source(part), self._recovery(part)
         # what quantisation leaves alone tells nothing apart where there is none
-        plain = self.recipe.plain.get(part, ()) if quantization != "none" else ()
-        source = self.handle.checkpoint.source(part)
-        return PartKey(self.model.facts.id, source, self.handle.dtype, quantization, plain)
+        plain = only = ()
+        if recovery is not None and quantization != "none":
+            only = recovery.layers
+        elif quantization != "none":
+            plain = self.recipe.plain.get(part, ())
+        return PartKey(self.model.facts.id, source, self.handle.dtype, quantization, plain, only)
+
+    def held(self, key: PartKey) -> str:
+        """How a part's weights are held where LoRAs are not merged into them; else empty."""
+        recovery = self._recovery(key.part)
+        # AI Toolkit merges nothing under an adapter, whose uint8 leaves the weights as they are
+        return key.held_as or ("" if recovery is None else recovery.qtype)
+
+    def _recovery(self, part: str) -> Recovery | None:
+        recovery = self.handle.recovery
+        return recovery if recovery is not None and recovery.part == part else None
 
     def quantizations(self, part: Part) -> tuple[Quantization, Quantization | None]:
         """What the handle means, and what else the plan may choose."""
+        if (recovery := self._recovery(part.name)) is not None:
+            return recovery.quantization, None
         choice, facts = self.handle.options.quantization(part.role), self.model.facts
         if choice != "model default":
             return choice, None
@@ -110,7 +126,7 @@ class Planner:
     def _measure(self, part: Part, key: PartKey) -> PartSizes:
         if key not in self._sizes:
             root = part.outline(key.source)
-            holding = holding_of(key.quantization, key.plain)
+            holding = holding_of(key.quantization, key.plain, key.only)
             infos = key.source.tensor_infos()
             found = expected_sizes(root, part.blocks(root), infos, torch_dtype(key.dtype), holding)
             while len(self._sizes) >= _MOST_SIZES:

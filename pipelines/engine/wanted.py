@@ -27,6 +27,7 @@ class PartKey:
         dtype: what it runs in.
         quantization: how its layers are held.
         plain: names of layers that are not quantised.
+        only: names of the layers that alone are quantised; empty is all.
     """
 
     model: str
@@ -34,6 +35,7 @@ class PartKey:
     dtype: DType
     quantization: Quantization
     plain: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     @property
     def part(self) -> str:

@@ -5,7 +5,7 @@ Sources: AI Toolkit config_modules.py ModelConfig, train_tools.py get_torch_dtyp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,7 +14,7 @@ from packaging.version import InvalidVersion, Version
 from ..models import catalogue
 from ..models.option import VAE_TILING
 from ..models.recipe import TRAINER_PREVIEW
-from ..options import Chosen, Quantization, RuntimeOptions
+from ..options import RECOVERY_TYPES, Chosen, Quantization, RuntimeOptions
 from ..words import shown
 from .job import JobModel
 
@@ -45,6 +45,10 @@ _OLD_NAMES = {"is_v2": "sd2", "is_v3": "sd3", "is_xl": "sdxl"}
 _NO_ARCHITECTURE = ("is_v_pred",)
 _RENAMED = {"flex1": "flux"}
 _SAME_TYPES = {"qfloat8_e4m3fn": "qfloat8"}  # two of quanto's names
+# all of this pack's but its own
+_TYPES = tuple(one for one in get_args(Quantization) if one != "fp8_e4m3fn")
+# the type whose every layer AI Toolkit refuses: the weights stay, and no LoRA is merged into them (uintx_quant.py)
+NO_TYPE = "uint8"
 _NO_ARCH = "sd1"  # what AI Toolkit takes a section for that says nothing
 # AI Toolkit's loaders changed between these: the first was seen before, the second after
 OLD_LOADERS, NEW_LOADERS = Version("0.12.26"), Version("0.13.5")
@@ -60,6 +64,8 @@ class WantedModel:
         dtype: of the computation.
         options: with the quantisation of both parts, and tiles where AI Toolkit decodes in tiles.
         training_adapter: the adapter that AI Toolkit trained with, a repository's file or a path; empty without one.
+        recovery_adapter: the accuracy recovery adapter below the LoRA, likewise.
+        recovery_type: how the adapter's layers are held.
         elsewhere: key of the model section -> what it names, for parts that AI Toolkit takes from there.
         notes: what other files the section names, and what comes of them; a sentence each.
         problems: why a picture cannot be rendered as the trainer did, a sentence each.
@@ -70,6 +76,8 @@ class WantedModel:
     dtype: DType
     options: RuntimeOptions
     training_adapter: str = ""
+    recovery_adapter: str = ""
+    recovery_type: str = ""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -107,7 +115,7 @@ def read_model(process: Mapping[str, Any], trained_with: str) -> tuple[JobModel,
     if undecided:
         notes.append(undecided)
     denoiser = _type(section, "quantize", "qtype")
-    if denoiser == "qfloat8" and _takes_adapter(model):
+    if denoiser == "qfloat8" and section.get("qtype", denoiser) == denoiser and _takes_adapter(model):
         denoiser = "float8"  # AI Toolkit z_image.py load_model
     quantization: dict[Literal["denoiser", "encoder"], str] = {"denoiser": denoiser, "encoder": encoder}
     return replace(model, quantization=quantization, encoder_types=types if len(types) > 1 else ()), tuple(notes)
@@ -158,10 +166,12 @@ def wanted_model(model: JobModel) -> WantedModel:
     problems = [] if facts else [f"This pack does not run {shown(model.arch)}."]
     choices: dict[Literal["denoiser", "encoder"], Quantization] = {}
     for role, said in model.quantization.items():
-        choices[role] = said if said in get_args(Quantization) else "none"  # pyright: ignore[reportArgumentType]
-        if choices[role] != said:
+        choices[role] = said if said in _TYPES else "none"  # pyright: ignore[reportArgumentType]
+        if choices[role] != said and (role, said) != ("denoiser", NO_TYPE):
             problems.append(f"The job's {role} was quantised to {shown(said)}, which this pack does not have.")
     problems += _unknown_kwargs(model, facts) if facts else []
+    recovery = _recovery_adapter(model, facts)
+    problems += _adapter_problems(model, recovery)
     options = RuntimeOptions(
         transformer_quantization=choices.get("denoiser", "none"),
         text_encoder_quantization=choices.get("encoder", "none"),
@@ -173,6 +183,8 @@ def wanted_model(model: JobModel) -> WantedModel:
         dtype=model.dtype,
         options=options,
         training_adapter=model.extras["assistant_lora_path"] if _takes_adapter(model) else "",
+        recovery_adapter=recovery,
+        recovery_type=model.quantization.get("denoiser", "none") if recovery else "",
         elsewhere={key: model.extras[key] for key in (facts.job_files.parts if facts else ()) if key in model.extras},
         notes=_notes(model, facts) if facts else (),
         problems=tuple(problems),
@@ -187,6 +199,23 @@ def _unknown_kwargs(model: JobModel, facts: ModelFacts) -> list[str]:
         for key, default in facts.job_files.kwargs.items()
         if kwargs.get(key) is not None and kwargs[key] != default and key not in known
     ]
+
+
+def _adapter_problems(model: JobModel, recovery: str) -> Iterator[str]:
+    """At what AI Toolkit stops, so that a job's pictures were rendered otherwise; a sentence each."""
+    held = model.quantization.get("denoiser", "none")
+    if recovery and held in _TYPES and held not in RECOVERY_TYPES:
+        yield (
+            f"The job's recovery adapter {shown(recovery, 200)} is on layers in {shown(held)}, a type at which AI "
+            f"Toolkit stops; it takes {', '.join(RECOVERY_TYPES)}."
+        )
+    if "accuracy_recovery_adapter" in model.extras and "assistant_lora_path" in model.extras:
+        yield (
+            "The job sets both a recovery adapter (model.qtype) and model.assistant_lora_path, at which AI Toolkit "
+            "stops. Take the one out that its pictures were rendered without."
+        )
+    if "|" in recovery:
+        yield f"The job's model.qtype has two '|', at which AI Toolkit stops: {shown(recovery, 200)}."
 
 
 def _tiles(model: JobModel, facts: ModelFacts) -> bool:
@@ -206,6 +235,10 @@ def _notes(model: JobModel, facts: ModelFacts) -> tuple[str, ...]:
     found, files = [], facts.job_files
     for key in _FILES:
         if key not in model.extras or key in files.parts or (key == "assistant_lora_path" and _takes_adapter(model)):
+            continue
+        if key == "accuracy_recovery_adapter" and facts.recovery_adapters is not None:
+            if not _recovery_adapter(model, facts):
+                found.append("The job names a recovery adapter, which AI Toolkit does not read without model.quantize.")
             continue
         said = f"The job sets model.{key} to {shown(model.extras[key], 200)}"
         if key in files.missing:
@@ -245,6 +278,12 @@ def _takes_adapter(model: JobModel) -> bool:
     return "assistant_lora_path" in model.extras and any(facts.training_adapter for facts in _of_arch(model.arch))
 
 
+def _recovery_adapter(model: JobModel, facts: ModelFacts | None) -> str:
+    """The recovery adapter that AI Toolkit quantises a model under; empty where it reads none."""
+    read = facts is not None and facts.recovery_adapters is not None and bool(model.section.get("quantize"))
+    return model.extras.get("accuracy_recovery_adapter", "") if read else ""
+
+
 def _arch(section: Mapping[str, Any]) -> str:
     said = section.get("arch")
     if isinstance(said, str) and said:
@@ -262,8 +301,8 @@ def _type(section: Mapping[str, Any], switch: str, key: str) -> str:
     said = section.get(key, "qfloat8")
     found = said.split("|", 1)[0] if isinstance(said, str) else shown(said)
     found = _SAME_TYPES.get(found, found)
-    # quanto's weights cannot be moved a layer at a time: AI Toolkit takes torchao's type
-    return "float8" if found == "qfloat8" and _offloads(section) else found
+    # quanto's weights cannot be moved a layer at a time: AI Toolkit takes torchao's type, where it finds this very text
+    return "float8" if said == "qfloat8" and _offloads(section) else found
 
 
 def _encoder_types(section: Mapping[str, Any], facts: ModelFacts | None) -> tuple[str, ...]:

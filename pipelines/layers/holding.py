@@ -44,18 +44,22 @@ class Holding(Protocol):
 
 
 class Selected:
-    """A form for all layers but some.
+    """A form for some layers.
 
     Args:
-        form: for the others.
+        form: theirs.
         plain: names of layers that stay dense, with ``*`` for any letters; a name stands for what is below it, too.
+        only: names of the layers that alone are held so; empty is all but those.
     """
 
-    def __init__(self, form: Holding, plain: Sequence[str]) -> None:
+    def __init__(self, form: Holding, plain: Sequence[str], only: Sequence[str] = ()) -> None:
         self._form = form
         self._plain = plain
+        self._only = frozenset(only)
 
     def takes(self, layer: nn.Module, name: str) -> bool:
+        if self._only and name not in self._only:
+            return False
         return self._form.takes(layer, name) and not any(fnmatch(name, pattern) for pattern in self._plain)
 
     def size(self, shape: Sequence[int], dtype: torch.dtype) -> int:
@@ -65,10 +69,10 @@ class Selected:
         self._form.hold(model, name, weight, where)
 
 
-def holding_of(quantization: Quantization, plain: Sequence[str] = ()) -> Holding | None:
-    """The form that a choice means; None where every weight is dense."""
+def holding_of(quantization: Quantization, plain: Sequence[str] = (), only: Sequence[str] = ()) -> Holding | None:
+    """The form that a choice means, of the layers that :class:`Selected` says; None where every weight is dense."""
     form = _FORMS.get(quantization)
-    return None if form is None else Selected(form, plain)
+    return None if form is None else Selected(form, plain, only)
 
 
 def check_holding(quantization: Quantization, device: str, dtype: DType) -> None:

@@ -132,6 +132,11 @@ def with_training_adapter(handle: PipelineHandle, path: Path, name: str, model: 
     """
     if not model.training_adapter:
         raise LoraError(f"AI Toolkit trains {model.title} without a training adapter. Remove the node.")
+    if handle.recovery is not None:
+        raise LoraError(
+            f"The pipeline has a recovery adapter, {handle.recovery.name!r}, and AI Toolkit refuses a training adapter "
+            "beside one. Remove one of the two nodes."
+        )
     main = model.files.main
     source = handle.checkpoint.source(main)
     if isinstance(source, AdaptedSource):

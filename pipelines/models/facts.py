@@ -159,6 +159,8 @@ class ModelFacts:
         takes_system_prompt: whether its template has a place for one.
         training_adapter: the file, ``owner/name/file`` on the hub, that AI Toolkit's interface trains it with; empty
             where it needs none.
+        recovery_adapters: the files, likewise, that it offers to train the quantised model on; empty where it takes any
+            and offers none, None where it takes none.
         encoder_qtype: which key of a training job's config is the type of its quantised text encoders.
         preview_sampler: the value of a training job's ``sample.sampler`` with which AI Toolkit renders as its recipes
             do; empty where it reads none.
@@ -182,6 +184,7 @@ class ModelFacts:
     words: Words = field(default_factory=Words)
     takes_system_prompt: bool = True
     training_adapter: str = ""
+    recovery_adapters: tuple[str, ...] | None = None
     encoder_qtype: Literal["qtype", "qtype_te", "qtype_te since 0.13"] = "qtype_te"
     preview_sampler: str = ""
     job_files: JobFiles = field(default_factory=JobFiles)

@@ -72,6 +72,7 @@ class Part(ABC):
         quantization: Quantization,
         plain: Sequence[str],
         observer: Observer,
+        only: Sequence[str] = (),
     ) -> nn.Module:
         """Loads the part to the CPU.
 
@@ -81,12 +82,13 @@ class Part(ABC):
             quantization: how the weights of its layers are held.
             plain: names of layers that are not quantised, see :class:`..layers.holding.Selected`.
             observer: told how much is read; asked for interruption before each tensor.
+            only: names of the layers that alone are quantised; empty is all but those.
         """
         model, self._outline = self.outline(source), None
         names, infos = parameter_shapes(model), source.tensor_infos()
         total = sum(infos[name].size for name in names if name in infos)
         what = f"loading {self.name} of {source.name}" + (f" as {quantization}" if quantization != "none" else "")
-        tensors, holding = source.read(names), holding_of(quantization, plain)
+        tensors, holding = source.read(names), holding_of(quantization, plain, only)
         return fill(
             model, tensors, dtype, f"{source.name} {self.name}", reading(observer, what, total), holding=holding
         )

@@ -116,7 +116,7 @@ class Report:
 
 
 def _weights(wanted: Wanted) -> dict[str, Any]:
-    handle = wanted.handle
+    handle, recovery = wanted.handle, wanted.handle.recovery
     names = {source.component: source.name for source in handle.checkpoint.sources}
     layered = [name for name, part in wanted.model.parts.items() if part.role != "autoencoder"]
     return {
@@ -128,6 +128,7 @@ def _weights(wanted: Wanted) -> dict[str, Any]:
         "placement": handle.options.placement,
         "compiled": handle.options.compiled,
         "quantization": {name: wanted.keys[name].held_as or "none" for name in layered},
+        **({} if recovery is None else {"recovery_adapter": {"name": recovery.name, "qtype": recovery.qtype}}),
     }
 
 

@@ -30,6 +30,7 @@ _Opened = Callable[[Path], "dict[str, Source]"]
 _HALF = r"[A-Za-z0-9](?:[A-Za-z0-9_]|[.-](?![.-])){0,94}(?<![.-])"
 _REPO_ID = re.compile(f"{_HALF}/{_HALF}(?<![.]git)")
 _LONGEST_ID = 96
+_FILE = re.compile(r"\w[\w.-]*\.(?:safetensors|sft)")
 _COMMIT = 40  # hexadecimal digits
 # safetensors and text only: pickles are not even downloaded
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -108,6 +109,25 @@ def fetch_from(repo_id: str, part: str, model: ModelFiles, file: str, *, alone: 
     patterns = (file,) if file else _FILES if alone else tuple(_folders(part, facts))
     there = replace(facts, repository=Repository(repo_id, patterns, whole=not alone), file=file)
     return fetch_part(part, replace(model, parts={**model.parts, part: there}), observer)
+
+
+def fetch_file(named: str, observer: Observer = SILENT) -> Path | None:
+    """The safetensors file that ``owner/name/file`` names, from the cache or downloaded; None of any other text.
+
+    Raises:
+        HubError: as :func:`open_repo`.
+        FileError: the repository has no such file.
+    """
+    repository, _, file = named.rpartition("/")
+    if not is_repository(repository) or not _FILE.fullmatch(file):
+        return None
+    for folder in _cached_folders(repository):
+        if (folder / file).is_file():
+            return folder / file
+    path = _download(repository, (file,), observer) / file
+    if not path.is_file():
+        raise FileError(f"{repository!r} has no file {shown(file)}.")
+    return path
 
 
 def is_repository(text: str) -> bool:

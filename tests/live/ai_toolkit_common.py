@@ -12,6 +12,8 @@ JOB.json, in every script:
     dtype                 "float32" or "bf16"
     quantize_transformer  null or a qtype, such as "qfloat8" or "qint8"
     quantize_te           null or a qtype
+    recovery_adapter      optional: the file of an accuracy recovery adapter, whose layers alone quantize_transformer is
+                          for; one in LyCORIS' names is attached as before January 2026, since when AI Toolkit stops
     lora                  null or a file that AI Toolkit saved: LoRA, DoRA, LoKr or full rank
     device                optional, "cpu" by default
     items                 the preview round: prompt, negative_prompt, width, height, seed, steps, guidance,
@@ -89,7 +91,7 @@ def model_config(job: Job, arch: str, **more: Any) -> Any:
         "quantize": bool(transformer),
         "quantize_te": bool(text_encoder),
         # some models read this for the text encoder too
-        "qtype": transformer or text_encoder or "qfloat8",
+        "qtype": "|".join([transformer or text_encoder or "qfloat8", *filter(None, [job.get("recovery_adapter")])]),
         "qtype_te": text_encoder or "qfloat8",
     }
     return ModelConfig(**section, **more)
@@ -113,8 +115,8 @@ def settle(sd: Any, job: Job) -> None:
         part.requires_grad_(False)
         part.eval()
     for wanted, part in (("quantize_transformer", sd.unet), ("quantize_te", text_encoder_of(sd))):
-        # a layer that fails to quantise is only printed
-        if job.get(wanted) and quantized_layers(part)[0] == 0:
+        # a layer that fails to quantise is only printed, and uint8 fails at all
+        if job.get(wanted) and job[wanted] != "uint8" and quantized_layers(part)[0] == 0:
             raise RuntimeError(f"{wanted}: AI Toolkit left the part unquantised; its output above says why.")
 
 
@@ -224,6 +226,28 @@ def add_network(sd: Any, path: str) -> None:
     built = {module.lora_name.replace("$$", ".") for module in network.get_all_modules()}
     if unused or built != layers:
         raise ValueError(f"{path} does not fit: unused {sorted(unused)}, layers {sorted(built ^ layers)}.")
+
+
+@contextmanager
+def lycoris_recovered(job: Job) -> Iterator[None]:
+    """Lets a model be loaded on a recovery adapter in LyCORIS' names.
+
+    Until January 2026 (5b5aadad) a LoKr had these names in every network; since then the adapter's network would have
+    to ask for them, and does not.
+    """
+    from safetensors import safe_open
+    from toolkit.config_modules import NetworkConfig
+
+    def init(self: Any, **section: Any) -> None:
+        real(self, **section, old_lokr_format=True)
+
+    real, path = NetworkConfig.__init__, job.get("recovery_adapter")
+    with ExitStack() as stack:
+        if path:
+            with safe_open(path, "pt") as file:
+                if all(key.startswith(_OLD_LOKR) for key in file.keys()):  # noqa: SIM118 (no mapping)
+                    stack.enter_context(patch.object(NetworkConfig, "__init__", init))
+        yield
 
 
 class Recorder:
@@ -383,7 +407,8 @@ def main(load: Callable[[Job], Any], recorder: Callable[[Any], Recorder], **opti
     job_path, out_path = sys.argv[1:]
     prepare()
     job: Job = json.loads(Path(job_path).read_text(encoding="utf-8"))
-    sd = load(job)
+    with lycoris_recovered(job):
+        sd = load(job)
     settle(sd, job)
     if job.get("lora"):
         add_network(sd, job["lora"])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def main(job_path: str, out_path: str) -> None:
     from comfyui_aitk.pipelines.engine.engine import Engine
     from comfyui_aitk.pipelines.handle import ControlImages, LoraSpec, PipelineHandle
     from comfyui_aitk.pipelines.lora.file import open_lora
+    from comfyui_aitk.pipelines.lora.recovery_adapter import with_recovery_adapter
     from comfyui_aitk.pipelines.lora.training_adapter import with_training_adapter
     from comfyui_aitk.pipelines.machine.machine import PlainMachine
     from comfyui_aitk.pipelines.models import find_model
@@ -73,6 +75,10 @@ def main(job_path: str, out_path: str) -> None:
     if job.get("assistant_lora_path"):
         adapter = Path(job["assistant_lora_path"])
         handle = with_training_adapter(handle, adapter, adapter.name, model)
+    if job.get("recovery_adapter"):
+        adapter = Path(job["recovery_adapter"])
+        handle = replace(handle, options=replace(handle.options, transformer_quantization="model default"))
+        handle = with_recovery_adapter(handle, adapter, adapter.name, job["quantize_transformer"], model)
     engine = Engine(PlainMachine())
     # the result's LATENT has ComfyUI's scale, and the way back is not exact
     code: Any = engine.model(handle)

@@ -46,6 +46,13 @@ JOBS = {
         "lora": "lora_f32", "quantize_transformer": "qint4", "quantize_te": "qint4", "items": [FOX],
     },
     "transformer int8, LoKr live": {"lora": "lokr_full_f16", "quantize_transformer": "int8", "items": [FOX]},
+    "recovery adapter, LoRA live": {
+        "recovery_adapter": "lora_f16", "quantize_transformer": "uint3", "lora": "lora_f32",
+        "items": [FOX, TALL | WEAK],
+    },
+    "klein, recovery adapter": {
+        "model": "flux2_klein_4b", "recovery_adapter": "lora_f32", "quantize_transformer": "uint4", "items": [FOX],
+    },
     "klein": {"model": "flux2_klein_4b", "items": [FOX, TALL, PLAIN, ODD]},
     "klein, text encoder qfloat8, LoRA merged": {
         "model": "flux2_klein_4b", "quantize_te": "qfloat8", "lora": "lora_f32", "items": [TALL],
@@ -65,6 +72,7 @@ def test_identical_to_the_bit(ai_toolkit, name, dtype):
     job = {"model": "flux2", "dtype": dtype} | JOBS[name]
     folder = GOLDEN / job["model"]
     job["checkpoint"] = str(folder / "base")
-    if "lora" in job:
-        job["lora"] = str(folder / "lora" / f"{job['lora']}.safetensors")
+    for key in ("lora", "recovery_adapter"):
+        if key in job:
+            job[key] = str(folder / "lora" / f"{job[key]}.safetensors")
     ai_toolkit("ai_toolkit_flux2_worker.py", job)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from comfyui_aitk.headless.tiny.z_image import make_checkpoint, make_lora
+from comfyui_aitk.headless.tiny.z_image import make_checkpoint, make_lokr, make_lora
+from comfyui_aitk.pipelines.options import RECOVERY_TYPES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "zimage"
 
@@ -56,6 +57,9 @@ JOBS = {
         "assistant_lora_path": "adapter_f16", "lora": "lora_f32", "quantize_transformer": "qfloat8",
         "quantize_te": "qfloat8", "held_as": "float8", "items": [TURBO, TALL | WEAK],
     },
+    "recovery adapter, DoRA above": {
+        "recovery_adapter": "lora_all_f32", "lora": "dora_f32", "quantize_transformer": "uint4", "items": [FOX],
+    },
     "training adapter, uint4": {
         "assistant_lora_path": "adapter_f16", "quantize_transformer": "uint4", "items": [TURBO],
     },
@@ -66,7 +70,7 @@ JOBS = {
 @pytest.mark.parametrize("name", JOBS)
 def test_identical_to_the_bit(ai_toolkit, name, dtype):
     job = {"model": "zimage", "checkpoint": str(GOLDEN / "base"), "dtype": dtype} | JOBS[name]
-    for key in ("lora", "assistant_lora_path"):
+    for key in ("lora", "assistant_lora_path", "recovery_adapter"):
         if key in job:
             job[key] = str(GOLDEN / "lora" / f"{job[key]}.safetensors")
     if "assistant_lora_path" in job:
@@ -87,3 +91,42 @@ def test_every_type_of_weights_is_identical_to_the_bit(ai_toolkit, wide, qtype, 
     folder, lora = map(str, wide)
     job = {"model": "zimage", "checkpoint": folder, "lora": lora, "dtype": dtype, "items": [FOX | WEAK]}
     ai_toolkit("ai_toolkit_z_image_worker.py", job | {"quantize_transformer": qtype, "quantize_te": qtype})
+
+
+@pytest.fixture(scope="module")
+def adapters(wide) -> dict[str, str]:
+    """Recovery adapters for it, and LoRAs above them."""
+    folder, lora = wide
+    files = {
+        "lora": lora,
+        # the refiners' and embedders' layers too, of which some have no whole groups
+        "all": make_lora(folder.parent / "all.safetensors", folder, transformer_only=False, rank=8, seed=5),
+        "lokr": make_lokr(folder.parent / "lokr.safetensors", folder),
+        # which is not read of a recovery adapter
+        "alpha": make_lora(folder.parent / "alpha.safetensors", folder, rank=2, alpha=3.0, seed=6),
+        "lycoris": make_lokr(folder.parent / "lycoris.safetensors", folder, factor=4, old_format=True, seed=7),
+    }
+    return {name: str(path) for name, path in files.items()}
+
+
+RECOVERED = {
+    **{f"{qtype}, LoRA live": {"qtype": qtype, "above": "lora"} for qtype in RECOVERY_TYPES},
+    "in float32": {"above": "lora", "dtype": "float32"},
+    "nothing above": {},
+    "LoKr above": {"above": "lokr"},
+    "with alpha": {"recovery": "alpha", "above": "lora"},
+    "a LyCORIS LoKr": {"recovery": "lycoris", "above": "lora"},
+    "a LyCORIS LoKr in float32": {"recovery": "lycoris", "dtype": "float32"},
+    "a LyCORIS LoKr, uint8": {"recovery": "lycoris", "qtype": "uint8", "above": "lokr"},
+}
+
+
+@pytest.mark.parametrize("name", RECOVERED)
+def test_on_a_recovery_adapter_it_is_identical_to_the_bit(ai_toolkit, wide, adapters, name):
+    case = {"recovery": "all", "qtype": "uint3", "above": None, "dtype": "bf16"} | RECOVERED[name]
+    job = {
+        "model": "zimage", "checkpoint": str(wide[0]), "dtype": case["dtype"], "items": [FOX | WEAK, FOX],
+        "lora": case["above"] and adapters[case["above"]], "recovery_adapter": adapters[case["recovery"]],
+        "quantize_transformer": case["qtype"],
+    }  # fmt: skip
+    ai_toolkit("ai_toolkit_z_image_worker.py", job)

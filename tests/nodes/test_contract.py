@@ -46,6 +46,7 @@ INPUTS = {
         "pipeline", "application",
         *(f"{name}_{slot}" for slot in range(1, 7) for name in ("lora", "strength", "on")),
     ],
+    "AITKRecoveryAdapter": ["pipeline", "adapter_name", "qtype"],
 }  # fmt: skip
 OUTPUTS = {
     "LoadAITKModel": [("pipeline", "AITK_PIPELINE")],
@@ -67,6 +68,7 @@ OUTPUTS = {
     "AITKEncodeImage": [("latent", "LATENT")],
     "AITKDecodeLatent": [("image", "IMAGE")],
     "AITKLoRAStack": [("pipeline", "AITK_PIPELINE"), ("trigger_words", "STRING"), ("info", "STRING")],
+    "AITKRecoveryAdapter": [("pipeline", "AITK_PIPELINE")],
 }  # fmt: skip
 # what Nodes 2.0 folds away until it is asked for
 ADVANCED = {
@@ -169,10 +171,12 @@ def test_every_node_explains_itself(host, name):
         ("ai toolkit", list(INPUTS)),
         ("aitk", list(INPUTS)),
         ("ostris", list(INPUTS)),
-        ("lora", ["ApplyAITKLoRA", "AITKLoRAStack", "AITKTrainingAdapter"]),
+        ("lora", ["ApplyAITKLoRA", "AITKLoRAStack", "AITKTrainingAdapter", "AITKRecoveryAdapter"]),
         ("load lora", ["ApplyAITKLoRA", "AITKLoRAStack"]),
         ("trigger word", ["ApplyAITKLoRA", "AITKSampler", "AITKLoRAStack"]),
-        ("quantization", ["AITKRuntimeOptions"]),
+        ("quantization", ["AITKRuntimeOptions", "AITKRecoveryAdapter"]),
+        ("accuracy recovery", ["AITKRecoveryAdapter"]),
+        ("training adapter", ["AITKTrainingAdapter"]),
         ("vae encode", ["AITKEncodeImage"]),
         ("vae decode", ["AITKDecodeLatent"]),
         ("preview", ["AITKSampler", "AITKComparePreviews", "AITKReplayPreviews"]),

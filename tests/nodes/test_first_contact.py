@@ -36,11 +36,12 @@ def test_every_list_shows_something_that_can_be_read(fresh):
         for label, choices in _lists(name).items():
             assert choices, f"{name}.{label} shows 'undefined'"
             assert all(isinstance(choice, str) and choice for choice in choices)
-    assert _lists("ApplyAITKLoRA")["lora_name"] == _lists("AITKTrainingAdapter")["adapter_name"] == [EMPTY]
+    assert _lists("ApplyAITKLoRA")["lora_name"] == [EMPTY]
+    assert _lists("AITKTrainingAdapter")["adapter_name"] == _lists("AITKRecoveryAdapter")["adapter_name"] == [EMPTY]
     assert _lists("LoadAITKModel")["weights"] == ["default"]
 
 
-@pytest.mark.parametrize("name", ["ApplyAITKLoRA", "AITKTrainingAdapter"])
+@pytest.mark.parametrize("name", ["ApplyAITKLoRA", "AITKTrainingAdapter", "AITKRecoveryAdapter"])
 def test_running_says_where_files_go(fresh, name):
     said = NODE_CLASS_MAPPINGS[name].VALIDATE_INPUTS(EMPTY)
     assert isinstance(said, str)

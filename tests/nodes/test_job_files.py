@@ -18,8 +18,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def opened(tmp_path, host):
-    """``opened(arch, name_or_path=..., ...)`` opens a job with such a model section: the pipeline and its summary."""
+def opened_pipeline(tmp_path, host):
+    """``opened_pipeline(arch, weights, name_or_path=..., ...)`` opens a job with such a model section: the pipeline and
+    its summary."""
     for kind in ("diffusers", "diffusion_models", "vae", "loras"):
         (tmp_path / "models" / kind).mkdir(parents=True)
     use_host(PlainHost(tmp_path / "models", host.input, host.output, "cpu"))
@@ -30,6 +31,17 @@ def opened(tmp_path, host):
         config["config"]["process"][0]["model"] = {"arch": arch, **section}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         _, pipeline, summary = AITKTrainingJob().open("job", weights)
+        return pipeline, summary
+
+    return open_with
+
+
+@pytest.fixture
+def opened(opened_pipeline):
+    """The same, with the names of the pipeline's sources by part."""
+
+    def open_with(arch, weights="default", **section):
+        pipeline, summary = opened_pipeline(arch, weights, **section)
         return {one.component: one.name for one in pipeline.checkpoint.sources}, summary
 
     return open_with
@@ -113,3 +125,61 @@ def test_what_ai_toolkit_does_not_read_is_said_and_left_out(opened, folders):
     assert set(found.values()) == {"mine"}
     assert "model.vae_path to 'me/vae', which AI Toolkit does not read for Lumina Image 2.0" in summary
     assert "model.lora_path to '/x/y.safetensors', at which AI Toolkit stops" in summary
+
+
+ARA = "me/adapters/ara_uint3.safetensors"
+QUANTISED = {"name_or_path": "a/b", "quantize": True, "quantize_te": False}
+
+
+def test_a_job_s_recovery_adapter_is_found_and_put_on(opened, opened_pipeline, folders, cached, tmp_path):
+    shutil.copytree(base("zimage"), folders / "diffusers" / "mine")
+    section = {**QUANTISED, "qtype": f"uint3|{ARA}"}
+    with pytest.raises(
+        AITKError, match=rf"under the recovery adapter '{ARA}' .* forbids downloads. Put it there as 'ara_uint3"
+    ):
+        opened("zimage", "mine", **section)
+    with pytest.raises(AITKError, match=r"recovery adapter '/home/me/own\.safetensors' .* 'own\.safetensors'"):
+        opened("zimage", "mine", **QUANTISED, qtype="uint3|/home/me/own.safetensors")
+    (tmp_path / "adapters").mkdir()
+    lora = GOLDEN / "zimage" / "lora" / "lora_all_f32.safetensors"
+    shutil.copy(lora, tmp_path / "adapters" / "ara_uint3.safetensors")
+    cached("me/adapters", tmp_path / "adapters")
+    of_hub, _ = opened_pipeline("zimage", "mine", **section)
+    shutil.copy(lora, folders / "loras" / "ara_uint3.safetensors")
+    of_folder, summary = opened_pipeline("zimage", "mine", **section)
+    for pipeline, home in ((of_hub, "snapshots"), (of_folder, "loras")):
+        assert pipeline.recovery.qtype == "uint3"
+        (adapter,) = pipeline.loras
+        assert (adapter.name, adapter.strength, adapter.arithmetic) == ("ara_uint3.safetensors", 1.0, "recovery")
+        assert home in str(adapter.file.path)
+        assert pipeline.options.transformer_quantization == "uint3"
+    assert "accuracy_recovery_adapter" not in summary
+    plain, summary = opened_pipeline("zimage", "mine", **{**section, "quantize": False})
+    assert (plain.recovery, plain.loras) == (None, ())
+    assert "which AI Toolkit does not read without model.quantize" in summary
+    of_none, _ = opened_pipeline("zimage", "mine", **QUANTISED, qtype=f"uint8|{ARA}")
+    assert (of_none.recovery.qtype, of_none.options.transformer_quantization) == ("uint8", "none")
+
+
+def test_a_turbo_job_s_training_adapter_is_under_its_weights(opened, opened_pipeline, folders, cached, tmp_path):
+    """AI Toolkit z_image.py load_model: merged, then float8 where the job says qfloat8, and taken off live."""
+    shutil.copytree(base("zimage"), folders / "diffusers" / "mine")
+    section = {**QUANTISED, "assistant_lora_path": "me/adapters/turbo_v2.safetensors"}
+    gone, summary = opened_pipeline("zimage:turbo", "mine", **section)
+    assert "'turbo_v2.safetensors', which is not in 'loras': the last bits differ" in summary
+    assert (gone.loras, gone.options.transformer_quantization) == ((), "float8")
+    (tmp_path / "adapters").mkdir()
+    shutil.copy(GOLDEN / "zimage" / "lora" / "adapter_f16.safetensors", tmp_path / "adapters" / "turbo_v2.safetensors")
+    cached("me/adapters", tmp_path / "adapters")
+    for own, held in (
+        (section, "float8"),
+        ({**section, "qtype": "uint4"}, "uint4"),
+        ({**section, "quantize": False}, "none"),
+    ):
+        pipeline, summary = opened_pipeline("zimage:turbo", "mine", **own)
+        assert pipeline.checkpoint.source("transformer").name == "mine + turbo_v2.safetensors"
+        assert [(one.strength, one.arithmetic, one.application) for one in pipeline.loras] == [(-1.0, "peft", "live")]
+        assert pipeline.options.transformer_quantization == held
+        assert "turbo_v2" not in summary
+    with pytest.raises(AITKError, match=r"both a recovery adapter .* and model\.assistant_lora_path"):
+        opened("zimage:turbo", "mine", **section, qtype=f"uint3|{ARA}")

@@ -82,13 +82,15 @@ def _node(class_type: str, **inputs: object) -> dict:
 def _graph(model: str, case: dict) -> dict:
     """The case as a graph of the pack's nodes, in the API's format."""
     quantized = case.get("model_config") or {}
+    qtype, _, recovery = quantized.get("qtype", "qfloat8").partition("|")
     adapter = quantized.get("assistant_lora_path")
-    # under an adapter AI Toolkit takes torchao's type for quanto's
-    held = "float8" if adapter else "qfloat8"
+    # under a training adapter AI Toolkit takes torchao's type for quanto's; a recovery adapter sets its own
+    plain = "float8" if adapter else qtype
+    held = "model default" if recovery else plain if quantized.get("quantize") else "none"
     graph = {
         "options": _node(
             "AITKRuntimeOptions",
-            transformer_quantization=held if quantized.get("quantize") else "none",
+            transformer_quantization=held,
             text_encoder_quantization="qfloat8" if quantized.get("quantize_te") else "none",
             text_encoder_attention="auto",
             vae_tiling=bool(quantized.get("low_vram")),
@@ -103,6 +105,11 @@ def _graph(model: str, case: dict) -> dict:
             "AITKSaveImage", images=["sample", 0], report=["sample", 6], filename_prefix="case", format="png"
         ),
     }  # fmt: skip
+    if recovery:
+        graph["recovery"] = _node(
+            "AITKRecoveryAdapter", pipeline=["load", 0], adapter_name=Path(recovery).name, qtype=qtype
+        )
+        graph["sample"]["inputs"]["pipeline"] = ["recovery", 0]
     if adapter:
         # of the distilled form, whose repository and defaults alone differ
         graph["load"]["inputs"]["model"] = f"{model}:turbo"

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from comfyui_aitk.pipelines.errors import HubError, InputError
+from comfyui_aitk.pipelines.errors import FileError, HubError, InputError
 from comfyui_aitk.pipelines.models import find_model
-from comfyui_aitk.pipelines.weights.hub import open_repo
+from comfyui_aitk.pipelines.weights.hub import fetch_file, open_repo
 from hub_server import COMMIT, REPO
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,3 +132,28 @@ def test_a_cache_with_parts_of_snapshots_alone_is_not_whole(checkpoint, tmp_path
     (tmp_path / "models--owner--tiny" / "snapshots" / "stray").write_text("no folder")
     with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids downloads"):
         open_repo(REPO, MODEL.files)
+
+
+def test_one_file_of_a_repository(hub_in_use, monkeypatch):
+    (hub_in_use.folder / "ara.safetensors").write_bytes(b"an adapter")
+    path = fetch_file(f"{REPO}/ara.safetensors")
+    assert path is not None
+    assert path.read_bytes() == b"an adapter"
+    assert set(hub_in_use.fetched) == {"ara.safetensors"}
+    with pytest.raises(FileError, match=r"'owner/tiny' has no file 'gone\.safetensors'"):
+        fetch_file(f"{REPO}/gone.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert fetch_file(f"{REPO}/ara.safetensors") == path
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids downloads"):
+        fetch_file(f"{REPO}/gone.safetensors")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "ara.safetensors", "owner/tiny", "/home/me/ara.safetensors", "C:\\loras\\ara.safetensors", "owner/tiny/..",
+        "owner/tiny/ara.pt", "owner/tiny/*.safetensors", "owner/tiny/..\\ara.safetensors", "owner/tiny/", "",
+    ],
+)  # fmt: skip
+def test_what_names_no_file_of_a_repository(named):
+    assert fetch_file(named) is None

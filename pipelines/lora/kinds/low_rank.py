@@ -7,7 +7,8 @@
   scale, times strength, cast, add. ``peft``: PEFT's Linear (tuners/lora/layer.py) as diffusers sets it up: the pair is
   cast to the base's dtype, and every operation rounds to it. ``sd-scripts``: kohya's module
   (networks/lora_lumina.py, LoRAModule.forward), in the dtype that autocast or the layer's input sets: down, up, times
-  strength, times scale, add.
+  strength, times scale, add. ``recovery``: AI Toolkit's network under quantised weights (toolkit/util/quantize.py,
+  quantize_model), whose pair has the run's dtype; it does not read alpha.
 
 On a convolution A has its kernel, [rank, in, height, width], and B is [out, rank, 1, 1]. A kernel in the middle,
 LyCORIS' ``lora_mid`` [rank, rank, height, width], is multiplied into A when the file is read.
@@ -78,6 +79,8 @@ class LowRank:
             return TrainerBranch(self.down, self.up, self.scale, strength)
         if arithmetic == "sd-scripts":
             return SdScriptsBranch(self.down, self.up, self.scale, strength)
+        if arithmetic == "recovery":
+            return PeftBranch(self.down.to(dtype), self.up.to(dtype), self.rank, strength)
         return PeftBranch(self.down.to(dtype), self.up.to(dtype), self.alpha, strength)
 
 

@@ -77,8 +77,8 @@ FLUX2 = ModelFacts(
     job_files=JobFiles(
         {"vae_path": NamedParts(("vae",), alone=True, base_first=True)},
         stops=("assistant_lora_path", "inference_lora_path"),
-        missing=("accuracy_recovery_adapter",),
     ),
+    recovery_adapters=(),
     latent=LatentSpace("Flux2", channels=128, downscale=16),
     lora=_LORA,
     main_blocks=56,

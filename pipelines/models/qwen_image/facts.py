@@ -13,6 +13,8 @@ from .files import CLASS, TRANSFORMER, folder_config
 from .recipes import RECIPES, RECIPES_2512
 
 REPOSITORY = "Qwen/Qwen-Image"
+# those that AI Toolkit's interface offers
+_ADAPTERS = "ostris/accuracy_recovery_adapters/{}_torchao_uint{}.safetensors"
 
 LORA = LoraNames(
     spellings=(
@@ -69,8 +71,8 @@ QWEN_IMAGE = ModelFacts(
         {"extras_name_or_path": NamedParts(("text_encoder", "vae"), base_first=True)},
         file_extras=REPOSITORY,
         stops=("assistant_lora_path", "inference_lora_path"),
-        missing=("accuracy_recovery_adapter",),
     ),
+    recovery_adapters=(_ADAPTERS.format("qwen_image", 3),),
     takes_system_prompt=False,
     latent=LatentSpace("Wan21", channels=16, downscale=8, frames=True),
     lora=LORA,
@@ -94,4 +96,5 @@ QWEN_IMAGE_2512 = replace(
     title="Qwen-Image-2512",
     files=files_of("Qwen-Image-2512", "Qwen/Qwen-Image-2512", _ENCODER),
     recipes={recipe.name: recipe for recipe in RECIPES_2512},
+    recovery_adapters=(_ADAPTERS.format("qwen_image_2512", 3), _ADAPTERS.format("qwen_image_2512", 4)),
 )

@@ -70,9 +70,9 @@ Z_IMAGE = ModelFacts(
     job_files=JobFiles(
         {"extras_name_or_path": NamedParts(("text_encoder", "vae"), base_first=True)},
         file_extras=_TURBO_REPOSITORY,
-        missing=("accuracy_recovery_adapter",),
     ),
     takes_system_prompt=False,
+    recovery_adapters=(),
     latent=LatentSpace("Flux", channels=16, downscale=8),
     lora=_LORA,
     main_blocks=30,

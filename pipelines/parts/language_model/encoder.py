@@ -140,9 +140,11 @@ class LanguageModel(Encoder):
         quantization: Quantization,
         plain: Sequence[str],
         observer: Observer,
+        only: Sequence[str] = (),
     ) -> nn.Module:
         tokenizer = self._load_tokenizer(source)
-        return self._loaded(tokenizer, super().load(source, dtype, quantization, plain, observer), dtype, source.name)
+        model = super().load(source, dtype, quantization, plain, observer, only)
+        return self._loaded(tokenizer, model, dtype, source.name)
 
     def lora_root(self, module: nn.Module) -> nn.Module:
         assert isinstance(module, LoadedLanguageModel)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from comfyui_aitk.pipelines.jobs.model_section import facts_of, options_of, read_model, wanted_model
+from comfyui_aitk.pipelines.options import RECOVERY_TYPES
 
 TURBO = "Tongyi-MAI/Z-Image-Turbo"
 
@@ -95,6 +98,9 @@ def test_model_kwargs_that_this_pack_lacks_are_named(key, value):
         ({"quantize": True, "quantize_te": False, "qtype": "uint4|a/b/c"}, "uint4", "none"),
         ({"quantize": True, "layer_offloading": True, "qtype_te": "int8"}, "float8", "int8"),
         ({"quantize": True, "auto_memory": True}, "float8", "float8"),
+        # AI Toolkit compares the key as it is written
+        ({"quantize": True, "auto_memory": True, "qtype": "qfloat8|a/b/c"}, "qfloat8", "float8"),
+        ({"quantize": True, "auto_memory": True, "qtype": "qfloat8_e4m3fn"}, "qfloat8", "float8"),
         ({"quantize_te": True, "qtype_te": "qfloat8_e4m3fn"}, "none", "qfloat8"),
     ],
 )
@@ -132,6 +138,81 @@ def test_a_training_adapter_makes_quanto_s_float8_torchao_s():
     assert model.quantization == {"denoiser": "float8", "encoder": "qfloat8"}
     assert wanted_model(model).training_adapter == "ostris/a/adapter.safetensors"
     assert model_of({"arch": "omnigen2"} | adapter).quantization["denoiser"] == "qfloat8"
+    written = {"arch": "zimage:turbo", "qtype": "qfloat8_e4m3fn"} | adapter
+    assert model_of(written).quantization["denoiser"] == "qfloat8"
+    assert model_of({"arch": "zimage:turbo", "qtype": "uint4"} | adapter).quantization["denoiser"] == "uint4"
+    assert model_of({"arch": "zimage:turbo"} | adapter | {"quantize": False}).quantization["denoiser"] == "none"
+
+
+# AI Toolkit's types of weights: toolkit/util/quantize.py get_qtype, which adds optimum-quanto's and its own backends'
+FOLLOWED = {
+    **{f"uint{bits}": f"uint{bits}" for bits in range(2, 8)},
+    **{name: name for name in ("float8", "int8", "qfloat8", "qint8", "qint4", "qint2")},
+    **{name: name for name in ("qfloat8_e5m2", "qfloat8_e4m3fnuz")},
+    "qfloat8_e4m3fn": "qfloat8", "uint8": "none",
+}  # fmt: skip
+NAMED = (
+    "orbit2", "orbit3", "orbit4", "orbitvq2", "orbitvq3", "orbitvq4", "convrot4", "convrot8", "convrotbitnet",
+    "convrotcomfyw4a4", *(f"convrotint{bits}" for bits in range(2, 9)), "nvfp4",
+    # none of its own, at which it stops
+    "fp8_e4m3fn", "int4",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("qtype", [*FOLLOWED, *NAMED])
+def test_every_type_of_ai_toolkit_is_followed_or_named(qtype):
+    section = {"arch": "zimage", "quantize": True, "quantize_te": False, "qtype": qtype}
+    wanted = wanted_model(model_of(section))
+    assert wanted.options.transformer_quantization == FOLLOWED.get(qtype, "none")
+    if qtype in FOLLOWED:
+        assert wanted.problems == ()
+    else:
+        assert wanted.problems == (f"The job's denoiser was quantised to '{qtype}', which this pack does not have.",)
+
+
+@pytest.mark.parametrize("qtype", [*FOLLOWED, *NAMED])
+def test_a_recovery_adapter_s_type_is_followed_or_named(qtype):
+    section = {"arch": "zimage", "quantize": True, "quantize_te": False, "qtype": f"{qtype}|a/b/c.safetensors"}
+    wanted = wanted_model(model_of(section))
+    assert wanted.recovery_adapter == "a/b/c.safetensors"
+    assert wanted.recovery_type == ("qfloat8" if qtype == "qfloat8_e4m3fn" else qtype)
+    if qtype in RECOVERY_TYPES:
+        assert wanted.problems == ()
+        assert wanted.options.transformer_quantization == FOLLOWED[qtype]
+    elif qtype in FOLLOWED:
+        # quanto's, in which AI Toolkit leaves no weight
+        (problem,) = wanted.problems
+        assert "'a/b/c.safetensors' is on layers in 'q" in problem
+        assert "a type at which AI Toolkit stops" in problem
+    else:
+        assert f"'{qtype}', which this pack does not have" in wanted.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ({"qtype": "uint3|a/b/c|d"}, r"model\.qtype has two '\|', at which AI Toolkit stops: 'a/b/c\|d'"),
+        ({"qtype": "uint3|a", "assistant_lora_path": "b"}, "sets both a recovery adapter .* at which AI Toolkit stops"),
+        ({"qtype": "uint3", "quantize_te": True, "qtype_te": "uint8"}, "encoder was quantised to 'uint8'"),
+    ],
+)
+def test_what_ai_toolkit_stops_at_or_nothing_tells_is_a_problem(section, problem):
+    base = {"arch": "zimage", "quantize": True, "quantize_te": False}
+    assert re.search(problem, " ".join(wanted_model(model_of(base | section)).problems))
+
+
+def test_where_a_recovery_adapter_is_read():
+    own = {"qtype": "uint4|/x/ara.safetensors"}
+    read = wanted_model(model_of({"arch": "flux2", "quantize": True, "quantize_te": False} | own))
+    assert (read.recovery_adapter, read.recovery_type, read.notes) == ("/x/ara.safetensors", "uint4", ())
+    apart = {"qtype": "uint4", "accuracy_recovery_adapter": "/x/ara.safetensors", "quantize": True}
+    assert wanted_model(model_of({"arch": "zimage"} | apart)).recovery_adapter == "/x/ara.safetensors"
+    plain = wanted_model(model_of({"arch": "zimage"} | own))
+    assert (plain.recovery_adapter, plain.options.transformer_quantization) == ("", "none")
+    assert "which AI Toolkit does not read without model.quantize" in plain.notes[0]
+    other = wanted_model(model_of({"arch": "lumina2", "quantize": True} | own))
+    assert (other.recovery_adapter, other.options.transformer_quantization) == ("", "uint4")
+    assert "which AI Toolkit does not read for Lumina Image 2.0" in other.notes[0]
 
 
 def test_what_has_to_be_supplied_and_what_this_pack_lacks_is_named():
