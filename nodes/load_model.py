@@ -251,10 +251,10 @@ def _files(kinds: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
 
 
 def _comfy_files() -> str:
-    """What ComfyUI's users call the autoencoders, and for which models."""
-    found: dict[str, list[str]] = {}
+    """What ComfyUI's users call the autoencoders, and for which models: the first of each that have one transformer."""
+    found: dict[str, dict[str, str]] = {}
     for facts in catalogue().values():
         for files in facts.files.parts.values():
             if files.role == "autoencoder" and files.comfy_file:
-                found.setdefault(files.comfy_file, []).append(facts.title)
-    return ", ".join(f"{file} for {' and '.join(titles)}" for file, titles in found.items())
+                found.setdefault(files.comfy_file, {}).setdefault(facts.files.main_class, facts.title)
+    return ", ".join(f"{file} for {' and '.join(titles.values())}" for file, titles in found.items())

@@ -81,8 +81,8 @@ class AITKRecoveryAdapter:
 
 
 def _models() -> str:
-    """Which models AI Toolkit gives one, and which files it offers."""
+    """Which models AI Toolkit gives one, and where those lie that it offers."""
     own = {facts.title: facts.recovery_adapters for facts in catalogue().values()}
     takes = {title: files for title, files in own.items() if files is not None}
-    offered = [f"{title}: {', '.join(files)}." for title, files in takes.items() if files]
-    return " ".join([f"For {', '.join(takes)}.", *offered])
+    offered = {file.rpartition("/")[0] for files in takes.values() for file in files}
+    return f"For {', '.join(takes)}. AI Toolkit's own: {', '.join(sorted(offered))}."

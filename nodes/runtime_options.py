@@ -76,7 +76,7 @@ class AITKRuntimeOptions:
                         "tooltip": "How many of the transformer's main blocks stay in CPU memory and come to the GPU "
                         "for their turn alone (kohya's blocks_to_swap), at the least: the run takes more by itself "
                         "where the GPU's memory asks for it, and the report says how many. Slower, the same picture. "
-                        f"There are: {_blocks()}; more means all.",
+                        f"There are {_blocks()}, by the model; more means all.",
                     },
                 ),
                 "placement": (
@@ -196,4 +196,5 @@ def _defaults() -> str:
 
 
 def _blocks() -> str:
-    return ", ".join(f"{facts.title} {facts.main_blocks}" for facts in catalogue().values())
+    counts = [facts.main_blocks for facts in catalogue().values()]
+    return f"{min(counts)} to {max(counts)}"

@@ -337,6 +337,8 @@ def _side(name: str, default: int) -> tuple[str, dict[str, Any]]:
 
 
 def _recipes() -> str:
-    """What each recipe is, in a sentence."""
-    found = {recipe.name: recipe.summary for model in catalogue().values() for recipe in model.recipes.values()}
-    return " ".join(f"{name}: {SUMMARIES.get(name, summary)}" for name, summary in found.items())
+    """What each recipe is, in a sentence; those of the trainer's earlier times in one for all."""
+    recipes = [recipe for model in catalogue().values() for recipe in model.recipes.values()]
+    found = {one.name: SUMMARIES.get(one.name, one.summary) for one in recipes if not (one.era and one.era.last)}
+    found[f"{TRAINER_PREVIEW} until a day"] = "what AI Toolkit rendered of the model until then."
+    return " ".join(f"{name}: {summary}" for name, summary in found.items())

@@ -153,13 +153,14 @@ def changed(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]
 
 def takes_control_images() -> str:
     """Which models take how many, with which recipe; one sentence."""
-    found = []
+    found: dict[str, list[str]] = {}
     for facts in catalogue().values():
         counts = {name: recipe.control_images for name, recipe in facts.recipes.items() if recipe.control_images}
         every = set(counts.values())
-        if len(counts) == len(facts.recipes) and len(every) == 1:
-            # of a model with a recipe for each time of the trainer's
-            found.append(f"{facts.title} ({every.pop()})")
-        elif counts:
-            found.append(f"{facts.title} ({', '.join(f'{name}: {count}' for name, count in counts.items())})")
-    return f"Those that take some: {'; '.join(found)}."
+        # one number for a model with a recipe for each time of the trainer's
+        alike = len(counts) == len(facts.recipes) and len(every) == 1
+        said = str(every.pop()) if alike else ", ".join(f"{name}: {count}" for name, count in counts.items())
+        if said:
+            found.setdefault(said, []).append(facts.title)
+    models = "; ".join(f"{', '.join(titles)} ({said})" for said, titles in found.items())
+    return f"Those that take some: {models}."

@@ -66,5 +66,8 @@ class AITKTrainingAdapter:
 
 def _files() -> str:
     """Which file is for which model."""
-    found = {facts.title: facts.training_adapter for facts in catalogue().values() if facts.training_adapter}
-    return " ".join(f"{title}: {file}." for title, file in found.items())
+    found: dict[str, list[str]] = {}
+    for facts in catalogue().values():
+        if facts.training_adapter:
+            found.setdefault(facts.training_adapter, []).append(facts.title)
+    return " ".join(f"{', '.join(titles)}: {file}." for file, titles in found.items())

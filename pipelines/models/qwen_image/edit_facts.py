@@ -51,7 +51,6 @@ QWEN_IMAGE_EDIT = replace(
     ),
     words=Words(
         search=("qwen image edit", "qwen-image-edit", "2509", "2511"),
-        inputs={"AITKSampler.system_prompt": "Qwen-Image-Edit takes none."},
     ),
 )
 

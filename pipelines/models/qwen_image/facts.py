@@ -85,7 +85,6 @@ QWEN_IMAGE = ModelFacts(
         search=("qwen", "qwen-image", "qwen image", "2512"),
         inputs={
             "AITKSampler.system_prompt": "Qwen-Image takes none.",
-            "AITKSampler.guidance_scale": "Qwen-Image runs the negative prompt above 1.",
         },
     ),
 )
