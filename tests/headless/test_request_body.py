@@ -192,7 +192,7 @@ def test_what_a_model_reads_as_an_option_of_its_recipe_is_one():
     assert not any("kv_cache" in note for note in found.notes)
     assert not read_body(body("krea2_o_edit"), lambda: 0).recipe_options
     assert not read_body(body("krea2") | {"kv_cache": False}, lambda: 0).recipe_options
-    with pytest.raises(InputError, match="kv_cache is 'no'. Write true or false"):
+    with pytest.raises(InputError, match=r"kv_cache is 'no'\. Write true or false"):
         read_body(body("krea2_o_edit") | {"kv_cache": "no"}, lambda: 0)
 
 
