@@ -12,21 +12,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...pipelines.errors import InputError
-from ...pipelines.models import catalogue
+from ...pipelines.models import catalogue, recipe_options
 from ...pipelines.models.recipe import REFERENCE_PIPELINE
 from ...pipelines.words import shown
 from .rendering import SEEDS, LoraUse, PictureRequest, Rendering
 
 if TYPE_CHECKING:
     from ...pipelines.models.facts import ModelFacts
+    from ...pipelines.options import OptionValue
 
 _BODY = ("model", "trigger_word", "prompts", "loras")
 # fields that the server knows and that change no picture of this pack's models -> why
 _IDLE_BODY = {
     "hf_token": "it is not read from a file: log in with 'hf auth login', or set HF_TOKEN",
-    "kv_cache": "it is Krea 2's",
-    "match_target_res": "it is Krea 2's",
+    "kv_cache": "it is of Krea 2 with control images",
+    "match_target_res": "it is of Krea 2 with control images",
 }
+# of these, those that models read as options of their recipes
+_MODEL_OPTIONS = ("kv_cache", "match_target_res")
 _CONTROL = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
 _PROMPT = (
     "prompt", "trigger_word", "width", "height", "guidance_scale", "sample_steps", "neg", "seed", "resolution",
@@ -58,8 +61,24 @@ def read_body(body: Mapping[str, Any], draw: Callable[[], int]) -> Rendering:
     trigger_word = _text(body, "trigger_word", "trigger_word")
     pictures = [_picture(facts, prompt, index, trigger_word, draw) for index, prompt in enumerate(prompts)]
     lora = _lora(facts, loras)
-    notes = (*_idle(body, prompts), *_idle_control(facts, prompts), *_drawn(prompts, pictures))
-    return Rendering(facts.id, REFERENCE_PIPELINE, (lora,), tuple(pictures), notes=notes)
+    options = _recipe_options(facts, body)
+    used = {name: value for name, value in body.items() if name not in options}
+    notes = (*_idle(used, prompts), *_idle_control(facts, prompts), *_drawn(prompts, pictures))
+    return Rendering(facts.id, REFERENCE_PIPELINE, (lora,), tuple(pictures), recipe_options=options, notes=notes)
+
+
+def _recipe_options(facts: ModelFacts, body: Mapping[str, Any]) -> dict[str, OptionValue]:
+    """Inputs of AITK Recipe Options for what the body says of the model's options; none where it says nothing."""
+    found: dict[str, OptionValue] = {}
+    for name in _MODEL_OPTIONS:
+        value = body.get(name)
+        if value is None or name not in facts.recipes[REFERENCE_PIPELINE].options:
+            continue
+        if not isinstance(value, bool):
+            raise InputError(f"{name} is {shown(value)}. Write true or false.")
+        found[name] = value
+    required = {option.name: option.default for option in recipe_options() if option.required}
+    return required | found if found else {}
 
 
 def server_models() -> dict[str, ModelFacts]:

@@ -1,4 +1,4 @@
-"""A tiny Qwen3-VL with the real one's 36 layers and a vision tower of one, and a tokenizer with its traits."""
+"""A tiny Qwen3-VL with the real one's 36 layers and a vision tower of 18, and a tokenizer with its traits."""
 
 from __future__ import annotations
 
@@ -45,16 +45,17 @@ def qwen3_vl() -> nn.Module:
         "tie_word_embeddings": True,
     }  # fmt: skip
     vision = {
-        "depth": 1,
+        # three of its blocks feed the first layers of the language model, as in the real one
+        "depth": 18,
         "hidden_size": 32,
         "intermediate_size": 64,
-        "num_heads": 2,
+        "num_heads": 1,
         "out_hidden_size": HIDDEN,
         "patch_size": 16,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0],
+        "deepstack_visual_indexes": [5, 11, 17],
         "hidden_act": "gelu_pytorch_tanh",
     }
     # transformers takes more than its signature says

@@ -14,7 +14,7 @@ import pytest
 from comfyui_aitk.headless.cli import run_command
 from comfyui_aitk.headless.request.body import read_body
 from comfyui_aitk.headless.request.command import request_command
-from comfyui_aitk.headless.tiny import flux2, lumina2, omnigen2, z_image
+from comfyui_aitk.headless.tiny import flux2, krea2, lumina2, omnigen2, z_image
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.models import catalogue
@@ -35,6 +35,9 @@ TINY = {
     "flux2_klein_4b": (lambda folder: flux2.make_checkpoint(folder, "flux2_klein_4b"), flux2.make_lora),
     "flux2_klein_9b": (lambda folder: flux2.make_checkpoint(folder, "flux2_klein_9b"), flux2.make_lora),
     "omnigen2": (omnigen2.make_checkpoint, omnigen2.make_lora),
+    **dict.fromkeys(
+        ("krea2", "krea2:turbo", "krea2:o_edit", "krea2:o_edit_turbo"), (krea2.make_checkpoint, krea2.make_lora)
+    ),
     **dict.fromkeys(("zimage", "zimage:turbo", "zimage:deturbo"), (z_image.make_checkpoint, z_image.make_lora)),
 }
 
@@ -180,6 +183,17 @@ def test_defaults_and_seeds_are_the_server_s():
     found = read_body(content, lambda: 7)
     assert found.pictures[0].prompt == "[trigger] and [name]"
     assert found.loras[0].strength == 1.0
+
+
+def test_what_a_model_reads_as_an_option_of_its_recipe_is_one():
+    found = read_body(body("krea2_o_edit") | {"kv_cache": False, "match_target_res": None}, lambda: 0)
+    assert found.recipe_options["kv_cache"] is False
+    assert "match_target_res" not in found.recipe_options
+    assert not any("kv_cache" in note for note in found.notes)
+    assert not read_body(body("krea2_o_edit"), lambda: 0).recipe_options
+    assert not read_body(body("krea2") | {"kv_cache": False}, lambda: 0).recipe_options
+    with pytest.raises(InputError, match=r"kv_cache is 'no'\. Write true or false"):
+        read_body(body("krea2_o_edit") | {"kv_cache": "no"}, lambda: 0)
 
 
 def test_what_means_nothing_here_is_named():

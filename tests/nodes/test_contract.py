@@ -79,7 +79,7 @@ ADVANCED = {
     "ApplyAITKLoRA": ["application"],
     "AITKSampler": ["trigger_word", "system_prompt", "batch_size", "denoise"],
     "AITKLoRAStack": ["application"],
-    "AITKRecipeOptions": ["do_cfg_norm", "first_image_twice"],
+    "AITKRecipeOptions": ["do_cfg_norm", "first_image_twice", "kv_cache", "match_target_res"],
 }  # fmt: skip
 # sockets of the pack's own, which wires in saved workflows and the editor's colours go by
 SOCKETS = {

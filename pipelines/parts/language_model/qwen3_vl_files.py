@@ -15,8 +15,8 @@ def qwen3_vl(layers: int | None = None) -> LanguageModelFiles:
             "model.language_model.", "language_model.model.", "language_model.", "model.", "",
             "text_encoders.qwen3vl_4b.transformer.model.", "qwen3vl_4b.transformer.model.",
         ),
-        # whoever takes the vision tower off leaves a file that nothing tells from Qwen3's
-        kinds=("Qwen3-VL", "Qwen3"),
+        # whose tower tells it from Qwen3, which has the same layers and other weights
+        kinds=("Qwen3-VL",),
         gguf_names={"attn_q_norm.weight": "self_attn.q_norm"},
         head=128,
         # text_config of the config.json of Qwen/Qwen3-VL-4B-Instruct
