@@ -13,9 +13,15 @@ import numpy as np
 import pytest
 from comfyui_aitk.headless.cli import run_command
 from comfyui_aitk.headless.templates.building import PICTURE
-from comfyui_aitk.headless.templates.model_files import COMFY_FILES, LUMINA_ALL_IN_ONE, TURBO_ADAPTER
-from comfyui_aitk.headless.tiny import containers, flux2, omnigen2, z_image
+from comfyui_aitk.headless.templates.model_files import (
+    COMFY_FILES,
+    LUMINA_ALL_IN_ONE,
+    RECOVERY_ADAPTER,
+    TRAINING_ADAPTERS,
+)
+from comfyui_aitk.headless.tiny import containers, flux2, krea2, omnigen2, qwen_image, qwen_image_edit, z_image
 from comfyui_aitk.headless.tiny.loras import write_kohya
+from comfyui_aitk.headless.tiny.qwen_image_vae import write_wan_vae
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from PIL import Image
 from rendering import put_into_cache
@@ -44,6 +50,13 @@ ROUNDED = {
     "GGUF file - Lumina Image 2.0": 2,
     "GGUF file - Z-Image Turbo": 2,
     "ComfyUI files - FLUX.2-dev": 20,
+    "ComfyUI files - Krea 2 Turbo": 20,
+    "ComfyUI files - Qwen-Image": 20,
+    "ComfyUI files - Qwen-Image-2512": 20,
+    "ComfyUI files - Qwen-Image-Edit": 20,
+    "ComfyUI files - Qwen-Image-Edit-2509": 20,
+    "ComfyUI files - Qwen-Image-Edit-2511": 20,
+    "GGUF file - Qwen-Image": 2,
 }
 
 
@@ -51,7 +64,7 @@ ROUNDED = {
 def own_models(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Model -> a models folder with its checkpoint ``tiny``, and with the files that its examples name."""
     folder = tmp_path_factory.mktemp("examples")
-    z_images = _z_image(folder / "z_image")
+    z_images, krea2s, edits = _z_image(folder / "z_image"), _krea2(folder / "krea2"), _qwen_image_edit(folder / "edit")
     return {
         "lumina2": _lumina2(folder / "lumina2", models),
         "flux2": _flux2(folder / "flux2"),
@@ -60,19 +73,32 @@ def own_models(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "flux2_klein_9b": _klein(folder / "klein_9b", "flux-2-klein-base-9b.safetensors"),
         "omnigen2": _omnigen2(folder / "omnigen2"),
         **dict.fromkeys(("zimage", "zimage:turbo", "zimage:deturbo"), z_images),
+        **dict.fromkeys(("qwen_image", "qwen_image:2512"), _qwen_image(folder / "qwen_image")),
+        **dict.fromkeys(("qwen_image_edit", "qwen_image_edit_plus"), edits),
+        "qwen_image_edit_plus:2511": _qwen_image_edit(folder / "newest", zero_time=True),
+        **dict.fromkeys(("krea2", "krea2:turbo", "krea2:o_edit"), krea2s),
     }
 
 
 @pytest.fixture
 def tokenizer(own_models: dict[str, Path], hub_cache: Path) -> None:
-    """Qwen3's tokenizer in the hub's cache: its single files have none."""
+    """The tokenizers in the hub's cache that Qwen's single files do not have."""
     for model, repository, below in (
+        ("qwen_image", "Qwen/Qwen-Image", "tokenizer/"),
+        ("krea2", "Qwen/Qwen3-VL-4B-Instruct", ""),
         ("zimage", "Tongyi-MAI/Z-Image-Turbo", "tokenizer/"),
         ("zimage", "Tongyi-MAI/Z-Image", "tokenizer/"),
         ("flux2_klein_4b", "Qwen/Qwen3-4B", ""),
     ):
         own = own_models[model] / "diffusers" / TINY / "tokenizer"
         put_into_cache(hub_cache, repository, {f"{below}{file.name}": file for file in own.iterdir()})
+    for model, repository in (
+        ("qwen_image_edit", "Qwen/Qwen-Image-Edit"),
+        ("qwen_image_edit_plus", "Qwen/Qwen-Image-Edit-2509"),
+        ("qwen_image_edit_plus:2511", "Qwen/Qwen-Image-Edit-2511"),
+    ):
+        own = own_models[model] / "diffusers" / TINY / "processor"
+        put_into_cache(hub_cache, repository, {f"processor/{file.name}": file for file in own.iterdir()})
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +163,56 @@ def _z_image(folder: Path) -> Path:
     # three heads: every row fills GGUF's blocks
     tiny = z_image.make_checkpoint(folder / "diffusers" / TINY, heads=3)
     z_image.make_lora(folder / "loras" / "my_lora.safetensors", tiny, trigger_word="t1ny")
-    z_image.make_lora(folder / TURBO_ADAPTER.directory / TURBO_ADAPTER.name, tiny, seed=2)
+    z_image.make_lora(folder / "loras" / TRAINING_ADAPTERS["zimage:turbo"].name, tiny, seed=2)
     for model in ("zimage", "zimage:turbo"):
         transformer, text_encoder, vae = _places(folder, model)
         z_image.write_single_transformer(transformer, tiny)
     z_image.write_gguf(folder / "unet" / "transformer-q8_0.gguf", tiny, "Q8_0")
     z_image.write_single_text_encoder(text_encoder, tiny)
     containers.write_ae(vae, tiny)
+    return folder
+
+
+def _qwen_image(folder: Path) -> Path:
+    tiny = qwen_image.make_checkpoint(folder / "diffusers" / TINY)
+    qwen_image.make_lora(folder / "loras" / "my_lora.safetensors", tiny, trigger_word="t1ny")
+    qwen_image.make_lora(folder / "loras" / RECOVERY_ADAPTER.name, tiny, seed=2)
+    qwen_image.write_gguf(folder / "unet" / "transformer-q8_0.gguf", tiny, "Q8_0")
+    _qwen_image_files(folder, tiny, ("qwen_image", "qwen_image:2512"))
+    return folder
+
+
+def _qwen_image_edit(folder: Path, zero_time: bool = False) -> Path:
+    tiny = qwen_image_edit.make_checkpoint(folder / "diffusers" / TINY, zero_time=zero_time)
+    qwen_image.make_lora(folder / "loras" / "my_lora.safetensors", tiny, trigger_word="t1ny")
+    models = ("qwen_image_edit_plus:2511",) if zero_time else ("qwen_image_edit", "qwen_image_edit_plus")
+    _qwen_image_files(folder, tiny, models)
+    return folder
+
+
+def _qwen_image_files(folder: Path, tiny: Path, models: tuple[str, ...]) -> None:
+    plain = qwen_image.write_single_transformer(folder / "plain.safetensors", tiny)
+    encoder = qwen_image.write_single_text_encoder(folder / "encoder.safetensors", tiny)
+    for model in models:
+        transformer, text_encoder, vae = _places(folder, model)
+        if "fp8" in transformer.name:
+            qwen_image.write_float8(transformer, plain)
+        else:
+            _copy(plain, transformer)
+    containers.write_scaled_float8(text_encoder, encoder, "old")
+    write_wan_vae(vae, tiny)
+
+
+def _krea2(folder: Path) -> Path:
+    tiny = krea2.make_checkpoint(folder / "diffusers" / TINY)
+    krea2.make_lora(folder / "loras" / "my_lora.safetensors", tiny, trigger_word="t1ny")
+    krea2.make_lora(folder / "loras" / TRAINING_ADAPTERS["krea2:turbo"].name, tiny, seed=2)
+    transformer, text_encoder, vae = _places(folder, "krea2:turbo")
+    plain = krea2.write_single_transformer(folder / "plain.safetensors", tiny)
+    containers.write_scaled_float8(transformer, plain, "new")
+    encoder = krea2.write_single_text_encoder(folder / "encoder.safetensors", tiny)
+    containers.write_scaled_float8(text_encoder, encoder, "new")
+    write_wan_vae(vae, tiny)
     return folder
 
 
@@ -164,7 +233,8 @@ def test_example_runs(host, own_models, pictures, path, tmp_path):
     assert json.loads(picture.text["workflow"]) == document
     assert json.loads(picture.text["aitk_report"]) == report
     # an adapter is listed as a LoRA, too; the example of a stack has two in it
-    assert len(report["loras"]) == types["ApplyAITKLoRA"] + types["AITKTrainingAdapter"] + 2 * types["AITKLoRAStack"]
+    adapters = types["AITKTrainingAdapter"] + types["AITKRecoveryAdapter"]
+    assert len(report["loras"]) == types["ApplyAITKLoRA"] + adapters + 2 * types["AITKLoRAStack"]
     # what is compared or encoded controls nothing
     controls = types["LoadImage"] if types["AITKControlImages"] else 0
     assert len(report["control_images"]) == controls

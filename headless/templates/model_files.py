@@ -39,9 +39,11 @@ def _adapter(repository: str, name: str) -> ModelFile:
     return ModelFile(name, f"{_HUB}/ostris/{repository}/resolve/main/{name}", "loras")
 
 
+_KREA2_ADAPTER = _adapter("krea2_turbo_training_adapter", "krea2_turbo_training_adapter_v1.safetensors")
 # model -> the adapter that AI Toolkit's interface trains it with
 TRAINING_ADAPTERS: Mapping[str, ModelFile] = {
-    "krea2:turbo": _adapter("krea2_turbo_training_adapter", "krea2_turbo_training_adapter_v1.safetensors"),
+    "krea2:turbo": _KREA2_ADAPTER,
+    "krea2:o_edit_turbo": _KREA2_ADAPTER,
     "zimage:turbo": _adapter("zimage_turbo_training_adapter", "zimage_turbo_training_adapter_v2.safetensors"),
 }
 RECOVERY_ADAPTER = _adapter("accuracy_recovery_adapters", "qwen_image_torchao_uint3.safetensors")
@@ -130,6 +132,7 @@ class Subject:
         rounded: what is said of ComfyUI's files that are not the trainer's weights; empty where they are.
         tiled: that its interface decodes in tiles.
         edits: that it renders nothing without a picture to edit.
+        control: what becomes of a picture to edit.
     """
 
     weights: str
@@ -142,9 +145,17 @@ class Subject:
     rounded: str = ""
     tiled: bool = False
     edits: bool = False
+    control: str = ""
 
 
 _HELD = "qfloat8"
+_SIZE = " The result's size is the sampler's *width* and *height*."
+_KEPT = (
+    "It goes in as it is; one above 1024 x 1024 pixels is scaled down to that area." + _SIZE + f" Only "
+    f"`{TRAINER_PREVIEW}` takes control images."
+)
+_SQUASHED = "It is squashed to the sampler's *width* and *height*, whatever its shape: give both the same proportions."
+_SEEN = " The text encoder sees it too."
 _CACHE = "from the Hugging Face cache, or downloaded once"
 _GUIDED = "Above *guidance_scale* 1 the model is called twice a step, and the negative prompt counts."
 _KLEIN = Subject(
@@ -152,6 +163,7 @@ _KLEIN = Subject(
     _GUIDED + " klein takes no system prompt.",
     (25, 4.0),
     (_HELD, _HELD),
+    control=_KEPT,
 )
 _Z_IMAGE = Subject(
     "`{0}`, " + _CACHE + ".",
@@ -176,6 +188,10 @@ _QWEN_EDITS = replace(
     recipe=TRAINER_PREVIEW,
     negative="",
     edits=True,
+    control=_SQUASHED + _SEEN,
+)
+_QWEN_EDITS_SEVERAL = replace(
+    _QWEN_EDITS, control="It is scaled to about a megapixel of its own shape." + _SIZE + _SEEN
 )
 _KREA = Subject(
     "`{0}`, its text encoder `Qwen/Qwen3-VL-4B-Instruct` and the autoencoder of `Qwen/Qwen-Image`, " + _CACHE + ": "
@@ -189,15 +205,21 @@ _KREA = Subject(
 _KREA_TURBO = replace(
     _KREA, about="Turbo is made for no guidance: that is *guidance_scale* 1.", job=(9, 1.0), negative=""
 )
+_KREA_EDITS = replace(
+    _KREA, about=_KREA.about + " LoRAs of AI Toolkit's edit training need it.", recipe=TRAINER_PREVIEW, negative="",
+    edits=True, control="It is scaled to as many pixels as the result has, in its own shape." + _SIZE + _SEEN,
+)  # fmt: skip
 
 SUBJECTS: Mapping[str, Subject] = {
     "krea2": _KREA,
     "krea2:turbo": _KREA_TURBO,
+    "krea2:o_edit": _KREA_EDITS,
+    "krea2:o_edit_turbo": replace(_KREA_EDITS, about=_KREA_TURBO.about, job=(8, 1.0)),
     "qwen_image": _QWEN,
     "qwen_image:2512": _QWEN,
     "qwen_image_edit": _QWEN_EDITS,
-    "qwen_image_edit_plus": _QWEN_EDITS,
-    "qwen_image_edit_plus:2511": replace(_QWEN_EDITS, rounded=_FLOAT8.format("the text encoder is")),
+    "qwen_image_edit_plus": _QWEN_EDITS_SEVERAL,
+    "qwen_image_edit_plus:2511": replace(_QWEN_EDITS_SEVERAL, rounded=_FLOAT8.format("the text encoder is")),
     "lumina2": Subject("`{0}`, " + _CACHE + ".", _GUIDED, (30, 4.0), tokenizer=True),
     "flux2": Subject(
         "`{0}` with the text encoder that AI Toolkit uses, Mistral Small 3.1 (2503), " + _CACHE + ": about 113 GB. "
@@ -210,6 +232,7 @@ SUBJECTS: Mapping[str, Subject] = {
         tokenizer=True,
         rounded=_FLOAT8.format("the weights are")[:-1] + ", and the text encoder need not be Mistral Small 3.1 (2503), "
         "which AI Toolkit uses.",
+        control=_KEPT,
     ),
     "flux2_klein_4b": _KLEIN,
     "flux2_klein_9b": _KLEIN,
@@ -218,6 +241,7 @@ SUBJECTS: Mapping[str, Subject] = {
         _GUIDED + " Pictures above 1024 x 1024 pixels in area are rendered smaller and enlarged, as the model's own "
         "pipeline does.",
         (25, 4.0),
+        control=f"{_SQUASHED} To keep its own shape, choose `{REFERENCE_PIPELINE}`.",
     ),
     "zimage": _Z_IMAGE,
     "zimage:turbo": Subject(

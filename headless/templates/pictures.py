@@ -56,18 +56,10 @@ def control_image(model: str) -> Drawing:
     loaded = t.load()
     columns = ("2. Picture to edit", "3. Prompt and settings")
     t.save(t.edited(loaded, columns, recipe=TRAINER_PREVIEW), "4. Picture")
-    squashed = (
-        "It is squashed to the sampler's *width* and *height*, whatever its shape: give both the same proportions. To "
-        f"keep its own shape, choose `{REFERENCE_PIPELINE}`."
-    )
-    kept = (
-        "It goes in as it is; one above 1024 x 1024 pixels is scaled down to that area. The result's size is the "
-        f"sampler's *width* and *height*. Only `{TRAINER_PREVIEW}` takes control images."
-    )
-    both = REFERENCE_PIPELINE in t.facts.recipes and t.facts.recipes[REFERENCE_PIPELINE].control_images
+    key = "ctrl_img" if t.facts.recipes[TRAINER_PREVIEW].control_images == 1 else "ctrl_img_1"
     t.note(
         f"**{t.facts.title} edits a picture**\n\n{PLACEHOLDER} The prompt says what becomes of it.\n\n"
-        f"{squashed if both else kept}\n\nIt is `ctrl_img` of a sample in AI Toolkit's job. {t.default_weights}"
+        f"{t.subject.control}\n\nIt is `{key}` of a sample in AI Toolkit's job. {t.default_weights}"
     )
     return t
 

@@ -121,7 +121,8 @@ def _inputs(drawing: Drawing) -> list[_Input]:
     if not _of(drawing, "ApplyAITKLoRA"):
         found += [_Input(_chip, "memory") for _ in _of(drawing, "AITKRuntimeOptions")]
     found += [_Input(_sliders, "options") for _ in _of(drawing, "AITKRecipeOptions")]
-    found += [_Input(_layers, "adapter") for _ in _of(drawing, "AITKTrainingAdapter")]
+    for kind in ("AITKTrainingAdapter", "AITKRecoveryAdapter"):
+        found += [_Input(_layers, "adapter") for _ in _of(drawing, kind)]
     found += [_Input(_layers, "your LoRA") for _ in _of(drawing, "ApplyAITKLoRA")]
     for _ in _of(drawing, "AITKLoRAStack"):
         found += [_Input(_layers, "LoRA 1"), _Input(_layers, "LoRA 2"), _Input(_layers, "LoRA 3")]

@@ -7,7 +7,7 @@ from typing import Any
 from ...pipelines.models.recipe import REFERENCE_PIPELINE, TRAINER_PREVIEW
 from .building import COPY_SAMPLE, EDIT, PICTURE, PROMPT, TRIGGERED, YOUR_JOB, Template
 from .drawing import Drawing
-from .model_files import TRAINING_ADAPTERS
+from .model_files import RECOVERY_ADAPTER, TRAINING_ADAPTERS
 
 
 def samples(model: str) -> Drawing:
@@ -56,6 +56,31 @@ def samples(model: str) -> Drawing:
         f"*AITK Runtime Options* holds both parts as AI Toolkit's interface does.{tiled} Choose `none` where the job "
         "says `quantize: false` (transformer) or `quantize_te: false` (text encoder)." + adapter + "\n\n"
         "You have the job's folder? `AI Toolkit training job` reads all of this from it."
+    )
+    return t
+
+
+def recovery_adapter() -> Drawing:
+    t = Template("AI Toolkit samples, 3 bit with ARA", "qwen_image")
+    t.column("1. Model, as the job holds it")
+    options = t.add("AITKRuntimeOptions", text_encoder_quantization=t.subject.quantized[1], vae_tiling=t.subject.tiled)
+    loaded = t.loader(weights="default", options=options.out("options"))
+    held = t.add(
+        "AITKRecoveryAdapter",
+        pipeline=loaded.out("pipeline"),
+        adapter_name=RECOVERY_ADAPTER.name,
+        qtype="uint3",
+        files=(RECOVERY_ADAPTER,),
+    )
+    own = t.lora(held)
+    inputs: dict[str, Any] = {"trigger_word": own.out("trigger_word"), "recipe": TRAINER_PREVIEW}
+    t.save(t.sampler(own, "3. The sample's settings", prompt=TRIGGERED, **inputs), "4. Picture")
+    t.note(
+        "**A LoRA that was trained with *3 bit with ARA***\n\nThe job's `qtype` has a bar in it: "
+        "`uint3|ostris/accuracy_recovery_adapters/...`. What stands before the bar is *qtype*; the file behind it goes "
+        f"into `models/loras`: [{RECOVERY_ADAPTER.name}]({RECOVERY_ADAPTER.url}). The layers that it names are held in "
+        "3 bits, and it makes up for what that costs.\n\n"
+        f"{COPY_SAMPLE}\n\n*transformer as* stays at `model default`. Each model of Qwen-Image has a file of its own."
     )
     return t
 
