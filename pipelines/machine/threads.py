@@ -29,18 +29,20 @@ def in_threads(work: Callable[[T], object], items: Sequence[T]) -> None:
     import torch
 
     count, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+    # whoever is free takes the next one
+    left = iter(items)
 
-    def alone(item: T) -> None:
+    def alone() -> None:
         # both are a thread's own
         with torch.inference_mode(inference), torch.no_grad():
-            work(item)
+            for item in left:
+                work(item)
 
     if count == 1 or len(items) == 1:
-        for item in items:
-            alone(item)
+        alone()
         return
     threads = _threads(count)
-    found = [threads.submit(alone, item) for item in items]
+    found = [threads.submit(alone) for _ in range(min(count, len(items)))]
     wait(found)
     for one in found:
         one.result()

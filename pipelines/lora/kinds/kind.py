@@ -175,7 +175,7 @@ def merged_by_rows(
         return merged(weight, change(slice(None)), factors, out)
     ends = [number * len(weight) // pieces for number in range(pieces + 1)]
     in_threads(
-        lambda rows: merged(weight[rows], change(rows), factors, out[rows]),
+        lambda rows: merged(workspace.widened(weight[rows]), change(rows), factors, out[rows]),
         [slice(first, last) for first, last in pairwise(ends)],
     )
     return out

@@ -33,14 +33,26 @@ class Workspace:
         first, second = first.to(self.device), second.to(self.device)
         return torch.mm(first, second, out=self.empty((first.shape[0], second.shape[1])))
 
+    def widened(self, value: torch.Tensor) -> torch.Tensor:
+        """A tensor in float32, on the device; in memory that is the thread's next call's, where it is no such one."""
+        import torch
+
+        if value.dtype == torch.float32:
+            return value.to(self.device)
+        return self._empty("widened", value.shape).copy_(value)
+
     def empty(self, shape: Sequence[int]) -> torch.Tensor:
         """A float32 tensor of any values; its memory is the thread's next call's."""
+        return self._empty("product", shape)
+
+    def _empty(self, use: str, shape: Sequence[int]) -> torch.Tensor:
         import torch
 
         size = math.prod(shape)
-        kept: torch.Tensor | None = getattr(self._own, "kept", None)
+        kept: torch.Tensor | None = getattr(self._own, use, None)
         if kept is None or kept.numel() < size:
             # let go of first: two of them are never there
-            self._own.kept = None
-            self._own.kept = kept = torch.empty(size, device=self.device)
+            setattr(self._own, use, None)
+            kept = torch.empty(size, device=self.device)
+            setattr(self._own, use, kept)
         return kept[:size].view(*shape)
