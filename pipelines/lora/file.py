@@ -139,9 +139,11 @@ def read_lora(lora: LoraFile, part: str, check: Callable[[], None] = lambda: Non
     marks -= {layer.keys["alpha"] for layer in scaled if layer.kind is not lokr.KIND or layer.rank is not None}
     used = {key: None for layer in lora.layers for key in layer.keys.values()}
     wanted = {key for layer in lora.layers if layer.part == part for key in layer.keys.values()}
+    widen = {key for layer in lora.layers if layer.decomposed or not layer.kind.widens for key in layer.keys.values()}
+    stored = (torch.bfloat16, torch.float16, torch.float32)
     tensors: dict[str, torch.Tensor] = {}
     for key, value in read_tensors(lora.header.path, list(used)):
-        tensor = value.to(torch.float32)
+        tensor = value if value.dtype in stored and key not in widen else value.to(torch.float32)
         if key not in marks and not is_finite(tensor):
             raise LoraError(
                 f"{lora.name!r} holds NaN or Inf in {key!r}: the training went wrong, or the file is damaged. "

@@ -38,7 +38,7 @@ PAIR = {
 
 
 class Adapter(Protocol):
-    """The change of one parameter: tensors in float32 on the CPU."""
+    """The change of one parameter: tensors on the CPU, which compute in float32."""
 
     @property
     def is_zero(self) -> bool:
@@ -99,6 +99,8 @@ class Kind:
         shape: roles' infos, and the shape of the parameter that they are for -> their own shape; raises ValueError
             with the reason where they do not fit together. Most kinds tell their shape by themselves.
         make: roles' tensors (float32) -> adapter.
+        widens: whether ``make`` takes bfloat16, float16 and float32 as they are stored, and its adapters widen them
+            where they compute: a live branch may run in the file's dtype, and needs no copy then.
         mergeable: False where its trainer never merges it.
         decomposable: whether LyCORIS' ``dora_scale`` may stand beside it.
         accompanies: whether it is what other kinds' files hold beside their own, which name the file.
@@ -114,6 +116,7 @@ class Kind:
     decomposable: bool = False
     accompanies: bool = False
     of_weight: bool = False
+    widens: bool = False
 
     @property
     def roles(self) -> frozenset[str]:
@@ -198,7 +201,8 @@ def has_values(tensor: torch.Tensor) -> bool:
     """Whether any value is not zero, in a sixth of the time of ``any``."""
     import torch
 
-    return tensor.numel() > 0 and any(map(bool, torch.aminmax(tensor)))
+    # most have one at their beginning
+    return tensor.numel() > 0 and (tensor[(0,) * tensor.ndim].item() != 0 or any(map(bool, torch.aminmax(tensor))))
 
 
 def matrix_product(up: TensorInfo, down: TensorInfo, names: str) -> tuple[int, int, int]:
