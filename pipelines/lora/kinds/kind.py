@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
@@ -118,7 +119,7 @@ class Kind:
     of_weight: bool = False
     widens: bool = False
 
-    @property
+    @cached_property
     def roles(self) -> frozenset[str]:
         """That a layer of this kind may have."""
         return frozenset(self.suffixes.values()).union(*self.complete)
