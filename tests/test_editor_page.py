@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from chromium import NAMES, chromium, find_chromium, open_page
-from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
+from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.pictures.sizes import snap
-from editor_server import find_frontend, serving
+from editor_server import find_frontend, serving, translations
 
 TEMPLATES = sorted((Path(__file__).resolve().parents[1] / "example_workflows").glob("*.json"))
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en"}
 # graphs are opened in the place of the one that is there: each further tab makes the page slower
 TAB = "app.extensionManager.workflow.activeWorkflow"
-SAMPLER, LOADER, LORA = "AITKSampler", "LoadAITKModel", "ApplyAITKLoRA"
+SAMPLER, LOADER, LORA, OPTIONS = "AITKSampler", "LoadAITKModel", "ApplyAITKLoRA", "AITKRecipeOptions"
+OPTIONS_TEMPLATE = "LoRA of sd-scripts - Lumina Image 2.0"
 # what tests ask of the page, by a node's type; node ids are numbers in some frontends and texts in others
 TOOLS = """
 window.aitkTest = {
@@ -64,14 +66,19 @@ def browser(tmp_path_factory):
         yield address
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes 2.0"])
-def page(request, own_models, browser):
-    """The page when it has started."""
-    settings = SETTINGS | {"Comfy.VueNodes.Enabled": request.param}
+@contextmanager
+def started(browser, settings):
+    """The page with these settings, when it has started."""
     with serving(FRONTEND, settings) as address, open_page(browser, address) as opened:
         opened.until("window.app?.vueAppReady")
         opened.evaluate(TOOLS)
         show(opened, TEMPLATES[0].stem)
+        yield opened
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes 2.0"])
+def page(request, own_models, browser):
+    with started(browser, SETTINGS | {"Comfy.VueNodes.Enabled": request.param}) as opened:
         drawn_by_vue = opened.evaluate("document.querySelectorAll('.lg-node').length > 0")
         assert drawn_by_vue == request.param
         yield opened
@@ -167,3 +174,71 @@ def test_a_lora_shows_its_card_and_whether_it_fits_the_model(page):
     call(page, "set", LOADER, "weights", "default")
     call(page, "set", LOADER, "model", "flux2")
     wait_for_text(page, LORA, f"Does not fit {find_model('flux2').title}. It looks like one for Lumina Image 2.0.")
+
+
+def test_weights_that_hold_the_model_come_first_and_another_model_s_are_told(page):
+    show(page, "Text to image - Lumina Image 2.0")
+    before = choices(page, LOADER, "weights")
+    assert before[:2] == ["default", "tiny"]
+    call(page, "set", LOADER, "model", "flux2")
+    call(page, "set", LOADER, "weights", "tiny")
+    wait_for_text(page, LOADER, f"tiny holds Lumina Image 2.0, not {find_model('flux2').title}.")
+    assert sorted(choices(page, LOADER, "weights")) == sorted(before)
+    page.evaluate("aitkTest.panel('LoadAITKModel').querySelector('button').click()")
+    page.until(f"aitkTest.shown('{LOADER}') === ''")
+    assert value(page, LOADER, "model") == "lumina2"
+
+
+def test_recipe_options_that_nobody_reads_are_grey_and_stop_no_run_unseen(page):
+    show(page, OPTIONS_TEMPLATE)
+    option = next(iter(find_model("lumina2").recipes["sd-scripts"].options))
+    disabled = f"aitkTest.widget('{OPTIONS}', '{option}').disabled"
+    page.until(f"!{disabled}")
+    call(page, "set", OPTIONS, option, 0.5)
+    call(page, "set", SAMPLER, "recipe", "reference pipeline")
+    recipe = "\N{LEFT SINGLE QUOTATION MARK}reference pipeline\N{RIGHT SINGLE QUOTATION MARK}"
+    why = f"The recipe {recipe} of Lumina Image 2.0 does not read it."
+    wait_for_text(page, OPTIONS, f"{option}: {why} Changed, it stops the run.")
+    assert not page.evaluate(disabled)
+    page.evaluate(f"aitkTest.panel('{OPTIONS}').querySelector('button').click()")
+    page.until(disabled)
+    assert page.evaluate(f"aitkTest.widget('{OPTIONS}', '{option}').tooltip") == why
+    call(page, "set", SAMPLER, "recipe", "sd-scripts")
+    page.until(f"!{disabled}")
+
+
+def test_the_extension_speaks_the_page_s_language(own_models, browser):
+    with started(browser, SETTINGS | {"Comfy.Locale": "zh"}) as opened:
+        show(opened, "LoRA - Lumina Image 2.0")
+        call(opened, "set", LOADER, "weights", "tiny")
+        call(opened, "set", LORA, "lora_name", "tiny.safetensors")
+        wait_for_text(opened, LORA, "适合 Lumina Image 2.0。")
+        wait_for_text(opened, LORA, "触发词")
+        call(opened, "set", SAMPLER, "negative_prompt", "x")
+        call(opened, "set", SAMPLER, "guidance_scale", 1)
+        call(opened, "set", SAMPLER, "recipe", "trainer preview")
+        texts = translations()["zh"]
+        names = {
+            name: texts["nodeDefs"][SAMPLER]["inputs"][name]["name"] for name in ("negative_prompt", "guidance_scale")
+        }
+        wait_for_text(opened, SAMPLER, texts["aitk"]["unused"]["scale"].format(scale=1, above=1))
+        assert all(name in call(opened, "shown", SAMPLER) for name in names.values())
+        wait_for_help(opened, SAMPLER, texts["nodeDefs"][SAMPLER]["display_name"])
+
+
+def test_a_page_in_a_language_without_help_pages_shows_the_english_ones(own_models, browser):
+    with started(browser, SETTINGS | {"Comfy.Locale": "fr"}) as opened:
+        show(opened, "LoRA - Lumina Image 2.0")
+        for node in (SAMPLER, LOADER, LORA):
+            wait_for_help(opened, node, NODE_DISPLAY_NAME_MAPPINGS[node])
+
+
+def wait_for_help(page, node, title):
+    """Opens a node's help in the editor's panel, until a page with this title stands there, with its picture."""
+    page.evaluate(f"app.canvas.selectNode(aitkTest.node({json.dumps(node)})), true")
+    button = "document.querySelector('[data-testid=\"info-button\"]')"
+    page.until(f"{button} && ({button}.click(), true)")
+    page.until(f"document.querySelector('.node-help-content h1')?.innerText === {json.dumps(title)}")
+    page.until("document.querySelector('.node-help-content img')?.naturalWidth > 0")
+    # where a translation is from is not shown
+    assert "<!--" not in page.evaluate("document.querySelector('.node-help-content').innerText")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .loras import lora, lora_digest
 from .models import models
+from .weights import weights
 
 if TYPE_CHECKING:
     from ..host import Answer
@@ -20,6 +21,7 @@ ANSWERS: Mapping[str, Answer] = {
     "/aitk/models": models,
     "/aitk/lora": lora,
     "/aitk/lora/digest": lora_digest,
+    "/aitk/weights": weights,
 }
 
 __all__ = ["ANSWERS"]

@@ -1,4 +1,4 @@
-"""What the models state, as far as the editor shows it: defaults, sizes, and which inputs a recipe does not use."""
+"""What the models state, as far as the editor shows it: defaults, sizes, and what a recipe reads."""
 
 from __future__ import annotations
 
@@ -28,43 +28,20 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
         "title": facts.title,
         "defaults": asdict(facts.defaults),
         "usual_sizes": _usual_sizes(facts),
-        "recipes": {name: _recipe(facts, recipe) for name, recipe in facts.recipes.items()},
+        "guidance": facts.guidance,
+        # whether the sampler's may be used
+        "system_prompt": facts.takes_system_prompt,
+        "recipes": {name: _recipe(recipe) for name, recipe in facts.recipes.items()},
     }
 
 
-def _recipe(facts: ModelFacts, recipe: Recipe) -> dict[str, Any]:
+def _recipe(recipe: Recipe) -> dict[str, Any]:
     return {
         "size": asdict(recipe.size),
         "control_images": recipe.control_images,
-        # None: a negative prompt is never used
-        "guided_above": recipe.guided_above if facts.guidance == "classifier-free" else None,
+        "guided_above": recipe.guided_above,
         "options": list(recipe.options),
-        "ignored": _ignored(facts),
-        "refused": _refused(facts, recipe),
     }
-
-
-def _ignored(facts: ModelFacts) -> dict[str, str]:
-    """Input of the sampler -> why it changes nothing."""
-    if facts.guidance == "embedded":
-        return {"negative_prompt": f"{facts.title} has its guidance built in and does not use it."}
-    return {}
-
-
-def _refused(facts: ModelFacts, recipe: Recipe) -> dict[str, str]:
-    """Input of the sampler -> why a run that uses it fails."""
-    found = {}
-    if not facts.takes_system_prompt:
-        found["system_prompt"] = f"{facts.title} takes none: its template has no place for one."
-    if not recipe.control_images:
-        takers = [other.name for other in facts.recipes.values() if other.control_images]
-        whose = f"The recipe {recipe.name!r} of {facts.title}" if takers else facts.title
-        found["control"] = f"{whose} takes no control images." + (f" {takers[0]!r} does." if takers else "")
-    if not recipe.options and facts.recipe_options:
-        found["recipe_options"] = f"The recipe {recipe.name!r} reads none of them."
-    elif not facts.recipe_options:
-        found["recipe_options"] = f"{facts.title} has none."
-    return found
 
 
 def _usual_sizes(facts: ModelFacts) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Every text of every node is translated, from what it says in English today, with the same names and numbers."""
+"""Every text of the nodes and of the extension is translated, from what it says in English today, with its names."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def test_every_text_of_a_node_has_a_key():
         ("AITKSampler.inputs.prompt.tooltip", "触发词", "触发", "lacks 触发词"),
         ("LoadAITKModel.inputs.repo_id.tooltip", "owner/name", "所有者/名称", "lacks owner/name"),
         ("AITKSampler.outputs.0.tooltip", "渲染的图像。", "The pictures.", "not translated"),
+        ("aitk.card.maybe", "{model}", "{modell}", "other places for values than in English"),
+        ("aitk.card.maybe", "可能适合", "可能@适合", "has @, which the page does not show as it is"),
+        ("aitk.picture.noGraph", "AITK 保存图像", "该节点", "lacks AITK 保存图像"),
+        ("aitk.unused.scale", "引导强度", "强度", "lacks 引导强度"),
+        ("commands.AITK_OpenPicture.label", "(AITK)", "", "lacks AITK"),
         ("AITKSampler.outputs.0.tooltip", "图像", "{图像}", "has {, which the page does not show as it is"),
     ],
 )
@@ -63,12 +68,21 @@ def test_a_label_leaves_room_for_its_list():
     assert fault == Fault(key, "26 columns wide: a list's label has room for 22")
 
 
+def test_the_page_shows_commands_and_menu_entries_by_the_same_words():
+    english = english_texts()["commands.AITK_OpenPicture.label"].words
+    for language in LANGUAGES:
+        texts = translations.translated_texts(language)
+        assert texts[f"menuLabels.{english}"] == texts["commands.AITK_OpenPicture.label"]
+
+
 def test_a_text_without_its_counterpart_is_found():
     texts = translations.translated_texts("zh")
-    del texts[SEED]
-    assert _faults(texts | {"AITKSampler.inputs.sampler.name": "采样器"}) == [
-        Fault("AITKSampler.inputs.sampler.name", "left over: no node has such a text"),
+    del texts[SEED], texts["aitk.size.list"]
+    left_over = ("AITKSampler.inputs.sampler.name", "aitk.size.lists")
+    assert _faults(texts | dict.fromkeys(left_over, "采样器")) == [
+        *(Fault(key, "left over: nothing has such a text") for key in left_over),
         Fault(SEED, "missing"),
+        Fault("aitk.size.list", "missing"),
     ]
 
 
@@ -90,7 +104,7 @@ def test_a_changed_tooltip_fails_until_its_translation_is_renewed(tmp_path, monk
     assert locales_command(["--renewed", "AITKSampler.inputs.sneed.*"]) == 1
     assert "No text has the key AITKSampler.inputs.sneed.*" in capsys.readouterr().err
     assert locales_command(["--language", "tlh"]) == 1
-    assert "There is no locales/tlh/nodeDefs.json" in capsys.readouterr().err
+    assert "There is no locales/tlh. Languages:" in capsys.readouterr().err
 
 
 def _faults(texts: dict[str, str]) -> list[Fault]:

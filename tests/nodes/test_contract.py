@@ -156,7 +156,7 @@ def test_every_node_explains_itself(host, name):
     assert cls.DESCRIPTION
     assert cls.SEARCH_ALIASES
     assert NODE_DISPLAY_NAME_MAPPINGS[name]
-    page = (ROOT / WEB_DIRECTORY / "docs" / name / "en.md").read_text("utf-8")
+    page = (ROOT / WEB_DIRECTORY / "docs" / f"{name}.md").read_text("utf-8")
     for label in _inputs(cls):
         assert f"`{label}`" in page, f"the help page does not name the input {label}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import json
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ from comfyui_aitk.pipelines.models import catalogue
 from comfyui_aitk.pipelines.pictures.sizes import snap
 from comfyui_aitk.pipelines.run.request import SampleRequest, check_request
 
+# the package's name of it is the answer
+weights = importlib.import_module("comfyui_aitk.nodes.editor.weights")
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -65,13 +68,12 @@ def test_models_state_what_the_sampler_would_do(ask):
         facts = catalogue()[model_id]
         assert set(model["defaults"]) <= known
         assert list(model["recipes"]) == list(facts.recipes)
-        for name, recipe in model["recipes"].items():
-            assert {*recipe["ignored"], *recipe["refused"]} <= known
+        for name in model["recipes"]:
             for width, height in model["usual_sizes"]:
                 assert not snap(width, height, facts.recipes[name].size, 1 << 14).notes
             # what is said to be refused is, and what is not said is not
             request = SampleRequest(name, "a fox", system_prompt="Draw.")
-            if "system_prompt" in recipe["refused"]:
+            if not model["system_prompt"]:
                 with pytest.raises(Exception, match="takes no system prompt"):
                     check_request(facts, request)
             else:
@@ -142,6 +144,34 @@ def test_unknown_models_and_files_that_are_no_loras_are_named(ask, loras):
     assert "broken.safetensors" in answer["error"]
 
 
+def test_weights_tell_which_models_they_hold_and_nobody_is_asked_twice(ask, own, monkeypatch):
+    (own.folder / "checkpoints" / "other.safetensors").write_bytes(b"no header")
+    shutil.copy(GOLDEN / "lumina2" / "lora" / "lora_f32.safetensors", own.folder / "checkpoints" / "lora.safetensors")
+    (own.folder / "checkpoints" / "old.ckpt").write_bytes(b"a pickle")
+    # a file of a size that nobody released may be any of its class
+    flux2 = [name for name in catalogue() if name.startswith("flux2")]
+    held = {
+        "lumina": ["lumina2"], "lumina.safetensors": ["lumina2"], "klein": ["flux2_klein_4b"],
+        "klein.safetensors": flux2, "other.safetensors": [], "lora.safetensors": [],
+    }  # fmt: skip
+    assert ask("/aitk/weights") == (200, {"weights": held, "more": 0})
+    # of files that stay the same nothing is read again
+    monkeypatch.setattr(weights, "_models", lambda name: [f"asked for {name}"])
+    shutil.copy(own.file("diffusion_models", "klein.safetensors"), own.file("diffusion_models", "lumina.safetensors"))
+    again = ask("/aitk/weights")[1]["weights"]
+    assert again["lumina.safetensors"] == ["asked for lumina.safetensors"]
+    assert [again[name] for name in ("klein.safetensors", "other.safetensors")] == [flux2, []]
+
+
+def test_many_files_are_told_by_and_by(ask, own, monkeypatch):
+    monkeypatch.setattr(weights, "PATIENCE", 0.0)
+    files = ["klein.safetensors", "lumina.safetensors"]
+    for more in (1, 0, 0):
+        answer = ask("/aitk/weights")[1]
+        assert answer["more"] == more
+        assert [name for name in answer["weights"] if name in files] == files[: 2 - more]
+
+
 def test_what_the_editor_asks_imports_no_torch(models):
     code = f"""
 import sys
@@ -156,6 +186,7 @@ ANSWERS["/aitk/models"]({{}})
 query = {{"name": "tiny.safetensors", "model": "lumina2", "weights": "tiny"}}
 assert ANSWERS["/aitk/lora"](query)["fit"]["verdict"] == "yes"
 ANSWERS["/aitk/lora/digest"](query)
+assert ANSWERS["/aitk/weights"]({{}}) == {{"weights": {{"tiny": ["lumina2"]}}, "more": 0}}
 import json
 print(json.dumps([name for name in ("torch", "diffusers", "transformers") if name in sys.modules]))
 """

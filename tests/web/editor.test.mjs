@@ -5,9 +5,10 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { following } from "../../web/js/follow.js";
-import { allNodes, inputOf, loaderOf, wired } from "../../web/js/graph.js";
+import { heldBy, listed } from "../../web/js/fitting.js";
+import { allNodes, inputOf, loaderOf, modelOf, optionsOf, wired } from "../../web/js/graph.js";
 import { nearestSides, sizeFor, snapSide } from "../../web/js/sizes.js";
-import { recipeForImages, unusedInputs } from "../../web/js/unused.js";
+import { recipeForImages, unusedInputs, whoDoesNotRead } from "../../web/js/unused.js";
 
 // what /aitk/models answers, and sides that Python snapped: written by tests/test_web.py
 const { facts, snapped } = JSON.parse(readFileSync(process.env.AITK_FACTS, "utf8"));
@@ -58,6 +59,20 @@ test("a loader is found into a subgraph and out of one", () => {
   root.nodes.push(...outer.nodes);
   assert.equal(loaderOf(sampling.nodes[0]), within.nodes[0]);
   assert.deepEqual([...allNodes(root)].map((node) => node.type), ["a", "LoadAITKModel", "b", "AITKSampler"]);
+});
+
+test("a sampler's recipe options are found beside its model, through a reroute", () => {
+  const graph = graphOf([
+    [1, "LoadAITKModel"],
+    [2, "AITKRecipeOptions"],
+    [3, "Reroute", { "": ["*", 2] }],
+    [4, "AITKSampler", { pipeline: [PIPELINE, 1], recipe_options: ["AITK_RECIPE_OPTIONS", 3] }],
+    [5, "AITKSampler", { pipeline: [PIPELINE, 1], recipe_options: ["AITK_RECIPE_OPTIONS", null] }],
+  ]);
+  const [loader, options, , sampler, alone] = graph.nodes;
+  loader.widgets = [{ name: "model", value: "zimage" }];
+  assert.deepEqual([optionsOf(sampler), optionsOf(alone)], [options, null]);
+  assert.equal(modelOf(sampler), "zimage");
 });
 
 test("a circle of wires ends", () => {
@@ -130,4 +145,30 @@ test("too many control images are told before the run, and which recipe takes th
   assert.equal(recipeForImages(models.flux2, "reference pipeline", 1), "trainer preview");
   assert.equal(recipeForImages(models.omnigen2, "trainer preview", 2), "reference pipeline");
   assert.equal(recipeForImages(models.lumina2, "trainer preview", 1), null);
+});
+
+test("a recipe option that no sampler reads is told, with whose recipe it is", () => {
+  const lumina = (recipe) => ({ model: models.lumina2, recipe });
+  const [option] = models.lumina2.recipes["sd-scripts"].options;
+  const [plain] = Object.keys(models.zimage.recipes);
+  const other = { model: models.zimage, recipe: plain };
+  assert.equal(whoDoesNotRead(option, [lumina("sd-scripts")]), null);
+  assert.deepEqual(whoDoesNotRead(option, [other]), { user: other, all: true });
+  assert.deepEqual(whoDoesNotRead(option, [lumina("sd-scripts"), other]), { user: other, all: false });
+  // of one whose recipe comes over a wire nothing is known
+  assert.deepEqual(whoDoesNotRead(option, [null, other]), { user: other, all: false });
+  assert.equal(whoDoesNotRead(option, [null]), null);
+  assert.equal(whoDoesNotRead(option, []), null);
+});
+
+test("weights that hold the model come first, and no choice is lost", () => {
+  const names = ["default", "a", "b", "c.ckpt", "d"];
+  const held = { a: [], b: ["lumina2"], d: ["flux2", "flux2_klein_4b"] };
+  assert.deepEqual(listed(names, held, "flux2"), ["default", "d", "c.ckpt", "a", "b"]);
+  assert.deepEqual(listed(names, held, "auto"), ["default", "b", "d", "c.ckpt", "a"]);
+  assert.deepEqual(listed(names, held, null), names);
+  assert.deepEqual(heldBy("d", held, "lumina2"), ["flux2", "flux2_klein_4b"]);
+  for (const [weights, model] of [["d", "flux2"], ["a", "flux2"], ["c.ckpt", "flux2"], ["d", "auto"], ["constructor", "flux2"]]) {
+    assert.deepEqual(heldBy(weights, held, model), []);
+  }
 });

@@ -10,7 +10,7 @@ const { report } = JSON.parse(readFileSync(process.env.AITK_FACTS, "utf8"));
 
 test("a report is read as words, and no part of it as JSON", () => {
   const found = Object.fromEntries(rows(report));
-  assert.match(headline(report), /^96 × 96 in [\d.]+ s$/);
+  assert.match(headline(report), /^Done: 96 × 96 in [\d.]+ s$/);
   assert.equal(found.Size, "96 × 96 (asked for: 100 × 100)");
   assert.equal(found.Recipe, "reference pipeline");
   assert.match(found.Model, /^lumina2, tiny, float32$/);
@@ -23,7 +23,7 @@ test("a report is read as words, and no part of it as JSON", () => {
 test("a batch, a time of the trainer's and parts that differ are told", () => {
   const other = { ...report, batch_size: 3, seed: 7, era: { first: null, last: "2026-07-12", version: "1" }, model: { ...report.model, weights: { transformer: "a", vae: "b" } } };
   const found = Object.fromEntries(rows(other));
-  assert.match(headline(other), /^3 pictures of 96 × 96/);
+  assert.match(headline(other), /^Done: 3 pictures of 96 × 96/);
   assert.equal(found.Seed, "7 and the next 2");
   assert.equal(found.Recipe, "reference pipeline (AI Toolkit until 2026-07-12)");
   assert.match(found.Model, /transformer: a, vae: b/);

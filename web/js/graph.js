@@ -4,7 +4,9 @@
 /** @import { Graph, Link, Node } from "./types.d.ts" */
 
 const PIPELINE = "AITK_PIPELINE";
+const RECIPE_OPTIONS = "AITK_RECIPE_OPTIONS";
 export const LOADER = "LoadAITKModel";
+export const OPTIONS = "AITKRecipeOptions";
 // the frontend's ids for what stands at a subgraph's edges; node ids are numbers in 1.45 and texts in 1.58
 const SUBGRAPH_INPUT = "-10";
 const DEEPEST = 200; // steps up; a graph that is being edited may go round in a circle
@@ -16,12 +18,30 @@ const DEEPEST = 200; // steps up; a graph that is being edited may go round in a
  * @returns {Node | null}
  */
 export function loaderOf(node) {
-  let found = node.graph ? sourceOf(node.graph, pipelineInput(node)?.link) : null;
-  for (let step = 0; found && step < DEEPEST; step++) {
-    if (found.type === LOADER) return found;
-    found = found.graph ? sourceOf(found.graph, pipelineInput(found)?.link) : null;
-  }
-  return null;
+  return originOf(node, PIPELINE, LOADER);
+}
+
+/**
+ * The id of the model that a node's pipeline is of; null where that is not told.
+ *
+ * @param {Node} node
+ * @returns {string | null}
+ */
+export function modelOf(node) {
+  const loader = loaderOf(node);
+  // a name that comes over a wire is not known before the run
+  if (!loader || inputOf(loader, "model")?.link != null) return null;
+  return String(loader.widgets?.find(({ name }) => name === "model")?.value ?? "") || null;
+}
+
+/**
+ * The AITK Recipe Options that a sampler gets its options from; null where there is none, or where it is not told.
+ *
+ * @param {Node} sampler
+ * @returns {Node | null}
+ */
+export function optionsOf(sampler) {
+  return originOf(sampler, RECIPE_OPTIONS, OPTIONS);
 }
 
 /**
@@ -85,11 +105,31 @@ export function inputOf(node, name) {
   return (node.inputs ?? []).find((input) => input.name === name);
 }
 
-/** @param {Node} node */
-function pipelineInput(node) {
+/**
+ * @param {Node} node
+ * @param {string} wire type of the wires that lead there
+ * @param {string} wanted type of the node that is looked for
+ * @returns {Node | null}
+ */
+function originOf(node, wire, wanted) {
+  let found = above(node, wire);
+  for (let step = 0; found && step < DEEPEST; step++) {
+    if (found.type === wanted) return found;
+    found = above(found, wire);
+  }
+  return null;
+}
+
+/**
+ * @param {Node} node
+ * @param {string} wire
+ * @returns {Node | null}
+ */
+function above(node, wire) {
   const inputs = node.inputs ?? [];
   // a reroute's and a switch's inputs are of any type
-  return inputs.find((input) => input.type === PIPELINE) ?? inputs.find((input) => input.type === "*" && input.link != null);
+  const input = inputs.find(({ type }) => type === wire) ?? inputs.find(({ type, link }) => type === "*" && link != null);
+  return node.graph ? sourceOf(node.graph, input?.link) : null;
 }
 
 /**

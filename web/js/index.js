@@ -7,18 +7,25 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { colourSockets } from "./colours.js";
 import { addStyle } from "./dom.js";
-import { LOADER, allNodes } from "./graph.js";
+import { ENGLISH } from "./english.js";
+import { LOADER, OPTIONS, allNodes } from "./graph.js";
+import { refreshLoader, watchLoader } from "./loader.js";
 import { LORA, refreshLora, watchLora } from "./lora.js";
 import { COMMAND, openPicture, pictureMenu } from "./open_picture.js";
-import { whenChanged } from "./panel.js";
+import { refreshOptions, usersOfOptions, watchOptions } from "./options.js";
 import { SAMPLER, refreshSampler, watchSampler } from "./sampler.js";
-import { modelFacts, sayOnce } from "./server.js";
+import { forgetFiles, heldModels, modelFacts, sayOnce, translations } from "./server.js";
 import { COMPARING, watchComparison } from "./viewer.js";
+import { learn } from "./words.js";
 
 /** @import { Node } from "./types.d.ts" */
 
+const LOCALE = "Comfy.Locale"; // the page's setting
+
 const SOON = 60; // milliseconds: several changes are one
 let waiting = 0;
+/** @type {Promise<void>} */
+let learned = Promise.resolve();
 
 /** Brings every node of ours up to date, soon. */
 function changed() {
@@ -27,11 +34,16 @@ function changed() {
 }
 
 async function refresh() {
+  await learned;
   const facts = await modelFacts();
   if (!facts) return;
   try {
-    for (const node of allNodes(app.rootGraph ?? app.graph)) {
-      if (node.type === SAMPLER) refreshSampler(node, facts);
+    const nodes = [...allNodes(app.rootGraph ?? app.graph)];
+    for (const node of nodes) if (node.type === SAMPLER) refreshSampler(node, facts);
+    const users = usersOfOptions(nodes.filter((node) => node.type === SAMPLER), facts);
+    for (const node of nodes) {
+      if (node.type === OPTIONS) refreshOptions(node, users.get(node) ?? []);
+      if (node.type === LOADER) refreshLoader(node, facts, heldModels(changed));
       if (node.type === LORA) await refreshLora(node);
     }
   } catch (error) {
@@ -39,15 +51,25 @@ async function refresh() {
   }
 }
 
+/** @param {string} locale of the page */
+async function speak(locale) {
+  learn(locale, locale === "en" ? null : await translations());
+}
+
 app.registerExtension({
   name: "comfyui-aitk",
-  commands: [{ id: COMMAND, label: "Open the graph of a picture (AITK)", icon: "pi pi-image", function: () => openPicture(app) }],
+  commands: [{ id: COMMAND, label: ENGLISH["commands.AITK_OpenPicture.label"], icon: "pi pi-image", function: () => openPicture(app) }],
   menuCommands: [{ path: ["File"], commands: [COMMAND] }],
   /** @param {Node} node */
   getNodeMenuItems: (node) => pictureMenu(app, api, node),
   setup() {
     addStyle();
     colourSockets(app);
+    learned = speak(String(app.extensionManager.setting.get(LOCALE) ?? "en"));
+    app.ui?.settings?.addEventListener?.(`${LOCALE}.change`, (/** @type {CustomEvent} */ event) => {
+      learned = speak(String(event.detail.value));
+      changed();
+    });
     api.addEventListener("graphChanged", changed);
     changed();
   },
@@ -56,8 +78,14 @@ app.registerExtension({
     if (node.comfyClass === SAMPLER) watchSampler(node, changed);
     else if (COMPARING.includes(node.comfyClass ?? "")) watchComparison(node, api);
     else if (node.comfyClass === LORA) watchLora(node, changed);
-    else if (node.comfyClass === LOADER) for (const widget of node.widgets ?? []) whenChanged(widget, changed);
+    else if (node.comfyClass === OPTIONS) watchOptions(node, changed);
+    else if (node.comfyClass === LOADER) watchLoader(node, changed);
     changed();
   },
   loadedGraphNode: changed,
+  // the lists of files were read anew
+  refreshComboInNodes() {
+    forgetFiles();
+    changed();
+  },
 });

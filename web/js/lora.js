@@ -6,6 +6,7 @@ import { inputOf, loaderOf } from "./graph.js";
 import { addPanel, whenChanged, whenever, widgetOf } from "./panel.js";
 import { bytes } from "./report.js";
 import { loraCard, loraDigest } from "./server.js";
+import { language, say } from "./words.js";
 
 /** @import { Card, Node } from "./types.d.ts" */
 
@@ -36,7 +37,7 @@ export async function refreshLora(node) {
   const state = seen.get(node);
   if (!state) return;
   const query = queryOf(node);
-  const asked = JSON.stringify(query);
+  const asked = JSON.stringify([query, language()]);
   if (asked === state.asked) return;
   state.asked = asked;
   const card = query && (await loraCard(query));
@@ -62,12 +63,12 @@ function compareFile(node, name, digest, show) {
   if (made?.name !== name || typeof made.sha256 !== "string") {
     node.properties[FILE] = { name, sha256: digest };
   } else if (made.sha256 !== digest) {
-    const text = `This graph was made with another file of this name: its sha256 begins with ${made.sha256.slice(0, 10)}, and yours with ${digest.slice(0, 10)}. The picture will be another one.`;
+    const text = say("card.otherFile", { made: made.sha256.slice(0, 10), yours: digest.slice(0, 10) });
     const keep = () => {
       node.properties[FILE] = { name, sha256: digest };
       show([]);
     };
-    const button = element("button", { type: "button", title: "Keeps this file's sha256 in the graph", onclick: keep }, "Use mine");
+    const button = element("button", { type: "button", title: say("card.keeps"), onclick: keep }, say("card.keep"));
     show([element("div", { class: "aitk-row aitk-bad" }, element("span", {}, text), button)]);
   }
 }
@@ -95,22 +96,22 @@ function queryOf(node) {
  */
 function rowsOf(card) {
   if ("error" in card) return [element("div", { class: "aitk-row aitk-bad" }, element("span", {}, card.error))];
-  const rank = card.ranks.length ? `rank ${card.ranks.join(", ")}` : "";
+  const rank = card.ranks.length ? say("card.rank", { ranks: card.ranks.join(", ") }) : "";
   /** @type {[string, string][]} */
   const rows = [
-    ["Trained for", card.trained_for || "not told"],
-    ["Type", [card.format, rank].filter(Boolean).join(", ")],
-    ["Step", card.step === null ? "" : String(card.step)],
-    ["Trigger word", card.trigger_word],
-    ["Trained with", card.trained_with],
-    ["Size", bytes(card.size)],
+    [say("card.trainedFor"), card.trained_for || say("card.notTold")],
+    [say("card.type"), [card.format, rank].filter(Boolean).join(", ")],
+    [say("card.step"), card.step === null ? "" : String(card.step)],
+    [say("card.trigger"), card.trigger_word],
+    [say("card.trainedWith"), card.trained_with],
+    [say("card.size"), bytes(card.size)],
   ];
   const list = element(
     "dl", { class: "aitk-list" },
     ...rows.filter(([, text]) => text).flatMap(([term, text]) => [element("dt", {}, term), element("dd", {}, text)]),
   );
   if (!card.fit) return [list];
-  const says = { yes: `Fits ${card.model}.`, no: `Does not fit ${card.model}.`, maybe: `May fit ${card.model}.` }[card.fit.verdict];
+  const says = say(`card.${card.fit.verdict}`, { model: card.model ?? "" });
   const row = element("div", { class: `aitk-row ${COLOURS[card.fit.verdict]}` }, element("span", {}, `${says} ${card.fit.words}`));
   return [row, list];
 }

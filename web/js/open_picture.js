@@ -4,6 +4,7 @@
 import { element } from "./dom.js";
 import { widgetOf } from "./panel.js";
 import { graphIn } from "./picture.js";
+import { say } from "./words.js";
 
 /** @import { Api, App, Node } from "./types.d.ts" */
 
@@ -32,7 +33,7 @@ export function openPicture(app) {
 export function pictureMenu(app, api, node) {
   const name = String(widgetOf(node, "image")?.value ?? "");
   if (node.comfyClass !== "LoadImage" || !/\.jpe?g( \[\w+\])?$/i.test(name)) return [];
-  return [{ content: "Open the graph in this picture (AITK)", callback: () => openInput(app, api, name) }];
+  return [{ content: say("picture.open"), callback: () => openInput(app, api, name) }];
 }
 
 /**
@@ -46,7 +47,7 @@ async function openInput(app, api, name) {
   const query = new URLSearchParams({ filename: parts.pop() ?? "", subfolder: parts.join("/"), type: type ?? "input" });
   const answer = await api.fetchApi(`/view?${query}`);
   if (answer.ok) await openGraph(app, await answer.arrayBuffer(), path);
-  else say(app, `${path} is not there.`);
+  else tell(app, say("picture.gone", { file: path }));
 }
 
 /**
@@ -57,13 +58,13 @@ async function openInput(app, api, name) {
 async function openGraph(app, data, name) {
   const graph = graphIn(data);
   if (graph) await app.loadGraphData(graph, true, true, name.replace(/\.\w+$/, ""));
-  else say(app, `${name} holds no graph. AITK Save Image writes one into a JPEG where it fits.`);
+  else tell(app, say("picture.noGraph", { file: name }));
 }
 
 /**
  * @param {App} app
  * @param {string} text
  */
-function say(app, text) {
+function tell(app, text) {
   app.extensionManager.toast.add({ severity: "warn", summary: "AITK", detail: text, life: 8000 });
 }

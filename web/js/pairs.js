@@ -1,6 +1,10 @@
 // @ts-check
 // Pairs of pictures that a comparing node sends: nodes/page_pairs.py.
 
+import { say } from "./words.js";
+
+/** @import { Key } from "./words.js" */
+
 /**
  * @typedef {{ filename: string, subfolder: string, type: string }} Place of a picture on ComfyUI's server
  * @typedef {object} Pair
@@ -13,14 +17,19 @@
  * @typedef {{ pairs: Pair[], more: number }} Shown
  */
 
-/** @type {[string, string, (value: number) => string][]} */
+/** @typedef {(value: number) => string} InWords */
+
+/** @type {(key: Key) => InWords} */
+const worded = (key) => (value) => say(key, { value: short(value) });
+
+/** @type {[string, () => string, InWords][]} */
 const METRICS = [
-  ["max", "Largest difference", (value) => `${short(value)} of 255 levels`],
-  ["mean", "Mean difference", (value) => `${short(value)} levels`],
-  ["share", "Values that differ", (value) => `${short(100 * value)} %`],
-  ["psnr", "PSNR", (value) => `${short(value)} dB`],
-  ["ssim", "SSIM", (value) => `${short(value)} (1 is equal)`],
-  ["lpips", "LPIPS", (value) => `${short(value)} (0 is equal)`],
+  ["max", () => say("viewer.max"), worded("viewer.ofLevels")],
+  ["mean", () => say("viewer.mean"), worded("viewer.levels")],
+  ["share", () => say("viewer.share"), (value) => `${short(100 * value)} %`],
+  ["psnr", () => "PSNR", (value) => `${short(value)} dB`],
+  ["ssim", () => "SSIM", worded("viewer.oneIsEqual")],
+  ["lpips", () => "LPIPS", worded("viewer.zeroIsEqual")],
 ];
 
 /**
@@ -52,7 +61,7 @@ export function inOrder(pairs) {
 export function numbers(metrics) {
   return METRICS.flatMap(([key, label, text]) => {
     const value = metrics[key];
-    return value === null || value === undefined ? [] : [/** @type {[string, string]} */ ([label, text(value)])];
+    return value === null || value === undefined ? [] : [/** @type {[string, string]} */ ([label(), text(value)])];
   });
 }
 

@@ -2,6 +2,8 @@
 // A panel below a node's widgets, as high as what stands in it; in the classic canvas and in Vue nodes.
 
 import { element } from "./dom.js";
+import { inputOf } from "./graph.js";
+import { say } from "./words.js";
 
 /** @import { Node, Widget } from "./types.d.ts" */
 
@@ -88,7 +90,8 @@ export function setWidget(node, name, value) {
 }
 
 /**
- * Greys a widget, or takes that back. In the classic canvas a text box has no label: its placeholder says it.
+ * Greys a widget, or takes that back. Its tooltip says why; in the classic canvas a text box has neither that nor a
+ * label, and its placeholder says it.
  *
  * @param {Node} node
  * @param {string} name
@@ -99,9 +102,11 @@ export function greyOut(node, name, why, locked) {
   const widget = widgetOf(node, name);
   if (!widget) return;
   widget.disabled = why !== null && locked;
-  setLabel(widget, why === null ? null : (label) => `${label} (not used)`);
+  const label = labelOf(node, name);
+  setLabel(widget, why === null ? null : () => say("unused.label", { label }));
+  setTooltip(widget, why);
   if (widget.element instanceof HTMLTextAreaElement) {
-    widget.element.placeholder = why === null ? name : `${name}: not used. ${why}`;
+    widget.element.placeholder = why === null ? name : say("unused.box", { label, why });
     widget.element.title = why ?? "";
     widget.element.classList.toggle("aitk-unused", why !== null);
   }
@@ -109,6 +114,31 @@ export function greyOut(node, name, why, locked) {
 
 /** @type {WeakMap<Widget, string | undefined>} what stood there before the extension's own label */
 const labels = new WeakMap();
+/** @type {WeakMap<Widget, string | undefined>} and before its own tooltip */
+const tooltips = new WeakMap();
+
+/**
+ * What a user reads beside an input: a translation, or a name that somebody gave it.
+ *
+ * @param {Node} node
+ * @param {string} name
+ */
+export function labelOf(node, name) {
+  const widget = widgetOf(node, name);
+  const shown = widget && (labels.has(widget) ? labels.get(widget) : widget.label);
+  const input = inputOf(node, name);
+  return shown ?? input?.label ?? input?.localized_name ?? name;
+}
+
+/**
+ * @param {Widget} widget
+ * @param {string | null} text of ours; null puts back what was there
+ */
+function setTooltip(widget, text) {
+  if (text !== null && !tooltips.has(widget)) tooltips.set(widget, widget.tooltip);
+  if (tooltips.has(widget)) widget.tooltip = text ?? tooltips.get(widget);
+  if (text === null) tooltips.delete(widget);
+}
 
 /**
  * Shows a label of ours on a widget; null puts back the one that was there: a user's, a translation's.
@@ -124,6 +154,24 @@ export function setLabel(widget, made) {
   }
   if (!labels.has(widget)) labels.set(widget, widget.label);
   widget.label = made(labels.get(widget) ?? widget.name);
+}
+
+/**
+ * A row that says something amiss.
+ *
+ * @param {string} text
+ * @param {...globalThis.Node} buttons
+ */
+export function warning(text, ...buttons) {
+  return element("div", { class: "aitk-row aitk-warning" }, element("span", {}, text), ...buttons);
+}
+
+/**
+ * @param {string} text
+ * @param {() => void} act
+ */
+export function button(text, act) {
+  return element("button", { type: "button", onclick: act }, text);
 }
 
 /**

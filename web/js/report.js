@@ -1,9 +1,18 @@
 // @ts-check
 // The sampler's report in a person's words.
 
+import { say } from "./words.js";
+
+/** @import { Key } from "./words.js" */
+
 /**
  * @typedef {Record<string, any>} Report what pipelines/run/report.py writes
  */
+
+/** @type {Record<string, Key>} phase of a run -> its name */
+const PHASES = {
+  encode: "report.encode", "encode control": "report.encodeControl", prepare: "report.prepare", sample: "report.sample", decode: "report.decode",
+};
 
 /**
  * What a run came to, in a line.
@@ -12,8 +21,8 @@
  */
 export function headline(report) {
   const [width, height] = report.size?.rendered ?? ["?", "?"];
-  const count = report.batch_size > 1 ? `${report.batch_size} pictures of ` : "";
-  return `${count}${width} × ${height} in ${seconds(total(report))}`;
+  const said = { count: report.batch_size, size: `${width} × ${height}`, time: seconds(total(report)) };
+  return say(report.batch_size > 1 ? "report.doneSeveral" : "report.done", said);
 }
 
 /**
@@ -26,21 +35,22 @@ export function rows(report) {
   const { model = {}, size = {} } = report;
   const asked = Array.isArray(size.asked) ? size.asked.join(" × ") : String(size.asked ?? "");
   const rendered = (size.rendered ?? []).join(" × ");
+  const { steps = "", denoise, seed = "", batch_size: count } = report;
   /** @type {[string, string][]} */
   const found = [
-    ["Model", [model.id, words(model.weights), model.dtype].filter(Boolean).join(", ")],
-    ["Held as", held(model.quantization)],
+    [say("report.model"), [model.id, words(model.weights), model.dtype].filter(Boolean).join(", ")],
+    [say("report.held"), held(model.quantization)],
     ...(report.loras ?? []).map((/** @type {any} */ lora) => /** @type {[string, string]} */ (["LoRA", loraText(lora)])),
-    ["Recipe", era(report)],
-    ["Size", asked === rendered ? rendered : `${rendered} (asked for: ${asked})`],
-    ["Steps", report.denoise < 1 ? `${report.steps}, denoise ${report.denoise}` : String(report.steps ?? "")],
-    ["Guidance", String(report.guidance_scale ?? "")],
-    ["Seed", report.batch_size > 1 ? `${report.seed} and the next ${report.batch_size - 1}` : String(report.seed ?? "")],
-    ["Negative", report.negative_prompt ?? "not used"],
-    ["Time", phases(report.seconds)],
-    ["Memory", memory(report.peak_memory)],
-    ["Device", String(report.device ?? "")],
-    ["Versions", ["torch", "diffusers", "transformers"].map((name) => `${name} ${report.versions?.[name] ?? "?"}`).join(", ")],
+    [say("report.recipe"), era(report)],
+    [say("report.size"), asked === rendered ? rendered : say("report.asked", { size: rendered, asked })],
+    [say("report.steps"), denoise < 1 ? say("report.denoise", { steps, denoise }) : String(steps)],
+    [say("report.guidance"), String(report.guidance_scale ?? "")],
+    [say("report.seed"), count > 1 ? say("report.seeds", { seed, count: count - 1 }) : String(seed)],
+    [say("report.negative"), report.negative_prompt ?? say("report.notUsed")],
+    [say("report.time"), phases(report.seconds)],
+    [say("report.memory"), memory(report.peak_memory)],
+    [say("report.device"), String(report.device ?? "")],
+    [say("report.versions"), ["torch", "diffusers", "transformers"].map((name) => `${name} ${report.versions?.[name] ?? "?"}`).join(", ")],
   ];
   return found.filter(([, text]) => text !== "");
 }
@@ -69,13 +79,14 @@ function total(report) {
 /** @param {Report} report */
 function era(report) {
   const { first, last } = report.era ?? {};
-  const time = first || last ? ` (AI Toolkit ${first ? `since ${first}` : ""}${first && last ? " " : ""}${last ? `until ${last}` : ""})` : "";
-  return `${report.recipe ?? ""}${time}`;
+  if (!first && !last) return String(report.recipe ?? "");
+  return `${report.recipe} (${say(first && last ? "report.between" : first ? "report.since" : "report.until", { first, last })})`;
 }
 
 /** @param {any} lora */
 function loraText(lora) {
-  return `${lora.name} at ${lora.strength}, ${words(lora.application)}, sha256 ${String(lora.sha256).slice(0, 10)}…`;
+  const { name, strength, application, sha256 } = lora;
+  return say("report.lora", { name, strength, application: words(application), digest: String(sha256).slice(0, 10) });
 }
 
 /** @param {any} value a text, or a text for each part */
@@ -92,10 +103,11 @@ function held(quantization) {
 
 /** @param {Record<string, number> | undefined} spent */
 function phases(spent) {
-  return Object.entries(spent ?? {}).map(([phase, value]) => `${phase} ${seconds(value)}`).join(", ");
+  const named = (/** @type {string} */ phase) => (phase in PHASES ? say(PHASES[phase]) : phase);
+  return Object.entries(spent ?? {}).map(([phase, value]) => `${named(phase)} ${seconds(value)}`).join(", ");
 }
 
 /** @param {Record<string, number> | undefined} peak */
 function memory(peak) {
-  return Object.entries(peak ?? {}).map(([place, count]) => `${place} ${bytes(count)} at most`).join(", ");
+  return Object.entries(peak ?? {}).map(([place, count]) => say("report.peak", { place, amount: bytes(count) })).join(", ");
 }

@@ -3,6 +3,7 @@
 
 import { element } from "./dom.js";
 import { headline, rows } from "./report.js";
+import { say } from "./words.js";
 
 /** @import { Report } from "./report.js" */
 
@@ -22,8 +23,8 @@ export function runRows(text) {
     "dl", { class: "aitk-list" },
     ...rows(report).flatMap(([term, value]) => [element("dt", {}, term), element("dd", {}, value)]),
   );
-  const copy = element("button", { type: "button", title: "The whole report, as JSON", onclick: () => navigator.clipboard?.writeText(text) }, "Copy");
-  const details = element("details", { class: "aitk-report" }, element("summary", {}, `Done: ${headline(report)}`), list, copy);
+  const copy = element("button", { type: "button", title: say("report.whole"), onclick: () => navigator.clipboard?.writeText(text) }, say("report.copy"));
+  const details = element("details", { class: "aitk-report" }, element("summary", {}, headline(report)), list, copy);
   return [...notes, details];
 }
 

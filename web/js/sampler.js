@@ -4,11 +4,12 @@
 
 import { element } from "./dom.js";
 import { following } from "./follow.js";
-import { inputOf, loaderOf, sourceOf, wired } from "./graph.js";
-import { addPanel, greyOut, keepHeights, setLabel, setWidget, valuesOf, whenChanged, whenever, widgetOf } from "./panel.js";
+import { inputOf, modelOf, sourceOf, wired } from "./graph.js";
+import { addPanel, button, greyOut, keepHeights, labelOf, setLabel, setWidget, valuesOf, warning, whenChanged, whenever, widgetOf } from "./panel.js";
 import { runRows } from "./run.js";
 import { sizeFor, sizeText } from "./sizes.js";
 import { recipeForImages, unusedInputs } from "./unused.js";
+import { say } from "./words.js";
 
 /** @import { Facts, ModelFacts, Node } from "./types.d.ts" */
 /** @import { Unused } from "./unused.js" */
@@ -85,23 +86,10 @@ export function refreshSampler(node, facts) {
   const way = model && recipeForImages(model, recipe, images);
   state.fill(
     ...(model?.recipes[recipe] ? [sizeRow(node, model, recipe, facts.minimum_side)] : []),
-    ...(model && !model.recipes[recipe] ? [warning(`${model.title} has no recipe ‘${recipe}’.`)] : []),
+    ...(model && !model.recipes[recipe] ? [warning(say("recipe.missing", { model: model.title, recipe }))] : []),
     ...unused.filter((one) => one.used).map((one) => unusedRow(node, one, way ?? null)),
     ...state.run,
   );
-}
-
-/**
- * The id of the model that a node's pipeline is of; null where that is not told.
- *
- * @param {Node} node
- * @returns {string | null}
- */
-export function modelOf(node) {
-  const loader = loaderOf(node);
-  // a name that comes over a wire is not known before the run
-  if (!loader || inputOf(loader, "model")?.link != null) return null;
-  return String(widgetOf(loader, "model")?.value ?? "") || null;
 }
 
 /**
@@ -153,22 +141,22 @@ function sizeRow(node, model, recipe, minimum) {
   const snapped = !linked && rendered && nearest.length > 0;
   setLabel(wide, snapped && rendered[0] !== width ? (label) => `${label} → ${rendered[0]}` : null);
   setLabel(high, snapped && rendered[1] !== height ? (label) => `${label} → ${rendered[1]}` : null);
-  if (linked) return element("div", { class: "aitk-row" }, "The size comes over a wire.");
+  if (linked) return element("div", { class: "aitk-row" }, say("size.wire"));
   const choose = (/** @type {[number, number]} */ size) => {
     setWidget(node, "width", size[0]);
     setWidget(node, "height", size[1]);
   };
   const asked = sizeText(width, height);
-  const text = rendered ? (nearest.length ? `${asked} → ${sizeText(...rendered)}` : `${asked}`) : `${asked} cannot be rendered`;
+  const text = rendered ? (nearest.length ? `${asked} → ${sizeText(...rendered)}` : asked) : say("size.impossible", { size: asked });
   const buttons = nearest.map((size) =>
-    element("button", { type: "button", title: "Renders as it is", onclick: () => choose(size) }, sizeText(...size)),
+    element("button", { type: "button", title: say("size.exact"), onclick: () => choose(size) }, sizeText(...size)),
   );
   const list = element(
-    "select", { title: `Usual sizes of ${model.title}`, onchange: (/** @type {Event} */ event) => {
+    "select", { title: say("size.usual", { model: model.title }), onchange: (/** @type {Event} */ event) => {
       const at = Number(/** @type {HTMLSelectElement} */ (event.target).value);
       choose(model.usual_sizes[at]);
     } },
-    element("option", { value: "", disabled: true, selected: true }, "Sizes"),
+    element("option", { value: "", disabled: true, selected: true }, say("size.list")),
     ...model.usual_sizes.map((size, at) => element("option", { value: at }, sizeText(...size))),
   );
   return element("div", { class: rendered ? "aitk-row" : "aitk-row aitk-bad" }, element("span", { class: "aitk-size" }, text), ...buttons, list);
@@ -180,18 +168,13 @@ function sizeRow(node, model, recipe, minimum) {
  * @param {string | null} way a recipe that takes the control images
  */
 function unusedRow(node, one, way) {
-  const row = warning(`${one.input}: ${one.why}`);
+  const row = warning(`${labelOf(node, one.input)}: ${one.why}`);
   if (one.how === "refused" && one.input === "system_prompt") {
-    row.append(element("button", { type: "button", onclick: () => setWidget(node, one.input, "") }, "Empty it"));
+    row.append(button(say("unused.empty"), () => setWidget(node, one.input, "")));
   }
   if (one.input === "control" && way) {
-    row.append(element("button", { type: "button", onclick: () => setWidget(node, "recipe", way) }, `Use ‘${way}’`));
+    row.append(button(say("recipe.use", { recipe: way }), () => setWidget(node, "recipe", way)));
   }
   row.classList.toggle("aitk-bad", one.how === "refused");
   return row;
-}
-
-/** @param {string} text */
-function warning(text) {
-  return element("div", { class: "aitk-row aitk-warning" }, element("span", {}, text));
 }

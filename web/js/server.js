@@ -37,6 +37,48 @@ export function modelFacts() {
   return facts;
 }
 
+/** @type {Record<string, string[]> | null} */
+let held = null;
+let reading = false;
+
+/**
+ * Which models' weights each choice of `weights` holds, by name, as far as the server has read them; null before.
+ *
+ * @param {() => void} changed called where more is known
+ */
+export function heldModels(changed) {
+  if (!reading) {
+    reading = true;
+    readOn(changed);
+  }
+  return held;
+}
+
+/** @param {() => void} changed */
+async function readOn(changed) {
+  for (let more = 1; more; ) {
+    const answer = await ask("/aitk/weights").catch(() => null);
+    // without an answer the lists stay as they are
+    if (!answer) return;
+    [held, more] = [answer.weights, answer.more];
+    changed();
+  }
+}
+
+/** Where the lists of files were read anew: what is in them is asked again. */
+export function forgetFiles() {
+  reading = false;
+}
+
+/**
+ * The translations of all packs, by language; null where the server does not say.
+ *
+ * @returns {Promise<Record<string, any> | null>}
+ */
+export function translations() {
+  return ask("/i18n").catch(() => null);
+}
+
 /**
  * @param {Record<string, string>} query see nodes/editor/loras.py
  * @returns {Promise<Card | { error: string }>}

@@ -10,6 +10,8 @@ export interface Link {
 export interface Slot {
   name: string;
   type: string | number;
+  label?: string;
+  localized_name?: string;
   link?: Id | null;
   linkIds?: Id[];
 }
@@ -64,7 +66,11 @@ export interface App {
   registerExtension(extension: Record<string, unknown>): void;
   handleFile(file: File): Promise<void>;
   loadGraphData(graph: object, clean?: boolean, restore?: boolean, name?: string | null): Promise<void>;
-  extensionManager: { toast: { add(message: Record<string, unknown>): void } };
+  extensionManager: {
+    toast: { add(message: Record<string, unknown>): void };
+    setting: { get(id: string): unknown };
+  };
+  ui?: { settings?: { addEventListener(name: string, listener: (event: CustomEvent) => void): void } };
 }
 
 export interface Api {
@@ -82,16 +88,16 @@ export interface SizeRule {
 export interface RecipeFacts {
   size: SizeRule;
   control_images: number;
-  guided_above: number | null;
+  guided_above: number;
   options: string[];
-  ignored: Record<string, string>;
-  refused: Record<string, string>;
 }
 
 export interface ModelFacts {
   title: string;
   defaults: Record<string, number>;
   usual_sizes: [number, number][];
+  guidance: "classifier-free" | "embedded";
+  system_prompt: boolean;
   recipes: Record<string, RecipeFacts>;
 }
 

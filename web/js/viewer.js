@@ -4,14 +4,17 @@
 import { element } from "./dom.js";
 import { inOrder, numbers, pairsOf } from "./pairs.js";
 import { addPanel, whenever } from "./panel.js";
+import { say } from "./words.js";
 
 /** @import { Api, Node } from "./types.d.ts" */
 /** @import { Pair, Shown } from "./pairs.js" */
 
 export const COMPARING = ["AITKComparePreviews", "AITKReplayPreviews"];
 const KEY = "aitk_pairs"; // of what the nodes send when they have run
-const NAMES = /** @type {const} */ ({ trainer: "AI Toolkit", ours: "Ours", heat_map: "Heat map" });
-const MODES = /** @type {const} */ ([["slider", "Slider"], ["side", "Side by side"], ["heat", "Heat map"]]);
+const NAMES = { trainer: () => "AI Toolkit", ours: () => say("viewer.ours"), heat_map: () => say("viewer.heat") };
+const MODES = /** @type {const} */ (["slider", "side", "heat"]);
+
+/** @typedef {typeof MODES[number]} Mode */
 
 /**
  * @param {Node} node that was just made
@@ -22,8 +25,8 @@ export function watchComparison(node, api) {
   whenever(node, "onExecuted", (output) => {
     const shown = pairsOf(output?.[KEY]?.[0]);
     if (!shown) return;
-    const count = shown.pairs.length === 1 ? shown.pairs[0].words : `${shown.pairs.length} pictures`;
-    const button = element("button", { type: "button", onclick: () => open(shown, api) }, "Compare …");
+    const count = shown.pairs.length === 1 ? shown.pairs[0].words : say("viewer.count", { count: shown.pairs.length });
+    const button = element("button", { type: "button", onclick: () => open(shown, api) }, say("viewer.compare"));
     fill(element("div", { class: "aitk-row" }, element("span", {}, count), button));
   });
 }
@@ -34,21 +37,21 @@ export function watchComparison(node, api) {
  */
 function open(shown, api) {
   const pairs = inOrder(shown.pairs);
-  const state = { at: 0, mode: /** @type {"slider" | "side" | "heat"} */ ("slider"), cut: 50 };
+  const state = { at: 0, mode: /** @type {Mode} */ ("slider"), cut: 50 };
   const title = element("h2");
   const words = element("p");
   const stage = element("div", { class: "aitk-stage" });
   const list = element("dl", { class: "aitk-list" });
   const choice = element(
-    "select", { "aria-label": "Pair", onchange: (/** @type {Event} */ event) => show(Number(/** @type {HTMLSelectElement} */ (event.target).value)) },
+    "select", { "aria-label": say("viewer.pair"), onchange: (/** @type {Event} */ event) => show(Number(/** @type {HTMLSelectElement} */ (event.target).value)) },
     ...pairs.map((pair, at) => element("option", { value: at }, pair.title)),
   );
-  const modes = MODES.map(([mode, name]) => element("button", { type: "button", onclick: () => { state.mode = mode; show(state.at); } }, name));
+  const modes = MODES.map((mode) => element("button", { type: "button", onclick: () => { state.mode = mode; show(state.at); } }, say(`viewer.${mode}`)));
   const dialog = /** @type {HTMLDialogElement} */ (element(
-    "dialog", { class: "aitk-viewer aitk-panel", "aria-label": "Comparison" },
-    element("header", {}, title, choice, ...modes, element("button", { type: "button", "aria-label": "Close", onclick: () => dialog.close() }, "✕")),
+    "dialog", { class: "aitk-viewer aitk-panel", "aria-label": say("viewer.title") },
+    element("header", {}, title, choice, ...modes, element("button", { type: "button", "aria-label": say("viewer.close"), onclick: () => dialog.close() }, "✕")),
     words, stage, list,
-    ...(shown.more ? [element("p", {}, `${shown.more} more are on the contact sheet.`)] : []),
+    ...(shown.more ? [element("p", {}, say("viewer.more", { count: shown.more }))] : []),
   ));
 
   /** @param {number} at */
@@ -58,7 +61,7 @@ function open(shown, api) {
     title.textContent = pair.title;
     words.textContent = pair.words;
     /** @type {HTMLSelectElement} */ (choice).value = String(at);
-    modes.forEach((button, place) => button.setAttribute("aria-pressed", String(MODES[place][0] === state.mode)));
+    modes.forEach((button, place) => button.setAttribute("aria-pressed", String(MODES[place] === state.mode)));
     list.replaceChildren(...numbers(pair.metrics).flatMap(([term, text]) => [element("dt", {}, term), element("dd", {}, text)]));
     stage.replaceChildren(...views(pair, state, api));
   }
@@ -77,7 +80,7 @@ function open(shown, api) {
 
 /**
  * @param {Pair} pair
- * @param {{ mode: "slider" | "side" | "heat", cut: number }} state
+ * @param {{ mode: Mode, cut: number }} state
  * @param {Api} api
  */
 function views(pair, state, api) {
@@ -87,9 +90,9 @@ function views(pair, state, api) {
   }
   const front = picture(pair, "trainer", api);
   front.classList.add("aitk-front");
-  const box = element("div", { class: "aitk-slider" }, picture(pair, "ours", api), front, element("span", { class: "aitk-left" }, NAMES.trainer), element("span", { class: "aitk-right" }, NAMES.ours));
+  const box = element("div", { class: "aitk-slider" }, picture(pair, "ours", api), front, element("span", { class: "aitk-left" }, NAMES.trainer()), element("span", { class: "aitk-right" }, NAMES.ours()));
   const range = /** @type {HTMLInputElement} */ (element("input", {
-    type: "range", min: 0, max: 100, step: 0.5, value: state.cut, "aria-label": `Part of the left picture that is shown: ${NAMES.trainer}`,
+    type: "range", min: 0, max: 100, step: 0.5, value: state.cut, "aria-label": say("viewer.part", { name: NAMES.trainer() }),
   }));
   const move = (/** @type {number} */ value) => {
     state.cut = Math.min(100, Math.max(0, value));
@@ -118,7 +121,7 @@ function views(pair, state, api) {
  * @param {Api} api
  */
 function framed(pair, role, api) {
-  return element("figure", {}, element("figcaption", {}, NAMES[role]), picture(pair, role, api));
+  return element("figure", {}, element("figcaption", {}, NAMES[role]()), picture(pair, role, api));
 }
 
 /**
@@ -128,7 +131,7 @@ function framed(pair, role, api) {
  */
 function picture(pair, role, api) {
   const file = pair[role];
-  if (!file) return element("p", {}, `no ${NAMES[role].toLowerCase()}`);
+  if (!file) return element("p", {}, say("viewer.absent", { name: NAMES[role]() }));
   const query = new URLSearchParams({ filename: file.filename, subfolder: file.subfolder, type: file.type });
-  return element("img", { src: api.apiURL(`/view?${query}`), alt: `${NAMES[role]}, ${pair.title}`, draggable: "false" });
+  return element("img", { src: api.apiURL(`/view?${query}`), alt: `${NAMES[role]()}, ${pair.title}`, draggable: "false" });
 }
