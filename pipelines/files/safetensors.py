@@ -118,9 +118,10 @@ def read_in_runs(
             # such a beginning is odd, and allowed
             values = (values.clone() if begin % dtype.itemsize else values).view(dtype)
         pieces = values.split([math.prod(infos[one].shape) for one in run]) if own else [values]
-        yield values, {
-            one: piece.view(infos[one].shape) if own else piece for one, piece in zip(run, pieces, strict=True)
-        }
+        yield (
+            values,
+            {one: piece.view(infos[one].shape) if own else piece for one, piece in zip(run, pieces, strict=True)},
+        )
         run = []
 
 

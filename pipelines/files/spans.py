@@ -103,7 +103,11 @@ def read_together(path: Path, begin: int, end: int, check: Callable[[], None]) -
     raw = torch.empty(end - begin, dtype=torch.uint8)
     buffer = memoryview(raw.numpy())
     try:
-        with path.open("rb", buffering=0) as one, path.open("rb", buffering=0) as other, ThreadPoolExecutor(1) as helper:
+        with (
+            path.open("rb", buffering=0) as one,
+            path.open("rb", buffering=0) as other,
+            ThreadPoolExecutor(1) as helper,
+        ):
             for first in range(0, len(buffer), _AT_ONCE):
                 last = min(first + _AT_ONCE, len(buffer))
                 half = (first + last) // 2

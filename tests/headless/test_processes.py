@@ -13,7 +13,6 @@ import pytest
 from comfyui_aitk.headless.tiny import flux2, lumina2
 from PIL import Image
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -4,7 +4,6 @@ import threading
 
 import pytest
 import torch
-
 from comfyui_aitk.pipelines.lora.kinds import kind
 from comfyui_aitk.pipelines.lora.kinds.low_rank import LowRank
 from comfyui_aitk.pipelines.lora.kinds.workspace import Workspace
