@@ -103,8 +103,10 @@ def read_in_runs(
         raise FileError(f"{path.name!r} was changed while it was read. Run again.")
     # an empty one lies where the next one does
     ordered = sorted(names, key=lambda name: (spans[name], name))
-    first = spans[ordered[0]][0] if ordered else 0
-    raw = read_together(path, first, sum(spans[ordered[-1]]) if ordered else 0, check)
+    if not ordered:
+        return
+    first = spans[ordered[0]][0]
+    raw = read_together(path, first, sum(spans[ordered[-1]]), check)
     run: list[str] = []
     for name, following in zip(ordered, [*ordered[1:], None], strict=True):
         run.append(name)

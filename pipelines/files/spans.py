@@ -101,7 +101,8 @@ def read_together(path: Path, begin: int, end: int, check: Callable[[], None]) -
     import torch
 
     raw = torch.empty(end - begin, dtype=torch.uint8)
-    buffer = memoryview(raw.numpy())
+    array: Any = raw.numpy()
+    buffer = memoryview(array)
     try:
         with (
             path.open("rb", buffering=0) as one,

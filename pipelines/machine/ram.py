@@ -31,7 +31,7 @@ def _c_library() -> object:
 
 @cache
 def _torch_library() -> object:
-    """That with MKL in it: mkl_free_buffers, by the name that Linux builds of torch export; None where there is none."""
+    """That with MKL in it, whose mkl_free_buffers Linux builds of torch export by another name; None elsewhere."""
     import torch
 
     try:
