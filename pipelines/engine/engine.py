@@ -379,7 +379,7 @@ class Engine:
         self.counters.parts_loaded += 1
         root = kind.lora_root(module)
         if kind.role == "denoiser" and (processes := self._machine.processes()) > 1:
-            share(root, processes)
+            share(root, processes, uneven=kind.uneven)
         residence = Residence(module, kind.blocks(root), self.device, lambda: self._forget(key))
         return LoadedPart(residence, LoraStack(root, key.source, dtype, residence))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..errors import FileError
 from ..words import shown
 from .content import PICKLE, SAFETENSORS, START, ZIP, describe
 from .header import BITS, MAX_DIMS, MAX_NAME, MAX_TENSORS, FileStamp, Header, TensorInfo
-from .spans import read_spans
+from .spans import read_spans, read_together
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,55 @@ def read_tensors(
         info = layout.header.tensors[name]
         dtype = _DTYPES.get(info.dtype)
         yield name, raw if dtype is None else raw.view(getattr(torch, dtype)).reshape(info.shape)
+
+
+def read_in_runs(
+    path: Path, names: list[str], check: Callable[[], None]
+) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """Yields the tensors of a small file, which is read as a whole: those that lie behind each other in one dtype.
+
+    Args:
+        path: a safetensors file that :func:`read_header` accepts.
+        names: which tensors.
+        check: called now and then; raises to interrupt.
+
+    Yields:
+        All values of a run, [values], and its tensors, which share their memory, where torch has their dtype; else the
+        bytes of one tensor.
+
+    Raises:
+        FileError: as :func:`read_tensors`.
+    """
+    import torch
+
+    layout = _layout(FileStamp.of(path))
+    infos, spans = layout.header.tensors, layout.spans
+    if any(name not in spans for name in names):
+        raise FileError(f"{path.name!r} was changed while it was read. Run again.")
+    # an empty one lies where the next one does
+    ordered = sorted(names, key=lambda name: (spans[name], name))
+    if not ordered:
+        return
+    first = spans[ordered[0]][0]
+    raw = read_together(path, first, sum(spans[ordered[-1]]), check)
+    run: list[str] = []
+    for name, following in zip(ordered, [*ordered[1:], None], strict=True):
+        run.append(name)
+        own = None if infos[name].dtype not in _DTYPES else infos[name].dtype
+        if own and following and infos[following].dtype == own and spans[following][0] == sum(spans[name]):
+            continue
+        begin, end = spans[run[0]][0] - first, sum(spans[name]) - first
+        values = raw[begin:end]
+        if own:
+            dtype = getattr(torch, _DTYPES[own])
+            # such a beginning is odd, and allowed
+            values = (values.clone() if begin % dtype.itemsize else values).view(dtype)
+        pieces = values.split([math.prod(infos[one].shape) for one in run]) if own else [values]
+        yield (
+            values,
+            {one: piece.view(infos[one].shape) if own else piece for one, piece in zip(run, pieces, strict=True)},
+        )
+        run = []
 
 
 # a file is asked several times before a run, and its header may hold the workflow that made it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -87,7 +88,7 @@ def is_finite(value: torch.Tensor) -> bool:
     if value.numel() == 0 or not value.is_floating_point():
         return True
     # NaN and Inf stay in a sum, and a sum is what a CPU is fastest at; it may leave the dtype's range by itself
-    if bool(torch.isfinite(value.sum())):
+    if math.isfinite(value.sum().item()):
         return True
     # the extremes carry them too: no second tensor of the same size is made
     return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(value))

@@ -37,9 +37,16 @@ def check_shared(denoiser: nn.Module, processes: int, title: str) -> None:
         )
 
 
-def share(denoiser: nn.Module, processes: int) -> None:
-    """Has a denoiser's next calls shared out over as many processes; :func:`check_shared` says whether that can be."""
+def share(denoiser: nn.Module, processes: int, *, uneven: bool = False) -> None:
+    """Has a denoiser's next calls shared out over as many processes; :func:`check_shared` says whether that can be.
+
+    Args:
+        denoiser: filled.
+        processes: each with a device of its own.
+        uneven: whether a process may get a token more than another; else all numbers of tokens must divide by them.
+            The processes then tell each other what they have before each exchange.
+    """
     from diffusers import ContextParallelConfig
 
     model: Any = denoiser
-    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=processes))
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=processes, ulysses_anything=uneven))

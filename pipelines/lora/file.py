@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import LoraError
 from ..files.header import FileStamp, Header
-from ..files.safetensors import read_header, read_tensors
+from ..files.safetensors import read_header, read_in_runs
 from ..handle import LoraSpec
 from ..layers.finite import is_finite
 from ..words import shown
@@ -126,7 +126,7 @@ def _with_alpha(layer: LoraLayer, configs: Mapping[str, PeftConfig]) -> LoraLaye
 def read_lora(lora: LoraFile, part: str, check: Callable[[], None] = lambda: None) -> dict[LoraLayer, Adapter]:
     """What is done to each layer of a part. The tensors of all parts are read and checked before any is returned.
 
-    ``check`` is called after each and raises to interrupt.
+    ``check`` is called now and then and raises to interrupt.
 
     Raises:
         LoraError: a tensor holds NaN or Inf.
@@ -139,17 +139,21 @@ def read_lora(lora: LoraFile, part: str, check: Callable[[], None] = lambda: Non
     marks -= {layer.keys["alpha"] for layer in scaled if layer.kind is not lokr.KIND or layer.rank is not None}
     used = {key: None for layer in lora.layers for key in layer.keys.values()}
     wanted = {key for layer in lora.layers if layer.part == part for key in layer.keys.values()}
+    widen = {key for layer in lora.layers if layer.decomposed or not layer.kind.widens for key in layer.keys.values()}
+    stored = (torch.bfloat16, torch.float16, torch.float32)
     tensors: dict[str, torch.Tensor] = {}
-    for key, value in read_tensors(lora.header.path, list(used)):
-        tensor = value.to(torch.float32)
-        if key not in marks and not is_finite(tensor):
-            raise LoraError(
-                f"{lora.name!r} holds NaN or Inf in {key!r}: the training went wrong, or the file is damaged. "
-                "Use an earlier save of the job."
-            )
-        if key in wanted:
-            tensors[key] = tensor
-        check()
+    for whole, values in read_in_runs(lora.header.path, list(used), check):
+        # at once; a mark may be inf
+        finite = whole.dtype in stored and is_finite(whole)
+        for key, value in values.items():
+            tensor = value if value.dtype in stored and key not in widen else value.to(torch.float32)
+            if not finite and key not in marks and not is_finite(tensor):
+                raise LoraError(
+                    f"{lora.name!r} holds NaN or Inf in {key!r}: the training went wrong, or the file is damaged. "
+                    "Use an earlier save of the job."
+                )
+            if key in wanted:
+                tensors[key] = tensor
     return {layer: _checked(lora, layer, tensors) for layer in lora.layers if layer.part == part}
 
 

@@ -40,7 +40,8 @@ class LiveLayer:
         if rows is not None:
             branch = RowsBranch(branch, rows)
         self._numbers.append(number)
-        self._branches.append(branch.to(cast("torch.Tensor", self._layer.weight).device))
+        device = cast("torch.Tensor", self._layer.weight).device
+        self._branches.append(branch if device.type == "cpu" else branch.to(device))
 
     def set_strength(self, number: int, strength: float, write: Write) -> None:
         """Gives the branches of one LoRA another strength; ``write`` sets a tensor of a module, wherever that is."""

@@ -192,7 +192,7 @@ class LoraStack:
     def _forget_files(self, wanted: Collection[_FileKey]) -> None:
         """Keeps others than those that are wanted, the latest, as far as there is room: stacks may take turns."""
         others = [key for key in self._weights if key not in wanted]
-        # as large as in the file, or twice that: float32
+        # as large as in the file, or twice that where a kind has them in float32
         while sum(stamp.size for stamp, _ in others) > _KEPT_FILES:
             del self._weights[others.pop(0)]
 

@@ -11,8 +11,11 @@ from pathlib import Path
 def trim_ram() -> None:
     """Gives memory that was freed back to the system, where the C library keeps it: glibc, between pieces in use.
 
-    glibc maps pieces of up to 32 MB, most of a model's tensors, from one heap, and that shrinks at its end alone.
+    glibc maps pieces of up to 32 MB, most of a model's tensors, from one heap, and that shrinks at its end alone. MKL
+    keeps some megabytes for each thread that multiplied matrices; those that are in use stay.
     """
+    if free := getattr(_torch_library(), "mkl_serv_free_buffers", None):
+        free()
     if trim := getattr(_c_library(), "malloc_trim", None):
         trim(0)
 
@@ -23,6 +26,17 @@ def _c_library() -> object:
         return ctypes.CDLL(None)
     # Windows has no such thing
     except (OSError, TypeError):
+        return None
+
+
+@cache
+def _torch_library() -> object:
+    """That with MKL in it, whose mkl_free_buffers Linux builds of torch export by another name; None elsewhere."""
+    import torch
+
+    try:
+        return ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+    except OSError:
         return None
 
 

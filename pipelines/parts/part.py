@@ -36,6 +36,7 @@ class Part(ABC):
 
     role: ClassVar[Role]
     surplus: Sequence[str] = ()  # parts of tensors' names that files may hold and the network has no place for
+    uneven: ClassVar[bool] = False  # whether several processes share its tokens out whose number they do not divide
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from comfyui_aitk.headless.tiny import flux2, lumina2
 from PIL import Image
 
+ROOT = Path(__file__).resolve().parents[2]
 
-def graph(model: str) -> dict:
+
+def graph(model: str, prompt: str = "a fox") -> dict:
     sample = {
-        "pipeline": ["load", 0], "prompt": "a fox", "negative_prompt": "", "width": 64, "height": 64, "steps": 2,
+        "pipeline": ["load", 0], "prompt": prompt, "negative_prompt": "", "width": 64, "height": 64, "steps": 2,
         "guidance_scale": 4.0, "seed": 1, "recipe": "trainer preview", "trigger_word": "", "system_prompt": "",
         "batch_size": 1,
     }  # fmt: skip
@@ -37,9 +40,22 @@ def run(folder: Path, processes: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_two_processes_render_the_picture_of_one(tmp_path):
-    flux2.make_checkpoint(tmp_path / "diffusers" / "tiny")
-    (tmp_path / "graph.json").write_text(json.dumps(graph("flux2")))
+def make_flux2(folder: Path) -> None:
+    flux2.make_checkpoint(folder)
+
+
+def take_qwen_image(folder: Path) -> None:
+    shutil.copytree(ROOT / "tests" / "golden" / "qwen_image" / "base", folder)
+
+
+# one of two prompts has a token more than the processes divide: FLUX.2 fills texts up, Qwen-Image does not
+@pytest.mark.parametrize(
+    ("model", "make", "prompt"),
+    [("flux2", make_flux2, "a fox"), ("qwen_image", take_qwen_image, "a"), ("qwen_image", take_qwen_image, "a fox")],
+)
+def test_two_processes_render_the_picture_of_one(tmp_path, model, make, prompt):
+    make(tmp_path / "diffusers" / "tiny")
+    (tmp_path / "graph.json").write_text(json.dumps(graph(model, prompt)))
     pictures = []
     for processes in (1, 2):
         done = run(tmp_path, processes)

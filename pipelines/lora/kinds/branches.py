@@ -63,7 +63,7 @@ class TrainerBranch(_Float32Branch):
 
     def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         added = through(layer, x, self.down) if self.up is None else through_both(layer, x, self.down, self.up)
-        return output + (added * self.scale * self.multiplier).to(output.dtype)
+        return plus(output, added.mul_(self.scale).mul_(self.multiplier).to(output.dtype))
 
 
 class PeftBranch(Branch):
@@ -79,7 +79,7 @@ class PeftBranch(Branch):
         self._keep(down=down, up=up, multiplier=torch.tensor(self._multiplier(strength), dtype=torch.float32))
 
     def forward(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        return output + times(through_both(layer, x.to(self.down.dtype), self.down, self.up), self.multiplier)
+        return plus(output, times(through_both(layer, x.to(self.down.dtype), self.down, self.up), self.multiplier))
 
     def _multiplier(self, strength: float) -> float:
         return strength * self._alpha / self._rank
@@ -257,9 +257,14 @@ class RowsBranch(Branch):
         return torch.cat([before, self.branch(LayerRows(layer, self._rows), x, own), after], dim=axis)
 
 
+def plus(output: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Their sum, in the memory of ``change`` where that can hold it: new pages cost a CPU as much as the adding."""
+    return change.add_(output) if change.dtype == output.dtype and change.shape == output.shape else output + change
+
+
 def times(value: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """``value`` times a number in float32, rounded once: what torch does with a number of Python's."""
+    """``value``, which is nobody else's, times a number in float32, rounded once: what a number of Python's gives."""
     if factor.device.type == "cpu" and not torch.compiler.is_compiling():
         # in a quarter of the time; elsewhere it would have to be waited for
-        return value * factor.item()
+        return value.mul_(factor.item())
     return (value.to(torch.float32) * factor).to(value.dtype)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
+
+from ...machine.threads import in_threads
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
     from .branch import Branch
     from .workspace import Workspace
 
-_PIECE = 1 << 20  # values that are computed at a time: four megabytes in float32, which stay in a CPU's cache
+_PIECE = 1 << 19  # values that are computed at a time: two megabytes in float32, which stay in a CPU's cache
 _ROWS = 16  # at the least: a product of fewer has kernels of its own, which add up in another order
 # AI Toolkit's and PEFT's, and kohya's names of the same two matrices; adapters' names in them are taken out before
 PAIR = {
@@ -35,7 +39,7 @@ PAIR = {
 
 
 class Adapter(Protocol):
-    """The change of one parameter: tensors in float32 on the CPU."""
+    """The change of one parameter: tensors on the CPU, which compute in float32."""
 
     @property
     def is_zero(self) -> bool:
@@ -96,6 +100,8 @@ class Kind:
         shape: roles' infos, and the shape of the parameter that they are for -> their own shape; raises ValueError
             with the reason where they do not fit together. Most kinds tell their shape by themselves.
         make: roles' tensors (float32) -> adapter.
+        widens: whether ``make`` takes bfloat16, float16 and float32 as they are stored, and its adapters widen them
+            where they compute: a live branch may run in the file's dtype, and needs no copy then.
         mergeable: False where its trainer never merges it.
         decomposable: whether LyCORIS' ``dora_scale`` may stand beside it.
         accompanies: whether it is what other kinds' files hold beside their own, which name the file.
@@ -111,8 +117,9 @@ class Kind:
     decomposable: bool = False
     accompanies: bool = False
     of_weight: bool = False
+    widens: bool = False
 
-    @property
+    @cached_property
     def roles(self) -> frozenset[str]:
         """That a layer of this kind may have."""
         return frozenset(self.suffixes.values()).union(*self.complete)
@@ -157,7 +164,8 @@ def merged_by_rows(
 ) -> torch.Tensor:
     """The same for a change of which any rows can be made alone, with the same bits: a product of two matrices.
 
-    A CPU makes, adds and stores a few rows at a time: what is not in its cache costs it as much as the arithmetic.
+    Each core of a CPU makes, adds and stores a few rows at a time: what is not in its cache costs it as much as the
+    arithmetic.
 
     Args:
         weight: of any floating-point dtype.
@@ -169,9 +177,11 @@ def merged_by_rows(
     pieces = -(-weight.numel() // _PIECE)
     if out is None or workspace.device != "cpu" or len(weight) < pieces * _ROWS:
         return merged(weight, change(slice(None)), factors, out)
-    for number in range(pieces):
-        rows = slice(number * len(weight) // pieces, (number + 1) * len(weight) // pieces)
-        merged(weight[rows], change(rows), factors, out[rows])
+    ends = [number * len(weight) // pieces for number in range(pieces + 1)]
+    in_threads(
+        lambda rows: merged(workspace.widened(weight[rows]), change(rows), factors, out[rows]),
+        [slice(first, last) for first, last in pairwise(ends)],
+    )
     return out
 
 
@@ -192,7 +202,8 @@ def has_values(tensor: torch.Tensor) -> bool:
     """Whether any value is not zero, in a sixth of the time of ``any``."""
     import torch
 
-    return tensor.numel() > 0 and any(map(bool, torch.aminmax(tensor)))
+    # most have one at their beginning
+    return tensor.numel() > 0 and (tensor[(0,) * tensor.ndim].item() != 0 or any(map(bool, torch.aminmax(tensor))))
 
 
 def matrix_product(up: TensorInfo, down: TensorInfo, names: str) -> tuple[int, int, int]:

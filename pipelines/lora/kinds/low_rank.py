@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A pair of one layer.
+    """A pair of one layer, each in bfloat16, float16 or float32.
 
     Attributes:
         down: A, [rank, in]; a kernel's last axes are one with in.
@@ -62,13 +62,15 @@ class LowRank:
         return LowRank(self.down, self.up[first:last], self.alpha)
 
     def dense(self) -> torch.Tensor:
-        return self.up @ self.down * self.scale
+        return self.up.float() @ self.down.float() * self.scale
 
     def merge(
         self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
     ) -> torch.Tensor:
+        up, down = self.up.float(), self.down.float()
+
         def change(rows: slice) -> torch.Tensor:
-            return workspace.product(self.up[rows], self.down)
+            return workspace.product(up[rows], down)
 
         return merged_by_rows(weight, change, (strength, self.scale), workspace, out)
 
@@ -76,9 +78,9 @@ class LowRank:
         from .branches import PeftBranch, SdScriptsBranch, TrainerBranch
 
         if arithmetic == "trainer":
-            return TrainerBranch(self.down, self.up, self.scale, strength)
+            return TrainerBranch(self.down.float(), self.up.float(), self.scale, strength)
         if arithmetic == "sd-scripts":
-            return SdScriptsBranch(self.down, self.up, self.scale, strength)
+            return SdScriptsBranch(self.down.float(), self.up.float(), self.scale, strength)
         if arithmetic == "recovery":
             return PeftBranch(self.down.to(dtype), self.up.to(dtype), self.rank, strength)
         return PeftBranch(self.down.to(dtype), self.up.to(dtype), self.alpha, strength)
@@ -100,7 +102,7 @@ def _make(tensors: Mapping[str, torch.Tensor]) -> LowRank:
     alpha = effective_alpha(float(tensors["alpha"]) if "alpha" in tensors else None, rank)
     if "lora_mid" not in tensors:
         return LowRank(down, up, alpha)
-    down = spread(tensors["lora_mid"], down)
+    down = spread(tensors["lora_mid"].float(), down.float())
     # the scale is by A's rows, and there may be others now
     return LowRank(down, up, alpha / rank * down.shape[0])
 
@@ -112,4 +114,5 @@ KIND = Kind(
     shape=_shape,
     make=_make,
     decomposable=True,
+    widens=True,
 )

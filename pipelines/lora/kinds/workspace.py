@@ -1,4 +1,4 @@
-"""Memory for merging: one float32 matrix at a time, used again for the next layer.
+"""Memory for merging: one float32 matrix at a time for each thread, used again for the next layer.
 
 Fresh pages for each layer cost a CPU more than its arithmetic.
 """
@@ -6,6 +6,7 @@ Fresh pages for each layer cost a CPU more than its arithmetic.
 from __future__ import annotations
 
 import math
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,22 +24,35 @@ class Workspace:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._kept: torch.Tensor | None = None
+        self._own = threading.local()
 
     def product(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """``first`` @ ``second``, both float32 [n, k] and [k, m]; its memory is the next call's."""
+        """``first`` @ ``second``, both float32 [n, k] and [k, m]; its memory is the thread's next call's."""
         import torch
 
         first, second = first.to(self.device), second.to(self.device)
         return torch.mm(first, second, out=self.empty((first.shape[0], second.shape[1])))
 
+    def widened(self, value: torch.Tensor) -> torch.Tensor:
+        """A tensor in float32, on the device; in memory that is the thread's next call's, where it is no such one."""
+        import torch
+
+        if value.dtype == torch.float32:
+            return value.to(self.device)
+        return self._empty("widened", value.shape).copy_(value)
+
     def empty(self, shape: Sequence[int]) -> torch.Tensor:
-        """A float32 tensor of any values; its memory is the next call's."""
+        """A float32 tensor of any values; its memory is the thread's next call's."""
+        return self._empty("product", shape)
+
+    def _empty(self, use: str, shape: Sequence[int]) -> torch.Tensor:
         import torch
 
         size = math.prod(shape)
-        if self._kept is None or self._kept.numel() < size:
+        kept: torch.Tensor | None = getattr(self._own, use, None)
+        if kept is None or kept.numel() < size:
             # let go of first: two of them are never there
-            self._kept = None
-            self._kept = torch.empty(size, device=self.device)
-        return self._kept[:size].view(*shape)
+            setattr(self._own, use, None)
+            kept = torch.empty(size, device=self.device)
+            setattr(self._own, use, kept)
+        return kept[:size].view(*shape)

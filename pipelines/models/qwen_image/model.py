@@ -56,6 +56,8 @@ class Transformer(Network):
     """diffusers' transformer."""
 
     surplus = (ZERO_TIME_MARKER,)
+    # a text has as many tokens as its words
+    uneven = True
 
     def __init__(self, facts: ModelFacts) -> None:
         super().__init__("transformer", _transformer_class(facts), blocks=("transformer_blocks",))
@@ -64,12 +66,6 @@ class Transformer(Network):
         super().check_kind(source)
         if source.config().get("use_additional_t_cond"):
             raise FileError(f"{source.name!r} cannot be used: {LAYERED}. Choose another checkpoint.")
-
-    def empty(self, source: Source) -> nn.Module:
-        model: Any = super().empty(source)
-        # diffusers' own plan shares out the text's tokens too, whose number nothing makes a multiple of the processes
-        model._cp_plan = None
-        return model
 
     def returned(self, block: nn.Module) -> Returned:
         return "text, image"
