@@ -84,7 +84,7 @@ def _file(stamp: FileStamp, digests: FileDigests) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def sampled(stamp: FileStamp) -> str:
-    """16 hex digits of a file's header, where it is a safetensors file, and of 16 pieces of 64 KiB, the last at its end.
+    """16 hex digits of a file's header, where it is a safetensors file, and of 16 pieces of 64 KiB, from begin to end.
 
     Raises:
         FileError: it cannot be read.
