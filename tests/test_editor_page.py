@@ -189,6 +189,50 @@ def test_weights_that_hold_the_model_come_first_and_another_model_s_are_told(pag
     assert value(page, LOADER, "model") == "lumina2"
 
 
+def test_a_base_that_is_not_the_graph_s_is_told_until_the_own_one_is_taken(page):
+    kept = f"aitkTest.node('{LOADER}').properties.aitk_base"
+    show(page, "Text to image - Lumina Image 2.0")
+    call(page, "set", LOADER, "weights", "tiny")
+    page.until(f"{kept}?.parts.vae?.choice === 'tiny'")
+    own = page.evaluate(kept)
+    assert call(page, "shown", LOADER) == ""
+    # as somebody saved it who has another autoencoder, and a transformer of another training
+    graph = page.evaluate("app.graph.serialize()")
+    (loader,) = (node for node in graph["nodes"] if node["type"] == LOADER)
+    parts = loader["properties"]["aitk_base"]["parts"]
+    parts["vae"]["files"][0] = {"bytes": 335_000_000}
+    parts["transformer"]["files"][0] |= {"sampled": "0" * 16, "sha256": "0" * 64}
+    load(page, graph)
+    told = "diffusion_pytorch_model.safetensors: this graph was made with another file"
+    wait_for_text(page, LOADER, f"tiny: vae/{told}. That one has 335 MB, and yours has ")
+    wait_for_text(page, LOADER, f"tiny: transformer/{told} of the same size, which holds other values.")
+    # opening says so, and changes nothing
+    assert page.evaluate(kept)["parts"] == parts
+    take = f"aitkTest.panel('{LOADER}').querySelector('button').click()"
+    page.evaluate(take)
+    page.until(f"!aitkTest.shown('{LOADER}').includes('transformer/')")
+    assert "vae/" in call(page, "shown", LOADER)
+    page.evaluate(take)
+    page.until(f"aitkTest.shown('{LOADER}') === ''")
+    assert page.evaluate(kept) == own
+
+
+def test_a_run_tells_the_digest_of_a_file_that_is_not_read_for_the_page(page):
+    kept = f"aitkTest.node('{LOADER}').properties.aitk_base.parts.vae.files[0]"
+    show(page, "Text to image - Lumina Image 2.0")
+    call(page, "set", LOADER, "weights", "tiny")
+    page.until(f"aitkTest.node('{LOADER}').properties.aitk_base?.parts.vae?.choice === 'tiny'")
+    digest = page.evaluate(f"{kept}.sha256")
+    graph = page.evaluate("app.graph.serialize()")
+    (loader,) = (node for node in graph["nodes"] if node["type"] == LOADER)
+    del loader["properties"]["aitk_base"]["parts"]["vae"]["files"][0]["sha256"]
+    load(page, graph)
+    report = json.dumps({"model": {"weights": "tiny", "files": []}})
+    ran = f"aitkTest.node('{SAMPLER}').onExecuted({json.dumps({'aitk_report': [report]})}), true"
+    page.evaluate(ran)
+    page.until(f"{kept}.sha256 === {json.dumps(digest)}")
+
+
 def test_recipe_options_that_nobody_reads_are_grey_and_stop_no_run_unseen(page):
     show(page, OPTIONS_TEMPLATE)
     option = next(iter(find_model("lumina2").recipes["sd-scripts"].options))
