@@ -77,11 +77,12 @@ export async function refreshBase(node) {
   const asked = JSON.stringify([query, readings]);
   if (asked === state.asked) return;
   state.asked = asked;
+  // those of the former choice must not be taken for this one's
+  state.differences = [];
   const found = query && (await baseParts(query));
   // another file may have been chosen meanwhile
   if (asked !== state.asked) return;
   state.parts = withReport(found ?? {}, state.report);
-  state.differences = [];
   if (query && found) {
     const { kept, differences } = compareBase(node.properties[FILES], query, state.parts);
     node.properties[FILES] = kept;

@@ -45,9 +45,9 @@ async function refresh() {
     for (const node of nodes) {
       if (node.type === OPTIONS) refreshOptions(node, users.get(node) ?? []);
       if (node.type === LOADER) {
-        refreshLoader(node, facts, heldModels(changed));
         // what lies on a slow disk keeps no other node waiting
         refreshBase(node).catch(sayOnce);
+        refreshLoader(node, facts, heldModels(changed));
       }
       if (node.type === LORA) await refreshLora(node);
     }
