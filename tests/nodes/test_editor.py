@@ -24,7 +24,7 @@ from comfyui_aitk.pipelines.files.header import FileStamp
 from comfyui_aitk.pipelines.models import catalogue, find_model
 from comfyui_aitk.pipelines.pictures.sizes import snap
 from comfyui_aitk.pipelines.run.request import SampleRequest, check_request
-from rendering import put_into_cache
+from rendering import COMMIT, put_into_cache
 
 # the package's name of it is the answer
 weights = importlib.import_module("comfyui_aitk.nodes.editor.weights")
@@ -243,6 +243,27 @@ def test_of_a_repository_the_cache_is_asked_and_nothing_is_fetched(ask, hub_in_u
     assert all(found["source"].startswith(f"{repository}@") for found in parts.values())
     assert ask("/aitk/base", model="lumina2", repo_id="owner/other")[1] == {"parts": {}}
     assert not hub_in_use.fetched
+
+
+def test_what_a_folder_lacks_is_told_of_the_cache_and_by_the_hub_s_own_digest(ask, own, hub_cache, monkeypatch):
+    monkeypatch.setattr(file_digests, "LARGE", 0)
+    whole = ask("/aitk/base", model="flux2_klein_4b", weights="klein")[1]["parts"]["vae"]
+    lacking = own.file("diffusers", "klein") / "ae.safetensors"
+    digest = hashlib.sha256(lacking.read_bytes()).hexdigest()
+    repository = "ai-toolkit/flux2_vae"
+    blob = hub_cache / f"models--{repository.replace('/', '--')}" / "blobs" / digest
+    blob.parent.mkdir(parents=True)
+    lacking.rename(blob)
+    assert "vae" not in ask("/aitk/base", model="flux2_klein_4b", weights="klein")[1]["parts"]
+    put_into_cache(hub_cache, repository, {})
+    (snapshot := blob.parents[1] / "snapshots" / COMMIT).mkdir(parents=True)
+    (snapshot / "ae.safetensors").symlink_to(blob)
+    found = ask("/aitk/base", model="flux2_klein_4b", weights="klein")[1]["parts"]["vae"]
+    assert found["choice"] == "klein"
+    assert found["source"] == f"{repository}@{COMMIT[:12]}/ae.safetensors"
+    # what huggingface_hub downloaded is called by its digest, and not read
+    assert whole["files"][0]["sha256"] is None
+    assert found["files"] == [whole["files"][0] | {"sha256": digest}]
 
 
 @pytest.mark.parametrize(
