@@ -11,6 +11,7 @@ import pytest
 from chromium import NAMES, chromium, find_chromium, open_page
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from comfyui_aitk.nodes.host import PlainHost, use_host
+from comfyui_aitk.pipelines.engine import file_digests
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.pictures.sizes import snap
 from editor_server import find_frontend, serving, translations
@@ -187,6 +188,49 @@ def test_weights_that_hold_the_model_come_first_and_another_model_s_are_told(pag
     page.evaluate("aitkTest.panel('LoadAITKModel').querySelector('button').click()")
     page.until(f"aitkTest.shown('{LOADER}') === ''")
     assert value(page, LOADER, "model") == "lumina2"
+
+
+def test_a_base_that_is_not_the_graph_s_is_told_until_the_own_one_is_taken(page):
+    kept = f"aitkTest.node('{LOADER}').properties.aitk_base"
+    show(page, "Text to image - Lumina Image 2.0")
+    call(page, "set", LOADER, "weights", "tiny")
+    page.until(f"{kept}?.parts.vae?.choice === 'tiny'")
+    own = page.evaluate(kept)
+    assert call(page, "shown", LOADER) == ""
+    # as somebody saved it who has another autoencoder, and a transformer of another training
+    graph = page.evaluate("app.graph.serialize()")
+    (loader,) = (node for node in graph["nodes"] if node["type"] == LOADER)
+    parts = loader["properties"]["aitk_base"]["parts"]
+    parts["vae"]["files"][0] = {"bytes": 335_000_000}
+    parts["transformer"]["files"][0] |= {"sampled": "0" * 16, "sha256": "0" * 64}
+    load(page, graph)
+    told = "diffusion_pytorch_model.safetensors: this graph was made with another file"
+    wait_for_text(page, LOADER, f"tiny: vae/{told}. That one has 335 MB, and yours has ")
+    wait_for_text(page, LOADER, f"tiny: transformer/{told} of the same size, which holds other values.")
+    # opening says so, and changes nothing
+    assert page.evaluate(kept)["parts"] == parts
+    take = f"aitkTest.panel('{LOADER}').querySelector('button').click()"
+    page.evaluate(take)
+    page.until(f"!aitkTest.shown('{LOADER}').includes('transformer/')")
+    assert "vae/" in call(page, "shown", LOADER)
+    page.evaluate(take)
+    page.until(f"aitkTest.shown('{LOADER}') === ''")
+    assert page.evaluate(kept) == own
+
+
+def test_a_run_s_report_fills_in_the_digest_of_a_file_that_the_page_does_not_have_read(page, monkeypatch):
+    monkeypatch.setattr(file_digests, "LARGE", 0)
+    kept = f"aitkTest.node('{LOADER}').properties.aitk_base"
+    show(page, "Text to image - Lumina Image 2.0")
+    call(page, "set", LOADER, "weights", "tiny")
+    page.until(f"{kept}?.parts.vae?.choice === 'tiny'")
+    (file,) = page.evaluate(kept)["parts"]["vae"]["files"]
+    assert "sha256" not in file
+    told = {"name": "diffusion_pytorch_model.safetensors", "parts": ["vae"], "bytes": file["bytes"], "sha256": "1" * 64}
+    report = json.dumps({"model": {"weights": "tiny", "files": [told]}})
+    page.evaluate(f"aitkTest.node('{SAMPLER}').onExecuted({json.dumps({'aitk_report': [report]})}), true")
+    page.until(f"{kept}.parts.vae.files[0].sha256 === {json.dumps('1' * 64)}")
+    assert call(page, "shown", LOADER) == ""
 
 
 def test_recipe_options_that_nobody_reads_are_grey_and_stop_no_run_unseen(page):

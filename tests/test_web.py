@@ -108,6 +108,7 @@ def test_the_modules_pass_their_own_tests(tmp_path, report, pictures, pairs):
     facts = tmp_path / "facts.json"
     given = {"facts": ANSWERS["/aitk/models"]({}), "snapped": list(_snapped())}
     given |= {"report": report, "pictures": pictures, "types": _types(), "pairs": pairs}
+    given["base"] = ANSWERS["/aitk/base"]({"model": "lumina2", "weights": "tiny"})
     facts.write_text(json.dumps(given), "utf-8")
     tests = sorted(str(path) for path in (ROOT / "tests" / "web").glob("*.test.mjs"))
     done = subprocess.run(

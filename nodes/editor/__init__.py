@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from .bases import base
 from .loras import lora, lora_digest
 from .models import models
 from .weights import weights
@@ -22,6 +23,7 @@ ANSWERS: Mapping[str, Answer] = {
     "/aitk/lora": lora,
     "/aitk/lora/digest": lora_digest,
     "/aitk/weights": weights,
+    "/aitk/base": base,
 }
 
 __all__ = ["ANSWERS"]

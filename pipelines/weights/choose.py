@@ -12,7 +12,7 @@ from ..observer import SILENT
 from ..words import shown
 from .checkpoint import Checkpoint, parts_in
 from .choice import DEFAULT, INPUTS, PART_FILES, WEIGHT_FILES, WEIGHTS, Choice, Roots, folders
-from .hub import fetch_part, fetch_tokenizer, open_repo
+from .hub import cached_part, cached_repo, fetch_part, fetch_tokenizer, open_repo
 from .single_file import SingleFileSource, open_single_file
 from .untrusted_names import check_name, resolve_name
 
@@ -71,6 +71,22 @@ def local_sources(model: ModelFiles, choice: Choice, roots: Roots) -> dict[str, 
     """Part -> source of what lies in ComfyUI's folders; nothing is fetched."""
     found = _given(model, choice, roots)
     return found if choice.weights == DEFAULT else _weights(model, choice.weights, found, roots) | found
+
+
+def sources_here(model: ModelFiles, choice: Choice, roots: Roots) -> dict[str, Source]:
+    """Part -> source of what is on this machine, in ComfyUI's folders or the hub's cache; nothing is fetched.
+
+    Raises:
+        FileError: as :func:`choose`, of files in ComfyUI's folders.
+    """
+    found = local_sources(model, choice, roots)
+    if choice.weights == DEFAULT:
+        found |= cached_repo(choice.repo_id.strip() or model.repository, model, found)
+    elif not resolve_name(choice.weights, folders(WEIGHTS, roots), "weights").is_dir():
+        return found
+    for part in [part for part in model.parts if part not in found]:
+        found |= cached_part(part, model)
+    return found
 
 
 def _weights(model: ModelFiles, weights: str, given: Collection[str], roots: Roots) -> dict[str, Source]:

@@ -62,36 +62,37 @@ def open_repo(
         HubError: it is not cached and cannot be downloaded; the message says why and what to do.
         FileError: the repository lacks a part of the model.
     """
-    if not is_repository(repo_id):
-        raise InputError(f"repo_id {shown(repo_id)} is no Hugging Face repository id. Write it as owner/name.")
-    wanted = {part: facts for part, facts in model.parts.items() if part not in given}
-    own = {part: facts for part, facts in wanted.items() if facts.repository is None}
+    _check_id(repo_id)
+    own = _own(model, given)
     choices = [[MODEL_INDEX, *(pattern for part, facts in own.items() for pattern in _folders(part, facts))]]
     if all(facts.file for facts in own.values()):
         choices.insert(0, [facts.file for facts in own.values()])
+    found = _snapshot(repo_id, choices, _opening(repo_id, model, given), observer)
+    others = [part for part in model.parts if part not in given and part not in own]
+    return found | {part: fetch_part(part, model, observer) for part in others}
 
-    def opened(folder: Path) -> dict[str, Source]:
-        found = parts_in(folder, _name(repo_id, folder), model, given)
-        # what is there although AI Toolkit does not take it from here may be other weights
-        return {part: found[part] for part in own}
 
-    found = _snapshot(repo_id, choices, opened, observer)
-    return found | {part: fetch_part(part, model, observer) for part in wanted if part not in own}
+def cached_repo(repo_id: str, model: ModelFiles, given: Collection[str] = ()) -> dict[str, Source]:
+    """What :func:`open_repo` takes from the repository itself, where all of that is in the cache; else nothing.
+
+    Raises:
+        InputError: ``repo_id`` is not of that form.
+    """
+    _check_id(repo_id)
+    return _cached(repo_id, _opening(repo_id, model, given)) or {}
+
+
+def cached_part(part: str, model: ModelFiles) -> dict[str, Source]:
+    """What :func:`fetch_part` finds in the cache, by the part's name; nothing where that lacks it."""
+    repository = model.parts[part].repository
+    return (repository and _cached(repository.id, _opening_part(part, model))) or {}
 
 
 def fetch_part(part: str, model: ModelFiles, observer: Observer = SILENT) -> Source:
     """A part from the repository where AI Toolkit takes it from; errors as :func:`open_repo`."""
-    facts = model.parts[part]
-    repository = facts.repository
+    repository = model.parts[part].repository
     assert repository is not None
-
-    def opened(folder: Path) -> dict[str, Source]:
-        name = _name(repository.id, folder)
-        if facts.file:
-            return {part: open_part(folder / facts.file, f"{name}/{facts.file}", part, model)}
-        return {part: FolderSource.open(folder, name, part, facts, alone=not repository.whole)}
-
-    return _snapshot(repository.id, [repository.patterns], opened, observer)[part]
+    return _snapshot(repository.id, [repository.patterns], _opening_part(part, model), observer)[part]
 
 
 def fetch_from(repo_id: str, part: str, model: ModelFiles, file: str, *, alone: bool, observer: Observer) -> Source:
@@ -135,6 +136,11 @@ def is_repository(text: str) -> bool:
     return len(text) <= _LONGEST_ID and _REPO_ID.fullmatch(text) is not None
 
 
+def _check_id(repo_id: str) -> None:
+    if not is_repository(repo_id):
+        raise InputError(f"repo_id {shown(repo_id)} is no Hugging Face repository id. Write it as owner/name.")
+
+
 def fetch_tokenizer(part: str, model: ModelFiles, observer: Observer = SILENT) -> Path:
     """The folder of a text encoder's tokenizer, for single files that hold none; errors as :func:`open_repo`."""
     repository = model.parts[part].tokenizer
@@ -143,6 +149,37 @@ def fetch_tokenizer(part: str, model: ModelFiles, observer: Observer = SILENT) -
         if has_tokenizer(folder / repository.folder):
             return folder / repository.folder
     return _download(repository.id, repository.patterns, observer) / repository.folder
+
+
+def _own(model: ModelFiles, given: Collection[str]) -> dict[str, PartFiles]:
+    """The parts that AI Toolkit takes from the model's repository itself."""
+    return {part: facts for part, facts in model.parts.items() if part not in given and facts.repository is None}
+
+
+def _opening(repo_id: str, model: ModelFiles, given: Collection[str]) -> _Opened:
+    """What opens a snapshot of a model's repository."""
+
+    def opened(folder: Path) -> dict[str, Source]:
+        found = parts_in(folder, _name(repo_id, folder), model, given)
+        # what is there although AI Toolkit does not take it from here may be other weights
+        return {part: found[part] for part in _own(model, given)}
+
+    return opened
+
+
+def _opening_part(part: str, model: ModelFiles) -> _Opened:
+    """What opens a snapshot of the repository that a part has for itself."""
+    facts = model.parts[part]
+    repository = facts.repository
+    assert repository is not None
+
+    def opened(folder: Path) -> dict[str, Source]:
+        name = _name(repository.id, folder)
+        if facts.file:
+            return {part: open_part(folder / facts.file, f"{name}/{facts.file}", part, model)}
+        return {part: FolderSource.open(folder, name, part, facts, alone=not repository.whole)}
+
+    return opened
 
 
 def _folders(part: str, facts: PartFiles) -> list[str]:

@@ -16,13 +16,19 @@ from aiohttp import ClientSession, web
 from comfyui_aitk.nodes.editor import ANSWERS
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.nodes.host.comfyui import add_routes
+from comfyui_aitk.nodes.load_model import LoadAITKModel
 from comfyui_aitk.nodes.sampler import AITKSampler
-from comfyui_aitk.pipelines.models import catalogue
+from comfyui_aitk.pipelines.engine import file_digests
+from comfyui_aitk.pipelines.engine.file_digests import FileDigests
+from comfyui_aitk.pipelines.files.header import FileStamp
+from comfyui_aitk.pipelines.models import catalogue, find_model
 from comfyui_aitk.pipelines.pictures.sizes import snap
 from comfyui_aitk.pipelines.run.request import SampleRequest, check_request
+from rendering import COMMIT, put_into_cache
 
 # the package's name of it is the answer
 weights = importlib.import_module("comfyui_aitk.nodes.editor.weights")
+bases = importlib.import_module("comfyui_aitk.nodes.editor.bases")
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -172,6 +178,111 @@ def test_many_files_are_told_by_and_by(ask, own, monkeypatch):
         assert [name for name in answer["weights"] if name in files] == files[: 2 - more]
 
 
+def test_a_base_is_told_part_by_part_as_the_report_has_it(ask, own):
+    status, answer = ask("/aitk/base", model="lumina2", weights="lumina", vae="lumina_ae.safetensors")
+    assert status == 200
+    pipeline = LoadAITKModel().load("lumina2", "lumina", "float32", vae="lumina_ae.safetensors")
+    result = AITKSampler().sample(*pipeline, "a fox", "", 64, 64, 1, 4.0, 42, "reference pipeline")
+    report = json.loads(result["ui"]["aitk_report"][0])["model"]
+    for part, found in answer["parts"].items():
+        told = [(file["name"], file["bytes"], file["sha256"]) for file in found["files"]]
+        ran = [(one["name"], one["bytes"], one["sha256"]) for one in report["files"] if part in one["parts"]]
+        assert told == ran
+        assert found["source"] == report["weights"][part]
+    choices = {part: found["choice"] for part, found in answer["parts"].items()}
+    assert choices == {"transformer": "lumina", "text_encoder": "lumina", "vae": "lumina_ae.safetensors"}
+    assert str(own.folder) not in json.dumps(answer)
+    # the weights tell the model; the order of the parts says nothing
+    assert ask("/aitk/base", model="auto", weights="lumina", vae="lumina_ae.safetensors") == (status, answer)
+
+
+def test_a_large_file_is_not_read_whole_for_its_digest(ask, own, host, monkeypatch):
+    path = own.file("diffusion_models", "lumina.safetensors")
+    use_host(PlainHost(own.folder, host.input, host.output, "cpu", embeddings=own.folder / "known"))
+    monkeypatch.setattr(file_digests, "LARGE", 1 << 10)
+
+    def told():
+        (part,) = ask("/aitk/base", model="lumina2", weights=path.name)[1]["parts"].values()
+        return part["files"][0]
+
+    def train_on():
+        own.rewrite("diffusion_models", path.name, lambda found: {name: found[name] * 1.1 for name in found})
+
+    train_on()
+    first = told()
+    assert (first["bytes"], first["sha256"]) == (path.stat().st_size, None)
+    # where somebody read it before, it is known
+    whole = FileDigests(lambda: own.folder / "known").of(FileStamp.of(path))
+    assert told() == first | {"sha256": whole}
+    # the same header and size, and other values
+    train_on()
+    other = told()
+    assert (other["bytes"], other["sha256"]) == (first["bytes"], None)
+    assert other["sampled"] != first["sampled"]
+
+
+def test_a_header_of_another_file_is_told_wherever_its_values_lie(ask, own):
+    path = own.file("diffusion_models", "lumina.safetensors")
+    first = bases.sampled(FileStamp.of(path))
+    own.rewrite("diffusion_models", path.name, lambda tensors: dict(reversed(tensors.items())))
+    assert bases.sampled(FileStamp.of(path)) != first
+
+
+def test_of_a_repository_the_cache_is_asked_and_nothing_is_fetched(ask, hub_in_use, hub_cache, models):
+    repository = find_model("lumina2").files.repository
+    assert ask("/aitk/base", model="lumina2", weights="default") == (200, {"parts": {}})
+    tiny = models / "diffusers" / "tiny"
+    files = {file.relative_to(tiny).as_posix(): file for file in tiny.rglob("*") if file.is_file()}
+    put_into_cache(hub_cache, repository, files)
+    parts = ask("/aitk/base", model="lumina2", weights="default")[1]["parts"]
+    folder = ask("/aitk/base", model="lumina2", weights="tiny")[1]["parts"]
+    assert {part: found["files"] for part, found in parts.items()} == {
+        part: found["files"] for part, found in folder.items()
+    }
+    assert {found["choice"] for found in parts.values()} == {"default"}
+    assert all(found["source"].startswith(f"{repository}@") for found in parts.values())
+    assert ask("/aitk/base", model="lumina2", repo_id="owner/other")[1] == {"parts": {}}
+    assert not hub_in_use.fetched
+
+
+def test_what_a_folder_lacks_is_told_of_the_cache_and_by_the_hub_s_own_digest(ask, own, hub_cache, monkeypatch):
+    monkeypatch.setattr(file_digests, "LARGE", 0)
+    whole = ask("/aitk/base", model="flux2_klein_4b", weights="klein")[1]["parts"]["vae"]
+    lacking = own.file("diffusers", "klein") / "ae.safetensors"
+    digest = hashlib.sha256(lacking.read_bytes()).hexdigest()
+    repository = "ai-toolkit/flux2_vae"
+    blob = hub_cache / f"models--{repository.replace('/', '--')}" / "blobs" / digest
+    blob.parent.mkdir(parents=True)
+    lacking.rename(blob)
+    assert "vae" not in ask("/aitk/base", model="flux2_klein_4b", weights="klein")[1]["parts"]
+    put_into_cache(hub_cache, repository, {})
+    (snapshot := blob.parents[1] / "snapshots" / COMMIT).mkdir(parents=True)
+    (snapshot / "ae.safetensors").symlink_to(blob)
+    found = ask("/aitk/base", model="flux2_klein_4b", weights="klein")[1]["parts"]["vae"]
+    assert found["choice"] == "klein"
+    assert found["source"] == f"{repository}@{COMMIT[:12]}/ae.safetensors"
+    # what huggingface_hub downloaded is called by its digest, and not read
+    assert whole["files"][0]["sha256"] is None
+    assert found["files"] == [whole["files"][0] | {"sha256": digest}]
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"weights": "gone"}, "is not there"),
+        ({"weights": "../tiny"}, "is refused"),
+        ({"weights": "tiny", "vae": "/etc/passwd"}, "is refused"),
+        ({"weights": "tiny", "model": "x"}, "There is no model 'x'"),
+        ({"weights": "default", "repo_id": "../../x"}, "is no Hugging Face repository id"),
+    ],
+)
+def test_a_base_that_is_not_there_is_told_without_a_path(ask, models, query, says):
+    status, answer = ask("/aitk/base", **{"model": "lumina2"} | query)
+    assert (status, list(answer)) == (200, ["error"])
+    assert says in answer["error"]
+    assert str(models.parent) not in answer["error"]
+
+
 def test_what_the_editor_asks_imports_no_torch(models):
     code = f"""
 import sys
@@ -186,6 +297,8 @@ ANSWERS["/aitk/models"]({{}})
 query = {{"name": "tiny.safetensors", "model": "lumina2", "weights": "tiny"}}
 assert ANSWERS["/aitk/lora"](query)["fit"]["verdict"] == "yes"
 ANSWERS["/aitk/lora/digest"](query)
+assert len(ANSWERS["/aitk/base"](query)["parts"]) == 3
+assert ANSWERS["/aitk/base"]({{"model": "lumina2"}}) == {{"parts": {{}}}}
 assert ANSWERS["/aitk/weights"]({{}}) == {{"weights": {{"tiny": ["lumina2"]}}, "more": 0}}
 import json
 print(json.dumps([name for name in ("torch", "diffusers", "transformers") if name in sys.modules]))

@@ -5,6 +5,7 @@
 import { api } from "../../../scripts/api.js";
 // @ts-ignore: ComfyUI serves it
 import { app } from "../../../scripts/app.js";
+import { forgetBases, refreshBase, watchBase, watchRuns } from "./base.js";
 import { colourSockets } from "./colours.js";
 import { addStyle } from "./dom.js";
 import { ENGLISH } from "./english.js";
@@ -43,7 +44,11 @@ async function refresh() {
     const users = usersOfOptions(nodes.filter((node) => node.type === SAMPLER), facts);
     for (const node of nodes) {
       if (node.type === OPTIONS) refreshOptions(node, users.get(node) ?? []);
-      if (node.type === LOADER) refreshLoader(node, facts, heldModels(changed));
+      if (node.type === LOADER) {
+        // what lies on a slow disk keeps no other node waiting
+        refreshBase(node).catch(sayOnce);
+        refreshLoader(node, facts, heldModels(changed));
+      }
       if (node.type === LORA) await refreshLora(node);
     }
   } catch (error) {
@@ -75,17 +80,23 @@ app.registerExtension({
   },
   /** @param {Node} node */
   nodeCreated(node) {
-    if (node.comfyClass === SAMPLER) watchSampler(node, changed);
-    else if (COMPARING.includes(node.comfyClass ?? "")) watchComparison(node, api);
+    if (node.comfyClass === SAMPLER) {
+      watchSampler(node, changed);
+      watchRuns(node);
+    } else if (COMPARING.includes(node.comfyClass ?? "")) watchComparison(node, api);
     else if (node.comfyClass === LORA) watchLora(node, changed);
     else if (node.comfyClass === OPTIONS) watchOptions(node, changed);
-    else if (node.comfyClass === LOADER) watchLoader(node, changed);
+    else if (node.comfyClass === LOADER) {
+      watchBase(node, changed);
+      watchLoader(node, changed);
+    }
     changed();
   },
   loadedGraphNode: changed,
   // the lists of files were read anew
   refreshComboInNodes() {
     forgetFiles();
+    forgetBases();
     changed();
   },
 });

@@ -1,12 +1,13 @@
 // @ts-check
 // Load AITK Model: the weights that hold the chosen model come first in the list, and others are named.
 
+import { baseRows } from "./base.js";
 import { heldBy, listed } from "./fitting.js";
 import { inputOf } from "./graph.js";
 import { addPanel, button, setWidget, warning, whenChanged, whenever, widgetOf } from "./panel.js";
 import { say } from "./words.js";
 
-/** @import { Facts, Node } from "./types.d.ts" */
+/** @import { Facts, Node, Widget } from "./types.d.ts" */
 
 /** @type {WeakMap<Node, { fill: (...children: globalThis.Node[]) => void, given: string[], ours: string[] | null }>} */
 const seen = new WeakMap();
@@ -30,7 +31,22 @@ export function watchLoader(node, changed) {
 export function refreshLoader(node, facts, held) {
   const state = seen.get(node);
   const widget = widgetOf(node, "weights");
-  if (!state || !widget || !held) return;
+  if (!state || !widget) return;
+  const rows = held ? heldRows(node, state, widget, facts, held) : [];
+  state.fill(...rows, ...baseRows(node));
+}
+
+/**
+ * Lists the weights that fit first.
+ *
+ * @param {Node} node
+ * @param {{ given: string[], ours: string[] | null }} state
+ * @param {Widget} widget of the weights
+ * @param {Facts} facts
+ * @param {Record<string, string[]>} held see heldModels
+ * @returns {globalThis.Node[]} what the panel says of those that are chosen
+ */
+function heldRows(node, state, widget, facts, held) {
   const known = inputOf(node, "model")?.link == null;
   const id = known ? String(widgetOf(node, "model")?.value) : null;
   const values = widget.options.values;
@@ -44,7 +60,7 @@ export function refreshLoader(node, facts, held) {
   // of a model that this version of the pack does not have nothing is said
   const model = id === null ? undefined : facts.models[id];
   const others = id === null ? [] : heldBy(weights, held, id).filter((other) => other in facts.models);
-  state.fill(...(model && others.length ? [otherRow(node, weights, others, model.title, facts)] : []));
+  return model && others.length ? [otherRow(node, weights, others, model.title, facts)] : [];
 }
 
 /**

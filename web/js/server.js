@@ -4,7 +4,7 @@
 // @ts-ignore: ComfyUI serves it
 import { api } from "../../../scripts/api.js";
 
-/** @import { Card, Facts } from "./types.d.ts" */
+/** @import { BasePart, Card, Facts } from "./types.d.ts" */
 
 let told = false;
 
@@ -96,6 +96,19 @@ export async function loraDigest(name) {
     return (await ask("/aitk/lora/digest", { name })).sha256;
   } catch {
     // its card says why
+    return null;
+  }
+}
+
+/**
+ * @param {Record<string, string>} query see nodes/editor/bases.py
+ * @returns {Promise<Record<string, BasePart> | null>} by the part's name; null where the choice cannot be opened
+ */
+export async function baseParts(query) {
+  try {
+    return (await ask("/aitk/base", query)).parts;
+  } catch {
+    // the run says why
     return null;
   }
 }

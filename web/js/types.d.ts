@@ -117,3 +117,16 @@ export interface Card {
   model?: string;
   fit?: { verdict: "yes" | "no" | "maybe"; words: string };
 }
+
+export interface BaseFile {
+  name: string;
+  bytes: number;
+  sampled?: string;
+  sha256?: string | null;
+}
+
+export interface BasePart {
+  choice: string;
+  source: string;
+  files: BaseFile[];
+}
