@@ -83,12 +83,10 @@ def _graph(model: str, case: dict) -> dict:
     """The case as a graph of the pack's nodes, in the API's format."""
     quantized = case.get("model_config") or {}
     adapter = quantized.get("assistant_lora_path")
-    # under an adapter AI Toolkit takes torchao's type for quanto's
-    held = "float8" if adapter else "qfloat8"
     graph = {
         "options": _node(
             "AITKRuntimeOptions",
-            transformer_quantization=held if quantized.get("quantize") else "none",
+            transformer_quantization="qfloat8" if quantized.get("quantize") else "none",
             text_encoder_quantization="qfloat8" if quantized.get("quantize_te") else "none",
             text_encoder_attention="auto",
             vae_tiling=bool(quantized.get("low_vram")),
