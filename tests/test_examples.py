@@ -242,10 +242,10 @@ def test_example_runs(host, own_models, pictures, path, tmp_path):
     if "AITKRuntimeOptions" in types:
         assert report["model"]["quantization"]["text_encoder"] == "qfloat8"
     if path.stem.startswith(OF_FILES):
-        _check_files(document, made, path, own_models, tmp_path / "folder")
+        _check_files(document, made, path, own_models, tmp_path / "folder", pictures)
 
 
-def _check_files(document: dict, made: Made, path: Path, models: dict[str, Path], output: Path) -> None:
+def _check_files(document: dict, made: Made, path: Path, models: dict[str, Path], output: Path, pictures: Path) -> None:
     """The report names the files that the example names, and their picture is that of the folder."""
     (loader,) = [node for node in document["nodes"] if node["type"] == "LoadAITKModel"]
     _, weights, *_, text_encoder, vae = loader["widgets_values"]
@@ -263,7 +263,7 @@ def _check_files(document: dict, made: Made, path: Path, models: dict[str, Path]
         return
     # the values of the folder by another way; blocks of 8 bits are near them
     folder = (f"LoadAITKModel.weights={TINY}", "LoadAITKModel.text_encoder=default", "LoadAITKModel.vae=default")
-    expected = _run(path, models, output, sets=folder).picture
+    expected = _run(path, models, output, pictures, folder).picture
     distance = np.abs(np.asarray(made.picture).astype(int) - np.asarray(expected)).mean()
     assert 0 < distance < ROUNDED[path.stem] if path.stem in ROUNDED else distance == 0
 

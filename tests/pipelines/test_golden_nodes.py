@@ -84,9 +84,8 @@ def _graph(model: str, case: dict) -> dict:
     quantized = case.get("model_config") or {}
     qtype, _, recovery = quantized.get("qtype", "qfloat8").partition("|")
     adapter = quantized.get("assistant_lora_path")
-    # under a training adapter AI Toolkit takes torchao's type for quanto's; a recovery adapter sets its own
-    plain = "float8" if adapter else qtype
-    held = "model default" if recovery else plain if quantized.get("quantize") else "none"
+    # a recovery adapter sets it
+    held = "model default" if recovery else qtype if quantized.get("quantize") else "none"
     graph = {
         "options": _node(
             "AITKRuntimeOptions",

@@ -98,13 +98,16 @@ KREA2 = ModelFacts(
     # AI Toolkit krea2.py load_model; base_model.py generate_images asks for an adapter that is not there
     job_files=JobFiles(
         stops=("inference_lora_path",),
-        missing=("accuracy_recovery_adapter",),
         kwargs=_KWARGS,
         signs={"edit": False},
     ),
     latent=LatentSpace("Wan21", channels=16, downscale=8, frames=True),
     lora=_LORA,
     main_blocks=28,
+    # AI Toolkit krea2.py load_model calls quantize_model: it takes any
+    recovery_adapters=(),
+    # what AI Toolkit's own interface trains with
+    low_memory_quantization={"transformer": "qfloat8", "text_encoder": "qfloat8"},
     recipe_options=OPTIONS,
     runtime_options=(VAE_TILING,),
     words=Words(

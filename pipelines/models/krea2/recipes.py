@@ -81,7 +81,7 @@ REFERENCE = Krea2Recipe(
     plain=_PLAIN,
     guidance="above 1 minus 1",
     cast_rope=True,
-    tiles=False,
+    tiles=True,
     sources={
         "size": "ai-toolkit-inference src/pipelines/krea2.py: resolution_divisor 16",
         "lora_application": "ai-toolkit-inference src/pipelines/krea2.py _merge_lora_to_transformer; here in float32",
@@ -91,7 +91,7 @@ REFERENCE = Krea2Recipe(
         "plain": "no reference: it quantises nothing; AI Toolkit's choice is taken",
         "guidance": "ai-toolkit-inference src/pipelines/krea2.py: max(0, guidance_scale - 1)",
         "cast_rope": "ai-toolkit-inference src/pipelines/krea2.py: text_encoder.to(device, dtype=dtype)",
-        "tiles": "ai-toolkit-inference src/pipelines/krea2.py decode_latents: whole pictures",
+        "tiles": "no reference: ai-toolkit-inference never tiles; the option's meaning is taken",
     },
 )
 

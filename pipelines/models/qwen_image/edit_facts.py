@@ -12,7 +12,7 @@ from ...parts.language_model.qwen2_5_vl_files import QWEN2_5_VL_SEEING
 from ...weights.part_files import ModelFiles, PartFiles, Repository
 from ..facts import JobFiles, NamedParts, Words
 from .edit_recipes import EDIT_RECIPES, OPTIONS, PLUS_RECIPES, RECIPES_2511
-from .facts import QWEN_IMAGE, files_of
+from .facts import ADAPTERS, QWEN_IMAGE, files_of
 from .files import TRANSFORMER
 
 if TYPE_CHECKING:
@@ -49,9 +49,8 @@ QWEN_IMAGE_EDIT = replace(
         stops=QWEN_IMAGE.job_files.stops,
         missing=QWEN_IMAGE.job_files.missing,
     ),
-    words=Words(
-        search=("qwen image edit", "qwen-image-edit", "2509", "2511"),
-    ),
+    recovery_adapters=(ADAPTERS.format("qwen_image_edit", 3),),
+    words=Words(search=("qwen image edit", "qwen-image-edit", "2509", "2511")),
 )
 
 QWEN_IMAGE_EDIT_PLUS = replace(
@@ -62,6 +61,7 @@ QWEN_IMAGE_EDIT_PLUS = replace(
     recipes={recipe.name: recipe for recipe in PLUS_RECIPES},
     job_files=replace(QWEN_IMAGE_EDIT.job_files, file_extras="Qwen/Qwen-Image-Edit-2509"),
     recipe_options=OPTIONS,
+    recovery_adapters=(ADAPTERS.format("qwen_image_edit_2509", 3),),
     words=Words(),
 )
 
@@ -84,5 +84,6 @@ QWEN_IMAGE_EDIT_2511 = replace(
     files=_files_2511("Qwen-Image-Edit-2511", "Qwen/Qwen-Image-Edit-2511"),
     recipes={recipe.name: recipe for recipe in RECIPES_2511},
     job_files=replace(QWEN_IMAGE_EDIT.job_files, file_extras="Qwen/Qwen-Image-Edit-2511"),
+    recovery_adapters=(ADAPTERS.format("qwen_image_edit_2511", 3),),
     signs={"zero_cond_t": True},
 )

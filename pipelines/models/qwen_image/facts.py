@@ -14,7 +14,7 @@ from .recipes import RECIPES, RECIPES_2512
 
 REPOSITORY = "Qwen/Qwen-Image"
 # those that AI Toolkit's interface offers
-_ADAPTERS = "ostris/accuracy_recovery_adapters/{}_torchao_uint{}.safetensors"
+ADAPTERS = "ostris/accuracy_recovery_adapters/{}_torchao_uint{}.safetensors"
 
 LORA = LoraNames(
     spellings=(
@@ -72,7 +72,7 @@ QWEN_IMAGE = ModelFacts(
         file_extras=REPOSITORY,
         stops=("assistant_lora_path", "inference_lora_path"),
     ),
-    recovery_adapters=(_ADAPTERS.format("qwen_image", 3),),
+    recovery_adapters=(ADAPTERS.format("qwen_image", 3),),
     takes_system_prompt=False,
     latent=LatentSpace("Wan21", channels=16, downscale=8, frames=True),
     lora=LORA,
@@ -95,5 +95,5 @@ QWEN_IMAGE_2512 = replace(
     title="Qwen-Image-2512",
     files=files_of("Qwen-Image-2512", "Qwen/Qwen-Image-2512", _ENCODER),
     recipes={recipe.name: recipe for recipe in RECIPES_2512},
-    recovery_adapters=(_ADAPTERS.format("qwen_image_2512", 3), _ADAPTERS.format("qwen_image_2512", 4)),
+    recovery_adapters=(ADAPTERS.format("qwen_image_2512", 3), ADAPTERS.format("qwen_image_2512", 4)),
 )
