@@ -341,7 +341,7 @@ def test_the_templates_that_readme_names_render_the_trainer_s_preview():
     named = "AI Toolkit samples - "
     assert f"{named}..." in codes(section(README, "Your samples, in one step"))
     files = [name for name in EXAMPLES if name.startswith(named)]
-    assert len(files) == 6
+    assert len(files) == 13
     for name in files:
         document = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
         (sampler,) = [node for node in document["nodes"] if node["type"] == "AITKSampler"]

@@ -72,7 +72,7 @@ class Template(Drawing):
     def trained_with(self) -> Node:
         """How AI Toolkit's interface holds the model while it trains."""
         transformer, text_encoder = self.subject.quantized
-        tiled = {"vae_tiling": True} if self.subject.tiled else {}
+        tiled: dict[str, Any] = {"vae_tiling": True} if self.subject.tiled else {}
         return self.add(
             "AITKRuntimeOptions", transformer_quantization=transformer, text_encoder_quantization=text_encoder, **tiled
         )
