@@ -24,7 +24,7 @@ OPTIONS = (
         "kv_cache",
         True,
         "Krea 2 Edit: control images see nothing but each other, as with kv_cache in a training job's "
-        "model_kwargs. A LoRA wants what it was trained with; AI Toolkit's presets have it since 16 July 2026.",
+        "model_kwargs. A LoRA wants what it was trained with; AI Toolkit's presets have it since 2026-07-16.",
         place=8,
         advanced=True,
     ),
