@@ -74,7 +74,8 @@ OUTPUTS = {
 ADVANCED = {
     "LoadAITKModel": ["dtype", "repo_id"],
     "AITKRuntimeOptions": [
-        "text_encoder_attention", "transformer_attention", "compile", "embeddings_on_disk", "step_caching", "vae_tiling",
+        "text_encoder_attention", "transformer_attention", "compile", "embeddings_on_disk", "step_caching",
+        "vae_tiling",
     ],
     "ApplyAITKLoRA": ["application"],
     "AITKSampler": ["trigger_word", "system_prompt", "batch_size", "denoise"],
