@@ -221,8 +221,7 @@ def own_loras(qwen_image, qwen_image_models, tmp_path) -> Path:
     return models / "loras"
 
 
-@pytest.mark.parametrize("application", ["merged", "live"])
-@pytest.mark.parametrize("layers", ["blocks", "all layers"])
+@pytest.mark.parametrize(("application", "layers"), [("live", "blocks"), ("merged", "all layers")])
 def test_every_spelling_of_a_lora_is_the_same_change(own_loras, qwen_image_models, application, layers):
     checkpoint = qwen_image_models / "diffusers" / "tiny"
     tiny.make_lora(own_loras / "own.safetensors", checkpoint, layers == "blocks", dtype=torch.float32)

@@ -17,6 +17,9 @@ from comfyui_aitk.pipelines.options import Chosen, RuntimeOptions
 from rendering import noise_image, put_into_cache, render
 from safetensors.torch import load_file, save_file
 
+# a control image has a megapixel, whatever the size: what is encoded and loaded stays
+pytestmark = pytest.mark.usefixtures("kept_engine")
+
 EDIT, PLUS, NEWEST = "qwen_image_edit", "qwen_image_edit_plus", "qwen_image_edit_plus:2511"
 REPOSITORIES = {EDIT: "Qwen/Qwen-Image-Edit", PLUS: "Qwen/Qwen-Image-Edit-2509", NEWEST: "Qwen/Qwen-Image-Edit-2511"}
 ENCODER, VAE = "qwen_2.5_vl_7b.safetensors", "qwen_image_vae.safetensors"
@@ -84,13 +87,11 @@ def test_one_picture_from_every_layout(edit):
 
 
 def test_2511_is_told_by_its_folder_its_marker_or_the_user(edit):
-    plain = _latents(_run(PLUS, {"weights": "tiny"}))
     expected = _latents(_run(NEWEST, {"weights": "newest"}))
-    assert not torch.equal(plain, expected)
-    for model, weights in ((NEWEST, "plain.safetensors"), (NEWEST, "marked.safetensors"), (PLUS, "marked.safetensors")):
+    for model, weights in ((NEWEST, "plain.safetensors"), (PLUS, "marked.safetensors")):
         assert torch.equal(_latents(_run(model, {"weights": weights, **PARTS})), expected), (model, weights)
     # a folder says itself what it is
-    assert torch.equal(_latents(_run(NEWEST, {"weights": "tiny"})), plain)
+    assert not torch.equal(_latents(_run(NEWEST, {"weights": "tiny"})), expected)
 
 
 def test_a_lora_and_control_images_change_the_picture(edit):
@@ -98,16 +99,14 @@ def test_a_lora_and_control_images_change_the_picture(edit):
     expected = _run(PLUS, {"weights": "tiny"})
     found = {
         "lora": _run(PLUS, {"weights": "tiny"}, lora={"lora_name": "lora.safetensors"}),
-        "another": _run(PLUS, {"weights": "tiny"}, control=[second]),
         "two": _run(PLUS, {"weights": "tiny"}, control=[first, second]),
         "two the other way": _run(PLUS, {"weights": "tiny"}, control=[second, first]),
-        "three": _run(PLUS, {"weights": "tiny"}, control=[first, second, first]),
     }
     latents = [_latents(result) for result in (expected, *found.values())]
     for index, one in enumerate(latents):
         assert all(not torch.equal(one, other) for other in latents[index + 1 :]), index
-    report = _report(found["three"])
-    assert report["text_encoder"]["sees"] == 3
+    report = _report(found["two"])
+    assert report["text_encoder"]["sees"] == 2
     assert report["references"] == {"first": "own shape", "encoded": "whole", "latents": "the mean"}
 
 
@@ -127,10 +126,11 @@ def test_options_of_a_job_s_sample(edit):
 
 def test_control_images_are_encoded_in_tiles_even_for_small_pictures(edit):
     tiles = {"weights": "tiny", "options": RuntimeOptions(own=Chosen.of({"vae_tiling": True}))}
+    expected = _latents(_run(PLUS, {"weights": "tiny"}))
     for recipe, differs in (("trainer preview", True), ("trainer preview until 2026-07-09", False)):
-        whole, tiled = (_run(PLUS, load, recipe=recipe) for load in ({"weights": "tiny"}, tiles))
-        assert torch.equal(_latents(whole), _latents(tiled)) != differs
-        assert _report(tiled)["references"]["encoded"] == ("in tiles" if differs else "whole")
+        found = _run(PLUS, tiles, recipe=recipe)
+        assert torch.equal(_latents(found), expected) != differs
+        assert _report(found)["references"]["encoded"] == ("in tiles" if differs else "whole")
 
 
 def test_an_edit_squashes_its_control_image_and_every_recipe_differs(edit):

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_aitk.headless.tiny import flux2, lumina2, omnigen2, z_image
+from comfyui_aitk.headless.tiny import flux2, lumina2, omnigen2, qwen_image, z_image
+from comfyui_aitk.headless.tiny.spread import spread
 from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.files.header import FileStamp
@@ -77,13 +78,14 @@ def handle(checkpoint) -> PipelineHandle:
         ("omnigen2", 16, 6),
         # both texts in one call
         ("zimage", 8, 3),
+        ("qwen_image", 16, 6),
         # one double block, of which nothing can be left out, and two single ones
         ("flux2", 12, 3),
         ("flux2_klein_4b", 24, 6),
     ],
 )
 def test_steps_are_reused_for_one_run(model, calls, reused, tmp_path):
-    makers = {"lumina2": lumina2, "omnigen2": omnigen2, "zimage": z_image}
+    makers = {"lumina2": lumina2, "omnigen2": omnigen2, "zimage": z_image, "qwen_image": qwen_image}
     folder = tmp_path / "tiny"
     made = makers[model].make_checkpoint(folder) if model in makers else flux2.make_checkpoint(folder, model)
     handle = PipelineHandle(model, Checkpoint.open(made, "tiny", find_model(model).files))
@@ -198,6 +200,28 @@ def test_image_and_text_of_double_blocks_are_both_reused():
     assert torch.allclose(found[1], expected, atol=1e-5)
     assert not torch.allclose(found[2], transformer(timesteps=late, **inputs), atol=1e-3)
     assert (cache.block_calls, cache.reused) == (18, 8)
+
+
+@torch.no_grad()
+def test_blocks_that_are_called_by_names_and_return_the_text_first():
+    torch.manual_seed(0)
+    transformer = spread(qwen_image.transformer(num_layers=3)).eval()
+    inputs = {
+        "hidden_states": torch.randn(1, 6, 64), "encoder_hidden_states": torch.randn(1, 5, 256),
+        "img_shapes": [[(1, 2, 3)]], "return_dict": False,
+    }  # fmt: skip
+    early, late = torch.tensor([0.9]), torch.tensor([0.8])
+    (expected,) = transformer(timestep=early, **inputs)
+    cache = StepCache(1e9)
+    with cache.on(transformer, list(transformer.transformer_blocks), lambda block: "text, image"):
+        found = []
+        for time in (early, early, late):
+            with cache.branch("prompt"):
+                found.append(transformer(timestep=time, **inputs)[0])
+    assert torch.equal(found[0], expected)
+    assert torch.allclose(found[1], expected, atol=1e-5)
+    assert not torch.allclose(found[2], transformer(timestep=late, **inputs)[0], atol=1e-3)
+    assert (cache.block_calls, cache.reused) == (9, 4)
 
 
 @pytest.mark.parametrize("step", [0, 2, 4])

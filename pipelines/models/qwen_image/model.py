@@ -22,7 +22,7 @@ from ..model import Model
 from ..option import VAE_TILING
 from ..schedule import Schedule
 from . import control, loop
-from .edit_recipes import EDIT_TEMPLATE_TOKENS, QwenEditRecipe
+from .edit_recipes import EDIT_TEMPLATE_TOKENS, MOST_POSITIONS, QwenEditRecipe
 from .files import LAYERED, ZERO_TIME_MARKER
 from .recipes import (
     ENCODED_LENGTH,
@@ -175,7 +175,8 @@ class QwenImageEdit(QwenImage):
         return [
             Text(
                 control.in_text(text, len(pictures), recipe),
-                EDIT_TEMPLATE_TOKENS + control.most_rows(job.references, recipe, job.size),
+                # of any size, so that one embedding serves every one
+                EDIT_TEMPLATE_TOKENS + MOST_POSITIONS,
                 self._settings(job, recipe, negative=index > 0),
                 pictures=pictures,
             )
@@ -213,6 +214,16 @@ class QwenImageEdit(QwenImage):
     def reference_settings(self, job: Job) -> Hashable:
         squash = edit_recipe_of(job).squash
         return squash, None if squash == "no" else (job.size.width, job.size.height), tiled(job)
+
+    def denoise(self, denoisers: Denoisers, picture: Denoising) -> torch.Tensor:
+        most = control.most_rows(picture.job.references, edit_recipe_of(picture.job), picture.job.size)
+        rows = max(text.embeds.shape[1] for text in picture.conditioning)
+        if rows > most:
+            raise InputError(
+                f"The prompt and the control images in it are {rows} tokens, and {self.facts.title} has positions for "
+                f"{most} beside a picture of this size. Shorten the prompt, or connect fewer control images."
+            )
+        return super().denoise(denoisers, picture)
 
     def describe(self, job: Job, texts: Sequence[Text]) -> dict[str, Any]:
         recipe = edit_recipe_of(job)

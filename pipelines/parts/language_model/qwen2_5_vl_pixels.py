@@ -126,14 +126,16 @@ def _resized(picture: Picture, sight: Sight, dtype: torch.dtype, device: str) ->
     """[1, 3, h, w] of 0..1 in the run's dtype."""
     values = picture.pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)[None].to(device, dtype)
     for _ in range(sight.times):
+        _, _, height, width = values.shape
         # no antialiasing
-        values = functional.interpolate(values, size=target(*values.shape[-2:], sight), mode="bilinear")
+        values = functional.interpolate(values, size=target(height, width, sight), mode="bilinear")
     return values
 
 
 def _processed(values: torch.Tensor, limits: Limits) -> torch.Tensor:
-    size = processed_size(*values.shape[-2:], limits)
-    if size == tuple(values.shape[-2:]):
+    _, _, height, width = values.shape
+    size = processed_size(height, width, limits)
+    if size == (height, width):
         return values
     resized = functional.interpolate(values.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
     return resized.to(values.dtype)

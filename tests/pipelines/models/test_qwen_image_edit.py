@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.handle import PipelineHandle
 from comfyui_aitk.pipelines.jobs.job_samples import job_samples
 from comfyui_aitk.pipelines.jobs.model_section import facts_of, read_model
@@ -27,6 +28,7 @@ from comfyui_aitk.pipelines.models.qwen_image.edit_recipes import (
 )
 from comfyui_aitk.pipelines.models.qwen_image.tokens import packed, unpacked
 from comfyui_aitk.pipelines.observer import SilentObserver
+from comfyui_aitk.pipelines.parts.encoder import Embedding
 from comfyui_aitk.pipelines.pictures.picture import Picture
 from comfyui_aitk.pipelines.pictures.sizes import Size, snap
 from comfyui_aitk.pipelines.run.start import seeded
@@ -139,6 +141,17 @@ def test_sizes_of_control_images():
     assert control.most_rows((picture,), PLUS_TRAINER, size) == 4096 - 72
     # 5792 pixels, of the picture's shape
     assert control.most_rows((picture,), EDIT_TRAINER, Size(2048, 64)) == 4096 - 181
+
+
+def test_more_tokens_than_there_are_positions_are_refused_before_the_transformer_is_loaded(engine):
+    handle, case = _handle(PLUS), CASES[PLUS, "control_1_96x64"]
+    asked = wanted(engine, handle)
+    picture = _picture(GOLDEN / PLUS / case["control_images"][0])
+    job = job_of(handle, case, Size(96, 64), references=(picture,))
+    rows = Embedding(torch.zeros(1, 4070, 32), torch.ones(1, 4070, dtype=torch.int64), 0)
+    noise, schedule = torch.zeros(asked.model.latent_shape(job.size)), asked.model.schedule(job, 2)
+    with pytest.raises(InputError, match="are 4070 tokens, and Qwen-Image-Edit-2509 has positions for 4062 beside"):
+        asked.model.denoise(pytest.fail, denoising(job, noise, schedule, [rows]))
 
 
 def test_texts_name_their_pictures():
