@@ -42,7 +42,7 @@ _BLOCK = re.compile(r"(blocks|txtfusion\.(?:layerwise|refiner)_blocks)\.(\d+)\.(
 
 
 def make_checkpoint(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Writes a checkpoint of six megabytes, with the transformer as ``raw.safetensors``; returns the folder.
+    """Writes a checkpoint of seven megabytes, with the transformer as ``raw.safetensors``; returns the folder.
 
     Args:
         folder: made where it is missing.
