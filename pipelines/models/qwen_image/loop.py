@@ -54,9 +54,11 @@ def sigmas(steps: int, tokens: int) -> torch.Tensor:
     factor = math.exp(tokens * slope + (LEAST_SHIFT - slope * LEAST_TOKENS))
     x = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
     rest = 1 - factor / (factor + (1 / x - 1))
+    # as with NumPy 1, which AI Toolkit's scipy 1.12 asks for: 0.98 stays a float64. Under NumPy 2 the scheduler rounds
+    # it first, and so a third of the schedules have levels that differ in their last place
+    stretch = np.float32(float(rest[-1]) / (1 - LAST_SIGMA))
     with np.errstate(invalid="ignore"):
-        # float32 as of NumPy 2, whichever is installed: before it, this one quotient was made in float64
-        values = 1 - rest / (rest[-1] / np.float32(1 - LAST_SIGMA))
+        values = 1 - rest / stretch
     return torch.cat([torch.from_numpy(values), torch.zeros(1)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from comfyui_aitk.headless.tiny import qwen_image as tiny
@@ -117,16 +118,15 @@ def test_every_rounding_of_bfloat16_is_ai_toolkit_s(name, golden, engine):
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 8, 20, 25, 30, 50, 100])
 @pytest.mark.parametrize("tokens", [16, 256, 1024, 4096, 6889, 9216])
-def test_schedules_are_the_scheduler_s_to_the_bit(steps, tokens):
+def test_schedules_are_the_scheduler_s_under_the_trainer_s_numpy(steps, tokens):
+    """To the bit with NumPy 1, which AI Toolkit has; NumPy 2 rounds one constant, a unit in the last place or two."""
     scheduler = tiny.scheduler()
-    # the pipeline's own steps: x from 1 to 1 / N in float64, mu linear in the tokens
     slope = (0.9 - 0.5) / (8192 - 256)
-    scheduler.set_timesteps(
-        sigmas=[1 + (1 / steps - 1) * index / (steps - 1) for index in range(steps)],
-        mu=tokens * slope + (0.5 - slope * 256),
-    )
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=tokens * slope + (0.5 - slope * 256))
     found = loop.sigmas(steps, tokens)
-    assert torch.allclose(found, scheduler.sigmas, rtol=0, atol=2e-7)
+    assert torch.allclose(found, scheduler.sigmas, rtol=0, atol=2.5e-7)
+    if np.__version__.startswith("1."):
+        assert torch.equal(found, scheduler.sigmas)
     assert found[0] == 1
     assert abs(found[-2] - 0.02) < 1e-7
     assert found[-1] == 0
