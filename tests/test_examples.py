@@ -76,7 +76,7 @@ def own_models(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         **dict.fromkeys(("qwen_image", "qwen_image:2512"), _qwen_image(folder / "qwen_image")),
         **dict.fromkeys(("qwen_image_edit", "qwen_image_edit_plus"), edits),
         "qwen_image_edit_plus:2511": _qwen_image_edit(folder / "newest", zero_time=True),
-        **dict.fromkeys(("krea2", "krea2:turbo", "krea2:o_edit"), krea2s),
+        **dict.fromkeys(("krea2", "krea2:turbo", "krea2:o_edit", "krea2:o_edit_turbo"), krea2s),
     }
 
 

@@ -21,7 +21,7 @@ _OF_EACH: tuple[tuple[Callable[[str], Drawing], tuple[str, ...]], ...] = (
     (trainer.samples, (*_TO_IMAGE, *_EDIT)),
     (pictures.text_to_image, tuple(model for model in catalogue() if not SUBJECTS[model].edits)),
     (pictures.lora, _TO_IMAGE),
-    (pictures.control_image, ("flux2", "flux2_klein_4b", "omnigen2", *_EDIT)),
+    (pictures.control_image, ("flux2", "flux2_klein_4b", "omnigen2", *_EDIT, "krea2:o_edit_turbo")),
     (pictures.control_images, ("flux2", "omnigen2", *_EDIT[1:])),
     (settings.comfy_files, tuple(COMFY_FILES)),
     (settings.gguf, ("lumina2", "qwen_image", "zimage:turbo")),

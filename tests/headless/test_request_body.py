@@ -14,14 +14,14 @@ import pytest
 from comfyui_aitk.headless.cli import run_command
 from comfyui_aitk.headless.request.body import read_body
 from comfyui_aitk.headless.request.command import request_command
-from comfyui_aitk.headless.tiny import flux2, krea2, lumina2, omnigen2, z_image
+from comfyui_aitk.headless.tiny import flux2, krea2, lumina2, omnigen2, qwen_image, qwen_image_edit, z_image
 from comfyui_aitk.nodes.host import PlainHost, use_host
 from comfyui_aitk.pipelines.errors import InputError
-from comfyui_aitk.pipelines.models import catalogue
+from comfyui_aitk.pipelines.models import catalogue, find_model
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from rendering import render
+from rendering import noise_image, render
 
 pytestmark = pytest.mark.usefixtures("kept_engine")
 
@@ -37,6 +37,14 @@ TINY = {
     "omnigen2": (omnigen2.make_checkpoint, omnigen2.make_lora),
     **dict.fromkeys(
         ("krea2", "krea2:turbo", "krea2:o_edit", "krea2:o_edit_turbo"), (krea2.make_checkpoint, krea2.make_lora)
+    ),
+    **dict.fromkeys(("qwen_image", "qwen_image:2512"), (qwen_image.make_checkpoint, qwen_image.make_lora)),
+    **dict.fromkeys(
+        ("qwen_image_edit", "qwen_image_edit_plus"), (qwen_image_edit.make_checkpoint, qwen_image.make_lora)
+    ),
+    "qwen_image_edit_plus:2511": (
+        lambda folder: qwen_image_edit.make_checkpoint(folder, zero_time=True),
+        qwen_image.make_lora,
     ),
     **dict.fromkeys(("zimage", "zimage:turbo", "zimage:deturbo"), (z_image.make_checkpoint, z_image.make_lora)),
 }
@@ -100,11 +108,17 @@ def levels(images) -> np.ndarray:
 def test_the_minimal_request_of_a_page_is_the_nodes_picture(host, model_folders, server_model, tmp_path, capsys):
     model = SERVER_MODELS[server_model]
     models = model_folders[model]
-    (picture,) = rendered(body(server_model), models, tmp_path, capsys)
+    control = noise_image(64, 64, 1)
+    encoded = base64.b64encode(png((control[0] * 255).round().byte().numpy())).decode()
+    # what every recipe of a model takes, its requests have
+    edits = all(recipe.control_images for recipe in find_model(model).recipes.values())
+    own = {"ctrl_img": f"data:image/png;base64,{encoded}"} if edits else {}
+    (picture,) = rendered(body(server_model, **own), models, tmp_path, capsys)
     use_host(PlainHost(models, host.input, host.output, "cpu"))
     expected = render(
         {"model": model, "weights": "tiny", "dtype": "auto"},
         lora={"lora_name": LORA, "strength": 1.0},
+        control=[control] if edits else None,
         recipe="reference pipeline",
         prompt="sks a photo of a person",
         width=64,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from comfyui_aitk.headless.templates.command import FOLDER, template_files
 from comfyui_aitk.headless.templates.drawing import NOTE
+from comfyui_aitk.headless.templates.model_files import SUBJECTS
 from comfyui_aitk.nodes import NODE_CLASS_MAPPINGS
 from comfyui_aitk.pipelines.models import catalogue
 from comfyui_aitk.pipelines.run.report import pack_version
@@ -37,7 +38,8 @@ def test_the_shipped_files_are_what_the_command_writes():
 
 def test_each_model_has_a_template_and_each_template_a_thumbnail():
     for facts in catalogue().values():
-        assert f"Text to image - {facts.title}.json" in FILES
+        feature = "Control image" if SUBJECTS[facts.id].edits else "Text to image"
+        assert f"{feature} - {facts.title}.json" in FILES
     for name in WORKFLOWS:
         assert Image.open(FOLDER / f"{Path(name).stem}.jpg").size == (400, 400)
         # it stands in an address as it is, is a message of the page's translator, and a file of Windows
