@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,9 @@ def fit(path: Path, name: str, model: ModelFacts, checkpoint: Checkpoint | None)
     """
     header = read_header(path)
     trained = families.trained_on(header.metadata)
-    other = f"Its metadata says that it was trained on {trained}." if trained not in (None, model.title) else ""
+    # one name for several models tells nothing of which
+    alike = header.metadata.get("ss_base_model_version") == (model.lora_base or model.id.partition(":")[0])
+    other = "" if trained in (None, model.title) or alike else f"Its metadata says that it was trained on {trained}."
     if checkpoint is not None:
         try:
             open_lora(path, name, model, checkpoint)
@@ -101,11 +104,11 @@ def fit(path: Path, name: str, model: ModelFacts, checkpoint: Checkpoint | None)
     family = families.recognise(header, {})
     if family is None:
         return Fit("maybe", other or "Its layers' names tell no model; the run will check them.")
-    # Z-Image, Turbo and De-Turbo are one layout
-    if not (model.title.startswith(family) or model.title in family):
+    # Z-Image, Turbo and De-Turbo are one layout; some files tell several families
+    if not any(model.title.startswith(one) for one in re.split(r", | or ", family)):
         return Fit("no", f"It looks like one for {family}.")
-    if other:
-        return Fit("maybe", other)
+    if other or " or " in family:
+        return Fit("maybe", other or f"It looks like one for {family}.")
     return Fit("yes", f"Its metadata says {trained}." if trained else f"It looks like one for {family}.")
 
 

@@ -157,6 +157,8 @@ class ModelFacts:
         runtime_options: options of how its parts run.
         words: what the nodes say of it.
         takes_system_prompt: whether its template has a place for one.
+        lora_base: what AI Toolkit writes into a LoRA's metadata as the model that it was trained on
+            (``ss_base_model_version``); empty is the id, without what stands behind its colon.
         training_adapter: the file, ``owner/name/file`` on the hub, that AI Toolkit's interface trains it with; empty
             where it needs none.
         recovery_adapters: the files, likewise, that it offers to train the quantised model on; empty where it takes any
@@ -183,6 +185,7 @@ class ModelFacts:
     signs: Mapping[str, object] = field(default_factory=dict)
     words: Words = field(default_factory=Words)
     takes_system_prompt: bool = True
+    lora_base: str = ""
     training_adapter: str = ""
     recovery_adapters: tuple[str, ...] | None = None
     encoder_qtype: Literal["qtype", "qtype_te", "qtype_te since 0.13"] = "qtype_te"

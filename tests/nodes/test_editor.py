@@ -25,6 +25,7 @@ from comfyui_aitk.pipelines.models import catalogue, find_model
 from comfyui_aitk.pipelines.pictures.sizes import snap
 from comfyui_aitk.pipelines.run.request import SampleRequest, check_request
 from rendering import COMMIT, put_into_cache
+from safetensors.torch import load_file, save_file
 
 # the package's name of it is the answer
 weights = importlib.import_module("comfyui_aitk.nodes.editor.weights")
@@ -102,6 +103,30 @@ def test_a_card_tells_what_a_lora_is_and_whether_it_fits(ask, models):
 
 
 @pytest.mark.parametrize(
+    ("file", "said", "model", "verdict"),
+    [
+        # AI Toolkit writes one name for all models of these
+        ("qwen_image", "qwen_image", "qwen_image_edit_plus:2511", "yes"),
+        ("zimage", "zimage", "zimage:turbo", "yes"),
+        ("krea2", "krea2", "krea2:o_edit_turbo", "yes"),
+        # and one for each of these
+        ("flux2", "flux2", "flux2_klein_9b", "maybe"),
+        ("zimage", "zimage", "qwen_image", "no"),
+        # of a narrow layer the names alone tell
+        ("flux2_klein_4b", "", "flux2_klein_9b", "maybe"),
+    ],
+)
+def test_a_name_that_several_models_share_tells_nothing_of_which(ask, loras, file, said, model, verdict):
+    tensors = load_file(GOLDEN / file / "lora" / "lora_f32.safetensors")
+    # as wide as the released Qwen-Image, and in a block that Mage-Flow has not
+    for name in [name for name in tensors if "transformer_blocks.1." in name and "lora_A" in name]:
+        own = tensors.pop(name)
+        tensors[name.replace("transformer_blocks.1.", "transformer_blocks.40.")] = own.new_ones(own.shape[0], 3072)
+    save_file(tensors, loras / "one.safetensors", {"ss_base_model_version": said} if said else None)
+    assert ask("/aitk/lora", name="one.safetensors", model=model)[1]["fit"]["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
     ("file", "expected"),
     [
         ("lumina2/lora/lokr_full_f32", ("LoKr", [])),
@@ -154,6 +179,8 @@ def test_weights_tell_which_models_they_hold_and_nobody_is_asked_twice(ask, own,
     (own.folder / "checkpoints" / "other.safetensors").write_bytes(b"no header")
     shutil.copy(GOLDEN / "lumina2" / "lora" / "lora_f32.safetensors", own.folder / "checkpoints" / "lora.safetensors")
     (own.folder / "checkpoints" / "old.ckpt").write_bytes(b"a pickle")
+    # however slow this machine is
+    monkeypatch.setattr(weights, "PATIENCE", 600.0)
     # a file of a size that nobody released may be any of its class
     flux2 = [name for name in catalogue() if name.startswith("flux2")]
     held = {

@@ -49,6 +49,8 @@ QWEN_IMAGE_EDIT = replace(
         stops=QWEN_IMAGE.job_files.stops,
         missing=QWEN_IMAGE.job_files.missing,
     ),
+    # AI Toolkit qwen_image.py get_base_model_version, which its edit classes inherit
+    lora_base="qwen_image",
     recovery_adapters=(ADAPTERS.format("qwen_image_edit", 3),),
     words=Words(search=("qwen image edit", "qwen-image-edit", "2509", "2511")),
 )
