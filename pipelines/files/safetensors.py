@@ -32,6 +32,7 @@ _DTYPES = {
     "F32": "float32", "F64": "float64", "C64": "complex64",
 }  # fmt: skip
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+_ALIGNMENT = 64  # bytes, at which torch begins a tensor of its own in a CPU's memory
 
 # kinds of files that a user may take for tensors
 _UNSAFE = {kind: f"{kind}; only safetensors files are loaded, since a pickle can run code" for kind in (PICKLE, ZIP)}
@@ -89,8 +90,8 @@ def read_in_runs(
         check: called now and then; raises to interrupt.
 
     Yields:
-        All values of a run, [values], and its tensors, which share their memory, where torch has their dtype; else the
-        bytes of one tensor.
+        All values of a run, [values], and its tensors, which share their memory where they are aligned in it, where
+        torch has their dtype; else the bytes of one tensor.
 
     Raises:
         FileError: as :func:`read_tensors`.
@@ -120,11 +121,14 @@ def read_in_runs(
             # such a beginning is odd, and allowed
             values = (values.clone() if begin % dtype.itemsize else values).view(dtype)
         pieces = values.split([math.prod(infos[one].shape) for one in run]) if own else [values]
-        yield (
-            values,
-            {one: piece.view(infos[one].shape) if own else piece for one, piece in zip(run, pieces, strict=True)},
-        )
+        shaped = [piece.view(infos[one].shape) if own else piece for one, piece in zip(run, pieces, strict=True)]
+        yield values, dict(zip(run, map(_aligned, shaped), strict=True))
         run = []
+
+
+def _aligned(value: torch.Tensor) -> torch.Tensor:
+    """The same where a tensor of its own would lie: kernels of products round by where a matrix begins."""
+    return value if value.data_ptr() % _ALIGNMENT == 0 else value.clone()
 
 
 # a file is asked several times before a run, and its header may hold the workflow that made it

@@ -40,6 +40,12 @@ def test_every_tensor_is_as_stored(path, names, at_once, monkeypatch):
     assert METER.bytes - before >= sum(TENSORS[name].nbytes for name in names)
 
 
+def test_a_tensor_begins_where_one_of_its_own_would(path):
+    # an alpha moves what follows it by four bytes, and a product of matrices rounds otherwise there
+    found = {name: value for _, run in read_in_runs(path, list(TENSORS), lambda: None) for name, value in run.items()}
+    assert {value.data_ptr() % 64 for value in found.values() if value.numel()} == {0}
+
+
 def test_tensors_of_one_dtype_are_one_run_where_nothing_is_between(path):
     runs = [set(run) for _, run in read_in_runs(path, list(TENSORS), lambda: None)]
     assert {"a", "b"} in runs

@@ -116,7 +116,7 @@ def test_a_fixed_shift_is_the_same_for_every_size():
 
 
 ERAS = {
-    "reference pipeline": ((0.0, 0.0, 0.25, 3.0), True, False),
+    "reference pipeline": ((0.0, 0.0, 0.25, 3.0), True, True),
     "trainer preview": ((0.0, 0.0, 0.25, 3.0), True, True),
     "trainer preview until 2026-07-12": ((0.0, 0.0, 0.25, 3.0), False, True),
     "trainer preview until 2026-07-07": ((0.0, 1.0, 1.25, 4.0), False, True),
