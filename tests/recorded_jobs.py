@@ -113,4 +113,7 @@ def _lasting(report: dict) -> dict:
         for cell in report.get("cells", ())
     ]
     left = {key: value for key, value in report.items() if key not in (*_OF_THE_DAY, "date", "cells")}
+    if "record" in left:
+        # of the engine's picture; a minute may end between two runs
+        left["record"] = {key: value for key, value in left["record"].items() if key != "date"}
     return {**left, "cells": cells}
