@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,11 @@ _ENGINE_TYPE = "InferenceEngine"
 # milliseconds, step, index: two underscores after the time, and the index is not padded
 _PREVIEW = re.compile(r"(\d{1,18})__(\d{9,12})_(\d{1,6})\.(jpe?g|png|webp|bmp)", re.IGNORECASE | re.ASCII)
 _FORMATS: dict[str, Format] = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
+_SPOILED = (
+    "The job merges its LoRA at a negative network_multiplier, and AI Toolkit does not take such a merge off again: "
+    "each round leaves its weights changed. What it drew after the first round with a trained LoRA no file can "
+    "restore."
+)
 _VARIABLE = re.compile(r"\$\{[^}\n]+\}")  # config.yaml has them filled in already
 _MOST_NAMED = 5
 
@@ -84,7 +90,7 @@ def open_job(folder: Path) -> TrainingJob:
     first_samples = samples_of_step_0(rounds_at_start(train, own_first, begin.step), samples)
     steps = sorted({one.step for one in previews} | set(saves.steps))
     _note_gaps(previews, samples["sample"], first_samples, notes)
-    return TrainingJob(
+    job = TrainingJob(
         name=name,
         folder=folder,
         model=model,
@@ -100,6 +106,17 @@ def open_job(folder: Path) -> TrainingJob:
         samples_on_resume=bool(train.get("force_first_sample")),
         notes=tuple(notes),
     )
+    return replace(job, notes=(*job.notes, _SPOILED)) if _spoils(job) else job
+
+
+def _spoils(job: TrainingJob) -> bool:
+    """Whether a round leaves the trainer's weights changed, for those that follow it and for the training itself.
+
+    AI Toolkit takes a merge off by the multiplier's absolute value (network_mixins.py merge_out, 27a03a91): after a
+    round at -0.5 all of the LoRA is missing from the weights.
+    """
+    weakened = any(sample.multiplier < 0 for sample in job.samples)
+    return job.merges and weakened and len({one.step for one in job.previews}) > 1
 
 
 def _read_config(folder: Path, notes: list[str]) -> Mapping[str, Any]:
