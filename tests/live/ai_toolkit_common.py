@@ -4,6 +4,7 @@ The scripts run in AI Toolkit's interpreter with its checkout on the path, for e
 
     PYTHONPATH=<AI Toolkit's checkout> <its python> ai_toolkit_z_image_worker.py JOB.json OUT.safetensors
 
+(without the two files they do the jobs of whose files they read from stdin, see ``each_job``),
 hence they import nothing of this project but this file, which lies beside them. Loading, network, encoding, sampling
 and saving are AI Toolkit's; a script only calls them in the order of its training process, and watches.
 
@@ -34,6 +35,7 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -54,6 +56,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto", "torchao", "
 _SUFFIXES = (
     ".lora_A.weight", ".lora_B.weight", ".magnitude", ".lokr_w1", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".alpha",
 )  # fmt: skip
+END_OF_JOB = "@@ end of job"
 _OLD_LOKR = "lycoris_"
 CONTROL_KEYS = ("ctrl_img", "ctrl_img_2", "ctrl_img_3")
 
@@ -395,23 +398,45 @@ def save(recorder: Recorder, path: str) -> None:
 
 
 def main(load: Callable[[Job], Any], recorder: Callable[[Any], Recorder], **options: Any) -> None:
-    """Runs the job of the command line.
+    """Does the job of the command line, or those that come in, one after another.
 
     Args:
-        load: makes AI Toolkit's model of a job.
+        load: makes AI Toolkit's model of a job, whose ``scratch`` is an empty folder.
         recorder: made of that model.
         options: of AI Toolkit's generate_images.
     """
-    if len(sys.argv) != 3:
-        raise SystemExit(f"usage: {Path(sys.argv[0]).name} JOB.json OUT.safetensors")
-    job_path, out_path = sys.argv[1:]
     prepare()
-    job: Job = json.loads(Path(job_path).read_text(encoding="utf-8"))
-    with lycoris_recovered(job):
-        sd = load(job)
-    settle(sd, job)
-    if job.get("lora"):
-        add_network(sd, job["lora"])
-    watcher = recorder(sd)
-    render(watcher, job["items"], **options)
-    save(watcher, out_path)
+
+    def work(job_path: str, out_path: str) -> None:
+        job: Job = json.loads(Path(job_path).read_text(encoding="utf-8"))
+        with tempfile.TemporaryDirectory() as scratch:
+            with lycoris_recovered(job):
+                sd = load(job | {"scratch": scratch})
+            settle(sd, job)
+            if job.get("lora"):
+                add_network(sd, job["lora"])
+            watcher = recorder(sd)
+            render(watcher, job["items"], **options)
+            save(watcher, out_path)
+
+    each_job(work)
+
+
+def each_job(work: Callable[[str, str], None]) -> None:
+    """Calls ``work`` with the two paths of the command line; without them, with those of each line that comes in.
+
+    Such a line is a JSON list of both paths. What fails is printed, and the next job goes on.
+    """
+    if len(sys.argv) == 3:
+        work(*sys.argv[1:])
+        return
+    if len(sys.argv) != 1:
+        raise SystemExit(f"usage: {Path(sys.argv[0]).name} [JOB.json OUT.safetensors]")
+    for line in sys.stdin:
+        try:
+            work(*json.loads(line))
+        except Exception:
+            traceback.print_exc()
+        # what stands before it may be a progress bar, which ends no line
+        sys.stderr.flush()
+        print(f"\n{END_OF_JOB}", flush=True)

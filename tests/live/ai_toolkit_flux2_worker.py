@@ -13,9 +13,7 @@ Records final_latents and image_uint8.
 
 from __future__ import annotations
 
-import functools
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,13 +24,13 @@ from ai_toolkit_common import Job, Recorder, Watch, check_one_qtype, import_mode
 _FILES = {"flux2": "flux2-dev.safetensors", "flux2_klein_4b": "flux-2-klein-base-4b.safetensors"}
 
 
-def load_model(job: Job, scratch: Path) -> Any:
+def load_model(job: Job) -> Any:
     from safetensors import safe_open
 
     if job["model"] == "flux2":
         check_one_qtype(job)
     flux2 = import_model("flux2")
-    checkpoint = Path(job["checkpoint"])
+    checkpoint, scratch = Path(job["checkpoint"]), Path(job["scratch"])
     for part in ("text_encoder", "tokenizer"):
         for file in (checkpoint / part).iterdir():
             shutil.copy(file, scratch / file.name)
@@ -88,5 +86,4 @@ class Flux2Recorder(Recorder):
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        main(functools.partial(load_model, scratch=Path(folder)), Flux2Recorder)
+    main(load_model, Flux2Recorder)

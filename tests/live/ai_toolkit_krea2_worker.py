@@ -18,9 +18,7 @@ prompt_embeds, final_latents and image_uint8.
 
 from __future__ import annotations
 
-import functools
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,8 @@ from typing import Any
 from ai_toolkit_common import Job, Recorder, Watch, import_model, main, model_config
 
 
-def load_model(job: Job, scratch: Path) -> Any:
-    checkpoint = Path(job["checkpoint"])
+def load_model(job: Job) -> Any:
+    checkpoint, scratch = Path(job["checkpoint"]), Path(job["scratch"])
     # AI Toolkit takes both from one folder
     for part in ("text_encoder", "tokenizer"):
         for file in (checkpoint / part).iterdir():
@@ -108,5 +106,4 @@ class Krea2Recorder(Recorder):
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        main(functools.partial(load_model, scratch=Path(folder)), Krea2Recorder)
+    main(load_model, Krea2Recorder)

@@ -1,12 +1,12 @@
-"""Renders a job of ``ai_toolkit_common.py`` with this pack's pipelines, in any interpreter.
+"""Renders jobs of ``ai_toolkit_common.py`` with this pack's pipelines, in any interpreter.
 
     PYTHON own_worker.py JOB.json OUT.safetensors
 
-The job's ``model`` is the pack's name of the model, e.g. ``zimage``; ``held_as`` is how the transformer is held where
-AI Toolkit takes another type than ``quantize_transformer``, which the job names; ``low_vram`` turns vae_tiling on;
-``options`` and ``recipe_options`` are what the user changed on AITK Runtime Options, of those that models declare, and
-on AITK Recipe Options. For item i the output holds `item{i}.final_latents`, as the loop leaves them, and
-`item{i}.image_uint8`.
+Without the two files it does the jobs of whose files it reads from stdin, see ``each_job`` there. The job's ``model``
+is the pack's name of the model, e.g. ``zimage``; ``held_as`` is how the transformer is held where AI Toolkit takes
+another type than ``quantize_transformer``, which the job names; ``low_vram`` turns vae_tiling on; ``options`` and
+``recipe_options`` are what the user changed on AITK Runtime Options, of those that models declare, and on AITK Recipe
+Options. For item i the output holds `item{i}.final_latents`, as the loop leaves them, and `item{i}.image_uint8`.
 
 Equality to the bit is judged in one interpreter: other builds of torch round differently.
 """
@@ -15,21 +15,24 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ai_toolkit_common import each_job
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def main(job_path: str, out_path: str) -> None:
+def load_pack() -> None:
     spec = importlib.util.spec_from_file_location("tasks", ROOT / "tasks.py")
     assert spec is not None and spec.loader is not None
     tasks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tasks)
     tasks.load_pack()
 
+
+def work(job_path: str, out_path: str) -> None:
     import numpy as np
     import torch
     from comfyui_aitk.pipelines.engine.engine import Engine
@@ -123,4 +126,5 @@ def main(job_path: str, out_path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    load_pack()
+    each_job(work)
