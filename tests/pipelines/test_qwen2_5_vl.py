@@ -21,13 +21,14 @@ from comfyui_aitk.pipelines.parts.language_model.qwen2_5_vl import (
 )
 from comfyui_aitk.pipelines.parts.language_model.qwen2_5_vl_files import QWEN2_5_VL_SEEING
 from comfyui_aitk.pipelines.parts.language_model.qwen2_5_vl_pixels import (
-    Limits,
+    LIMITS,
+    PATCH,
     Sight,
     check_seen,
     patches_of,
-    processed_size,
     target,
 )
+from comfyui_aitk.pipelines.parts.language_model.qwen_vl_patches import Limits, processed_size
 from comfyui_aitk.pipelines.pictures.picture import Picture
 from comfyui_aitk.pipelines.weights.folder import FolderSource
 from comfyui_aitk.pipelines.weights.part_files import PartFiles
@@ -68,7 +69,7 @@ def test_the_tower_gets_the_recorded_patches(model):
     )
     recorded = load_file(folder / case["tensors"])
     sight = SMALL if model.endswith("plus") else MEGAPIXEL
-    found = patches_of([_picture(folder / case["control_images"][0])], sight, Limits(), torch.float32, "cpu")
+    found = patches_of([_picture(folder / case["control_images"][0])], sight, LIMITS, torch.float32, "cpu")
     assert torch.equal(found.grids, recorded["prompt_grid_thw"])
     assert len(found.values) == found.grids.prod() and found.tokens == [found.grids.prod() // 4]
     # nearly black: of 1/255 of a picture's range
@@ -86,9 +87,9 @@ def test_a_picture_is_resized_once_more_where_it_was_resized_already(width, heig
 
 
 def test_sizes_of_the_processor():
-    assert processed_size(1088, 960, Limits()) == (1092, 952)
-    assert processed_size(32, 32, Limits()) == (56, 56)
-    assert processed_size(4000, 4000, Limits(most=1_003_520)) == (980, 980)
+    assert processed_size(1088, 960, LIMITS, PATCH) == (1092, 952)
+    assert processed_size(32, 32, LIMITS, PATCH) == (56, 56)
+    assert processed_size(4000, 4000, Limits(LIMITS.least, 1_003_520), PATCH) == (980, 980)
     with pytest.raises(InputError, match="Control image 2 is 4000 x 10, too long for the text encoder"):
         check_seen(4000, 10, 2, SMALL)
 
@@ -102,7 +103,7 @@ def test_patches_are_those_of_transformers(dtype):
     generator = torch.Generator().manual_seed(1)
     pictures = [Picture.of(torch.rand((1, *size, 3), generator=generator)) for size in ((72, 80), (190, 61), (64, 155))]
     processor = Qwen2VLImageProcessor(min_pixels=3136, max_pixels=12845056)
-    found = patches_of(pictures, SMALL, Limits(), dtype, "cpu")
+    found = patches_of(pictures, SMALL, LIMITS, dtype, "cpu")
     values = []
     for picture in pictures:
         pixels = picture.pixels.permute(2, 0, 1).float().div(255)[None].to(dtype)
@@ -178,7 +179,7 @@ def test_a_folder_without_its_tower_or_with_other_limits(tmp_path):
         part.load(source, torch.float32, "none", (), SILENT)
     limits.unlink()
     source = FolderSource.open(tmp_path, "mine", "text_encoder", FACTS)
-    assert part.load(source, torch.float32, "none", (), SILENT).tokenizer.limits == Limits()
+    assert part.load(source, torch.float32, "none", (), SILENT).tokenizer.limits == LIMITS
     file = tmp_path / "text_encoder" / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"vision_config": config["vision_config"] | {"patch_size": 16}}))

@@ -23,7 +23,8 @@ from ..encoder import Embedding, Text
 from .encoder import EncoderSettings, LanguageModel, LoadedLanguageModel, with_sdpa
 from .qwen2_5 import WholeTextTokenizer
 from .qwen2_5 import load_tokenizer as load_text_tokenizer
-from .qwen2_5_vl_pixels import FRAMES, MERGED, PATCH, Limits, Patches, Sight, patches_of
+from .qwen2_5_vl_pixels import LIMITS, PATCH, Sight, patches_of
+from .qwen_vl_patches import FRAMES, MERGED, Limits, Patches
 
 if TYPE_CHECKING:
     from ...weights.source import Source
@@ -89,7 +90,7 @@ class SeeingTokenizer:
 def load_tokenizer(source: Source) -> Tokenizer:
     """The tokenizer, and the limits of the image processor where that lies beside it; raises FileError."""
     tokenizer, found = load_text_tokenizer(source), source.tokenizer()
-    limits = Limits()
+    limits = LIMITS
     if isinstance(found, Path) and (found / _PROCESSOR).is_file():
         limits = _limits(read_json(found / _PROCESSOR, source.name), source.name)
     return SeeingTokenizer(tokenizer, limits, source.name)
@@ -99,8 +100,8 @@ def _limits(config: Mapping[str, Any], name: str) -> Limits:
     size = config.get("size")
     size = size if isinstance(size, Mapping) else {}
     # the older keys win, as in transformers
-    least = config.get("min_pixels", size.get("shortest_edge", Limits.least))
-    most = config.get("max_pixels", size.get("longest_edge", Limits.most))
+    least = config.get("min_pixels", size.get("shortest_edge", LIMITS.least))
+    most = config.get("max_pixels", size.get("longest_edge", LIMITS.most))
     if not isinstance(least, int) or not isinstance(most, int) or not 0 < least <= most:
         raise FileError(f"{_PROCESSOR} of {name!r} has min_pixels {least} and max_pixels {most}. Download it again.")
     return Limits(least, most)

@@ -17,19 +17,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
 from ...errors import InputError
+from .qwen_vl_patches import LONGEST, Limits, Patches, cut, of_whole_tokens
 
 if TYPE_CHECKING:
     from ...pictures.picture import Picture
 
-PATCH, MERGED, FRAMES = 14, 2, 2  # pixels a side; patches a side of a token; frames that a patch is repeated for
+PATCH = 14  # pixels a side
+LIMITS = Limits(3136, 12845056)  # of the released preprocessor_config.json
 _STEP = 32  # pixels, to which AI Toolkit rounds the sides
-_LONGEST = 200  # the processor's limit of a picture's sides to each other
 _LEVELS = 255.0
 # CLIP's, of the released preprocessor_config.json
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -50,31 +51,6 @@ class Sight:
     swapped: bool = False
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How many pixels the processor leaves a picture, at the least and at the most."""
-
-    least: int = 3136
-    most: int = 12845056
-
-
-class Patches(NamedTuple):
-    """What the tower gets.
-
-    Attributes:
-        values: float32 [patches, channels * frames * height * width], of all pictures one after the other.
-        grids: int64 [pictures, 3]: frames, rows and columns of patches.
-    """
-
-    values: torch.Tensor
-    grids: torch.Tensor
-
-    @property
-    def tokens(self) -> list[int]:
-        """How many tokens each picture is."""
-        return (self.grids.prod(-1) // MERGED**2).tolist()
-
-
 def patches_of(pictures: Sequence[Picture], sight: Sight, limits: Limits, dtype: torch.dtype, device: str) -> Patches:
     """Pictures as patches, in order.
 
@@ -85,15 +61,14 @@ def patches_of(pictures: Sequence[Picture], sight: Sight, limits: Limits, dtype:
         dtype: the run's, in which they are resized.
         device: where.
     """
-    seen = [_normalised(_processed(_resized(picture, sight, dtype, device), limits)) for picture in pictures]
-    grids = [[1, image.shape[-2] // PATCH, image.shape[-1] // PATCH] for image in seen]
-    return Patches(torch.cat([_cut(image) for image in seen]), torch.tensor(grids, device=device))
+    resized = (_resized(picture, sight, dtype, device) for picture in pictures)
+    return cut([_normalised(of_whole_tokens(values, limits, PATCH)) for values in resized], PATCH)
 
 
 def check_seen(width: int, height: int, number: int, sight: Sight) -> None:
     """Raises InputError where a picture is too long for the processor; ``number`` counts from 1."""
     rows, columns = target(height, width, sight)
-    if min(rows, columns) == 0 or max(rows, columns) > _LONGEST * min(rows, columns):
+    if min(rows, columns) == 0 or max(rows, columns) > LONGEST * min(rows, columns):
         raise InputError(
             f"Control image {number} is {width} x {height}, too long for the text encoder, which would see it at "
             f"{columns} x {rows}. Crop it."
@@ -109,19 +84,6 @@ def target(height: int, width: int, sight: Sight) -> tuple[int, int]:
     return (rounded[1], rounded[0]) if sight.swapped else rounded
 
 
-def processed_size(height: int, width: int, limits: Limits) -> tuple[int, int]:
-    """Height and width that the processor brings a picture to: whole tokens, within its limits."""
-    factor = PATCH * MERGED
-    rows, columns = round(height / factor) * factor, round(width / factor) * factor
-    if rows * columns > limits.most:
-        shrink = math.sqrt(height * width / limits.most)
-        rows, columns = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-    elif rows * columns < limits.least:
-        grow = math.sqrt(limits.least / (height * width))
-        rows, columns = (math.ceil(side * grow / factor) * factor for side in (height, width))
-    return rows, columns
-
-
 def _resized(picture: Picture, sight: Sight, dtype: torch.dtype, device: str) -> torch.Tensor:
     """[1, 3, h, w] of 0..1 in the run's dtype."""
     values = picture.pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)[None].to(device, dtype)
@@ -132,26 +94,7 @@ def _resized(picture: Picture, sight: Sight, dtype: torch.dtype, device: str) ->
     return values
 
 
-def _processed(values: torch.Tensor, limits: Limits) -> torch.Tensor:
-    _, _, height, width = values.shape
-    size = processed_size(height, width, limits)
-    if size == (height, width):
-        return values
-    resized = functional.interpolate(values.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
-    return resized.to(values.dtype)
-
-
 def _normalised(values: torch.Tensor) -> torch.Tensor:
     """Divided by 255, CLIP's mean subtracted, and divided by its deviation, in one and in float32."""
     mean, std = (torch.tensor(own, device=values.device).view(-1, 1, 1) * _LEVELS for own in (_MEAN, _STD))
     return values.to(torch.float32).sub(mean).div(std)
-
-
-def _cut(values: torch.Tensor) -> torch.Tensor:
-    """[1, C, h, w] -> [patches, C * frames * 14 * 14]: the patches of a token one after the other, in two frames."""
-    image = values[0].unflatten(2, (-1, MERGED, PATCH)).unflatten(1, (-1, MERGED, PATCH))
-    # rows and columns of tokens, rows and columns of patches in one, C, and the pixels of a patch
-    blocks = image.permute(1, 4, 2, 5, 0, 3, 6)
-    # a picture is a film of frames that are alike
-    frames = blocks.unsqueeze(5).expand(-1, -1, -1, -1, -1, FRAMES, -1, -1)
-    return frames.reshape(blocks.shape[:4].numel(), -1)

@@ -18,16 +18,14 @@ import torch
 from torch.nn import functional
 
 from ...errors import InputError
-from .qwen2_5_vl_pixels import FRAMES, MERGED, Limits, Patches
+from .qwen_vl_patches import LONGEST, Limits, Patches, cut, of_whole_tokens
 
 if TYPE_CHECKING:
     from ...pictures.picture import Picture
 
 PATCH = 16  # pixels a side
 LIMITS = Limits(65536, 16777216)  # of the released preprocessor_config.json
-_STEP = PATCH * MERGED
 _SHORTEST = 28  # pixels of a side at least
-_LONGEST = 200  # the processor's limit of a picture's sides to each other
 _MEAN = _STD = 0.5  # of the released preprocessor_config.json, for each channel
 
 
@@ -54,18 +52,17 @@ def patches_of(pictures: Sequence[Picture], sight: Sight, limits: Limits, dtype:
         dtype: the run's.
         device: where they are resized.
     """
-    seen = [_processed(_resized(picture, sight, dtype, device), limits).sub(_MEAN).div(_STD) for picture in pictures]
-    grids = [[1, image.shape[-2] // PATCH, image.shape[-1] // PATCH] for image in seen]
-    return Patches(torch.cat([_cut(image) for image in seen]), torch.tensor(grids, device=device))
+    resized = (_resized(picture, sight, dtype, device) for picture in pictures)
+    return cut([of_whole_tokens(values, limits, PATCH).sub(_MEAN).div(_STD) for values in resized], PATCH)
 
 
 def check_seen(width: int, height: int, number: int, sight: Sight) -> None:
     """Raises InputError where a picture is too long for the processor; ``number`` counts from 1."""
     rows, columns = target(height, width, sight)
-    if max(rows, columns) > _LONGEST * min(rows, columns):
+    if max(rows, columns) > LONGEST * min(rows, columns):
         raise InputError(
             f"Control image {number} is {width} x {height}, too long for the text encoder, which takes sides up to "
-            f"{_LONGEST} to 1. Crop it."
+            f"{LONGEST} to 1. Crop it."
         )
 
 
@@ -73,18 +70,6 @@ def target(height: int, width: int, sight: Sight) -> tuple[int, int]:
     """Height and width that a picture is brought to: no picture is enlarged but for a side of a few pixels."""
     scale = min(1.0, math.sqrt(sight.area / (height * width)))
     return max(round(height * scale), _SHORTEST), max(round(width * scale), _SHORTEST)
-
-
-def processed_size(height: int, width: int, limits: Limits) -> tuple[int, int]:
-    """Height and width that the processor brings a picture to: whole tokens, within its limits."""
-    rows, columns = round(height / _STEP) * _STEP, round(width / _STEP) * _STEP
-    if rows * columns > limits.most:
-        shrink = math.sqrt(height * width / limits.most)
-        rows, columns = (max(_STEP, math.floor(side / shrink / _STEP) * _STEP) for side in (height, width))
-    elif rows * columns < limits.least:
-        grow = math.sqrt(limits.least / (height * width))
-        rows, columns = (math.ceil(side * grow / _STEP) * _STEP for side in (height, width))
-    return rows, columns
 
 
 def _resized(picture: Picture, sight: Sight, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -96,21 +81,3 @@ def _resized(picture: Picture, sight: Sight, dtype: torch.dtype, device: str) ->
     if size == (height, width):
         return values
     return functional.interpolate(values, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-
-
-def _processed(values: torch.Tensor, limits: Limits) -> torch.Tensor:
-    height, width = values.shape[-2:]
-    size = processed_size(height, width, limits)
-    if size == (height, width):
-        return values
-    return functional.interpolate(values, size=size, mode="bicubic", align_corners=False, antialias=True)
-
-
-def _cut(values: torch.Tensor) -> torch.Tensor:
-    """[1, C, h, w] -> [patches, C * frames * 16 * 16]: the patches of a token one after the other, in two frames."""
-    image = values[0].unflatten(2, (-1, MERGED, PATCH)).unflatten(1, (-1, MERGED, PATCH))
-    # rows and columns of tokens, rows and columns of patches in one, C, and the pixels of a patch
-    blocks = image.permute(1, 4, 2, 5, 0, 3, 6)
-    # a picture is a film of frames that are alike
-    frames = blocks.unsqueeze(5).expand(-1, -1, -1, -1, -1, FRAMES, -1, -1)
-    return frames.reshape(blocks.shape[:4].numel(), -1)

@@ -21,9 +21,9 @@ from .encoder import LoadedLanguageModel, with_sdpa
 from .qwen2_5 import WholeTextTokenizer
 from .qwen2_5 import load_tokenizer as load_text_tokenizer
 from .qwen2_5_vl import rotary_positions
-from .qwen2_5_vl_pixels import MERGED, Limits, Patches
 from .qwen3_vl import KEYS, Qwen3Vl, TemplateSettings
 from .qwen3_vl_pixels import LIMITS, PATCH, Sight, patches_of
+from .qwen_vl_patches import MERGED, Limits, Patches
 
 if TYPE_CHECKING:
     from ...weights.source import Source
