@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 from comfyui_aitk.headless.tiny import flux2 as tiny_flux2
+from comfyui_aitk.headless.tiny import krea2 as tiny_krea2
 from comfyui_aitk.headless.tiny import omnigen2 as tiny_omnigen2
+from comfyui_aitk.headless.tiny import qwen_image as tiny_qwen_image
 from comfyui_aitk.headless.tiny import z_image as tiny_z_image
 from comfyui_aitk.pipelines.lora.file import LoraFile, open_lora, read_lora
 from comfyui_aitk.pipelines.lora.kinds import Adapter
@@ -67,6 +69,8 @@ def tiny_models(folder: Callable[[str], Path], lumina2: Checkpoint) -> Callable[
         "flux2_klein_4b": lambda where: tiny_flux2.make_checkpoint(where, "flux2_klein_4b"),
         "zimage": tiny_z_image.make_checkpoint,
         "omnigen2": tiny_omnigen2.make_checkpoint,
+        "krea2": tiny_krea2.make_checkpoint,
+        "qwen_image": tiny_qwen_image.make_checkpoint,
     }
     made: dict[str, Tiny] = {}
 

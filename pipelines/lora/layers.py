@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import LoraError
 from ..words import shown
@@ -26,6 +26,18 @@ _SHARED = ("alpha", "dora_scale")
 _MARKS = ("alpha", "ia3_on_input", "oftv2_scaled")
 
 
+class Held(NamedTuple):
+    """A piece of what one name of a file changes, where the model holds that in several.
+
+    Attributes:
+        module: whose weight it is.
+        into: first row and the one after the last of that weight; None is all of it.
+    """
+
+    module: str
+    into: tuple[int, int] | None
+
+
 @dataclass(frozen=True, eq=False)
 class LoraLayer:
     """One change of a file to one parameter; told from others by identity.
@@ -41,6 +53,7 @@ class LoraLayer:
         rank: read from the tensors: files mix ranks; None where the kind has none.
         shape: of what it changes.
         alpha: told beside the tensors; None where it is not.
+        whole: all pieces of what the file changes, in its order, where the change of each depends on all their weights.
     """
 
     part: str
@@ -53,6 +66,7 @@ class LoraLayer:
     rank: int | None
     shape: tuple[int, ...]
     alpha: float | None = None
+    whole: tuple[Held, ...] = ()
 
     @property
     def module(self) -> str:
@@ -194,11 +208,10 @@ def _layers_of_one(
         )
     split = len(rows) > 1
     by_rows = "dora_scale" not in roles or reading.header.tensors[roles["dora_scale"]].shape[:1] == (whole[0],)
-    if not by_rows and (split or len(whole) > 2):
-        why = f"this model holds the layer in {len(rows)} pieces" if split else "the layer is a convolution"
+    if not by_rows and len(whole) > 2:
         raise LoraError(
-            f"{name!r} cannot be applied: dora_scale of {shown(spelled)} is by columns, and {why}. Train with weight "
-            "decomposition on the output (wd_on_out), LyCORIS' default."
+            f"{name!r} cannot be applied: dora_scale of {shown(spelled)} is by columns, and the layer is a convolution."
+            " Train with weight decomposition on the output (wd_on_out), LyCORIS' default."
         )
     if shape.blocks and not {end for own in rows for end in own.held} <= {0, *accumulate(shape.blocks)}:
         raise LoraError(
@@ -206,10 +219,13 @@ def _layers_of_one(
             f"rows, and this model holds the layer in {len(rows)} pieces, which cut them. Train with blocks that divide"
             " the pieces, or on the split layers."
         )
+    pieces = tuple(Held(piece.module, into) for piece, (_, into) in zip(target.pieces, rows, strict=True))
+    # the length of a column is that of all its pieces
+    together = pieces if split and not by_rows else ()
     return [
         LoraLayer(
             target.part, target.name, names.parameter(target.part, piece.module, leaf) or "", held if split else None,
-            into, roles, kind, shape.rank, (held[1] - held[0], *tail),
+            into, roles, kind, shape.rank, (held[1] - held[0], *tail), whole=together,
         )
         for piece, (held, into) in zip(target.pieces, rows, strict=True)
     ]  # fmt: skip

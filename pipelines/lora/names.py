@@ -35,6 +35,12 @@ _TEXT_ENCODER = re.compile(r"(?:(?:lora|lycoris|oft)_)?(?:text_encoders?|te|clip
 # how ComfyUI and diffusers' older files name what a layer of attention holds -> its own name
 _ALIASES = ((re.compile(r"_processor_(?=to_)"), "_"), (re.compile(r"_to_out$"), "_to_out_0"))
 _LEAVES = ("weight", "bias", "scale")
+# ends of names -> those of one layer in their place, as diffusers' fuse_qkv_projections makes it, and as a trainer of
+# Qwen-Image and nunchaku call it. Models are trained so, and the files of LyCORIS and PEFT have its name
+_FUSED = {
+    ("to_q", "to_k", "to_v"): ("to_qkv",),
+    ("add_q_proj", "add_k_proj", "add_v_proj"): ("to_added_qkv", "add_qkv_proj"),
+}
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ def _names(model_id: str, checkpoint: Checkpoint) -> Names:
     for spelling in facts.spellings:
         modules = list(dict.fromkeys(_module(name) for name in shapes[spelling.part]))
         table = {module: (Piece(module),) for module in modules} if spelling.names is None else spelling.names(modules)
-        for name, own in table.items():
+        for name, own in (*table.items(), *_fused(table)):
             if name.endswith(facts.excluded) or not {piece.module for piece in own} <= set(modules):
                 continue
             spelled = plain(spelling.prefix + name)
@@ -163,6 +169,23 @@ def _names(model_id: str, checkpoint: Checkpoint) -> Names:
                 raise ValueError(f"two spellings of {model_id} give {spelled!r} to {known.pieces} and {own}")
     unused = {plain(spelling.prefix + name) for spelling in facts.spellings for name in facts.unused}
     return Names(targets, frozenset(unused - targets.keys()), shapes)
+
+
+def _fused(table: Mapping[str, tuple[Piece, ...]]) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+    """The layers that tools make of several of a naming, whose rows lie below each other there."""
+    for ends, names in _FUSED.items():
+        for module in table:
+            owner, dot, end = module.rpartition(".")
+            apart = [f"{owner}{dot}{own}" for own in ends]
+            if end == ends[0] and all(own in table for own in apart):
+                pieces = tuple(piece for own in apart for piece in table[own])
+                yield from ((f"{owner}{dot}{name}", _joined(pieces)) for name in names)
+
+
+def _joined(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """One piece for all of a module's shares in their order."""
+    module, (_, count) = pieces[0].module, pieces[0].share
+    return (Piece(module),) if pieces == tuple(Piece(module, (index, count)) for index in range(count)) else pieces
 
 
 def _module(parameter: str) -> str:

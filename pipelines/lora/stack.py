@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from ..errors import FileError, LoraError
 from ..files.spans import reading
@@ -206,6 +206,7 @@ class LoraStack:
                         layer.set_strength(number, new.spec.strength, self._write)
             self._live_of = of
             return
+        from .kinds.branches import DecomposedBranch, LayerRows
         from .live import LiveLayer
 
         self._remove_live()
@@ -217,6 +218,10 @@ class LoraStack:
                     module = self._module.get_submodule(layer.module)
                     self._live[layer.module] = LiveLayer(module)
                 branch = adapter.branch(lora.spec.strength, self._dtype, lora.arithmetic)
+                if layer.whole:
+                    assert isinstance(branch, DecomposedBranch)
+                    find = self._module.get_submodule
+                    branch.see([LayerRows(cast("nn.Linear", find(name)), rows) for name, rows in layer.whole])
                 self._live[layer.module].append(number, branch, layer.into)
         self._live_of = of
 

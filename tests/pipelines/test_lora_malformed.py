@@ -138,10 +138,6 @@ BAD = {
         pair(TO_OUT) | roles(TO_OUT, wonder=(2,)),
         f"has 1 of 3 keys that are of no known kind: '{TO_OUT}.wonder'. This pack applies LoRA",
     ),
-    "dora_scale by columns on the fused layer": (
-        kohya(KOHYA, QKV) | roles(KOHYA, dora_scale=(1, 96)),
-        f"dora_scale of {KOHYA!r} is by columns, and this model holds the layer in 3 pieces. Train with",
-    ),
     "a bias where there is none": (roles(TO_OUT, diff_b=(96,)), f"{TO_OUT!r} has no bias in the model"),
     # of another model
     "a text encoder with more layers": (

@@ -160,13 +160,13 @@ KINDS |= {
     "LoRA, dora_scale": (low_rank.KIND, _with_norms(_pair, "dora_scale", lambda rows, _: (rows, 1)), _pair_by_hand),
     "LoHa, dora_scale": (loha.KIND, _with_norms(_loha, "dora_scale", lambda rows, _: (rows, 1)), _loha_by_hand),
     "LoKr, dora_scale": (lokr.KIND, _with_norms(_lokr, "dora_scale", lambda rows, _: (rows, 1)), _lokr_by_hand),
-    # only where the file's layer is one piece
     BY_COLUMNS: (low_rank.KIND, _with_norms(_pair, "dora_scale", lambda _, columns: (1, columns)), _pair_by_hand),
 }
 DECOMPOSED = tuple(name for name in KINDS if name not in MERGEABLE)
 
 
 def _names_for(kind: str) -> list[str]:
+    """Those whose pieces are changed by themselves: the columns of several are as long as all make them."""
     return [name for name, pieces in BLOCK.items() if kind != BY_COLUMNS or len(pieces) == 1]
 
 
@@ -373,8 +373,9 @@ def test_live_a_share_gets_what_a_layer_of_its_own_would(engine, checkpoint, mod
 
 
 @pytest.mark.parametrize("held", ["none", "qint8", "fp8_e4m3fn", "GGUF"])
-def test_norms_are_those_of_the_share_alone(engine, checkpoint, models, tmp_path, held):
-    """Against the formula: at strength 1 all of them scale the changed rows, or the share's columns, to the norms."""
+def test_norms_are_those_of_the_share(engine, checkpoint, models, tmp_path, held):
+    """Against the formula: at strength 1 all of them scale the changed rows, or the whole layer's columns, to the
+    norms."""
     base = _held(held, checkpoint, models, tmp_path, "float32")
     before = _outputs(engine, base)
     weights = _dense_weights(engine, base)
@@ -382,13 +383,18 @@ def test_norms_are_those_of_the_share_alone(engine, checkpoint, models, tmp_path
     for name in DECOMPOSED:
         _, writer, by_hand = KINDS[name]
         path = tmp_path / f"{name}.safetensors"
-        layers = _write(path, checkpoint, writer, _names_for(name))
+        layers = _write(path, checkpoint, writer, BLOCK)
         expected = {module: output.clone() for module, output in before.items()}
         for module, rows, tensors, own in _changes(layers, shapes):
             weight = weights[module][rows]
             whole = weight + by_hand(tensors, own, 1.0)
             if name == BY_COLUMNS:
-                changed = whole * tensors["dora_scale"] / whole.norm(dim=0)
+                pieces = [
+                    weights[other][theirs] + by_hand(tensors, held, 1.0)
+                    for other, theirs, found, held in _changes(layers, shapes)
+                    if found is tensors
+                ]
+                changed = whole * tensors["dora_scale"] / torch.cat(pieces).norm(dim=0)
             else:
                 norms = tensors.get("dora_scale", tensors.get("magnitude"))
                 changed = whole * norms[own].reshape(-1, 1) / whole.norm(dim=1, keepdim=True)
@@ -508,10 +514,6 @@ BAD = {
         _zeros(fifth=(77, 96)),
         f"'x' does not fit these weights of {MODEL.title}: 'transformer.blocks.0.fifth' is a share of a layer, and the "
         f"384 rows of {MODULATION!r} are not 5 equal shares. Was it trained on another version or size of the model?",
-    ),
-    "dora_scale by columns on two pieces": (
-        _zeros(swapped=(512, 96)) | {"transformer.blocks.0.swapped.dora_scale": torch.ones(1, 96)},
-        "dora_scale of 'transformer.blocks.0.swapped' is by columns, and this model holds the layer in 2 pieces. Train",
     ),
     "a dora_scale of the fused layer's size": (
         _zeros(to_q=(128, 96)) | {"transformer.blocks.0.to_q.dora_scale": torch.ones(384, 1)},

@@ -5,6 +5,7 @@ Their tensors are buffers, so that they move between devices with the layer that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 
 
 class LayerRows:
-    """Rows ``first`` to ``last`` (left out) of a layer, as if they were a layer of their own; ``whole`` is it."""
+    """Rows ``first`` to ``last`` (left out) of a layer, as if they were a layer of their own; ``whole`` is it.
 
-    def __init__(self, layer: Weighted, rows: tuple[int, int]) -> None:
+    Rows that are None are all of them.
+    """
+
+    def __init__(self, layer: Weighted, rows: tuple[int, int] | None) -> None:
         self.whole = layer
         self._rows = rows
 
@@ -162,18 +166,30 @@ class DecomposedBranch(_FactorsBranch):
         change: what is decomposed.
         scale: [out, 1] or [1, in].
         strength: any number.
+        window: see :class:`.decomposed.Decomposed`.
     """
 
     magnitudes: torch.Tensor
 
-    def __init__(self, change: Adapter, scale: torch.Tensor, strength: float) -> None:
+    def __init__(
+        self, change: Adapter, scale: torch.Tensor, strength: float, window: tuple[int, int] | None = None
+    ) -> None:
         super().__init__(change, strength)
         self._keep(magnitudes=scale)
+        self._window = slice(*(window or (None,)))
+        self._pieces: tuple[LayerRows, ...] = ()
+
+    def see(self, pieces: Sequence[LayerRows]) -> None:
+        """Gives it all pieces of what is changed, of which its layer is those in ``window``."""
+        # in a tuple: they are no children of this module
+        self._pieces = tuple(pieces)
 
     def add(self, layer: Weighted, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         own = dense_weight(layer).flatten(1)
-        weight = own + self.change.dense()
+        whole = torch.cat([piece.weight for piece in self._pieces]) if self._pieces else own
+        weight = whole + self.change.dense()
         norm = torch.linalg.norm(weight, dim=1 if self.magnitudes.shape[1] == 1 else 0, keepdim=True)
+        weight = weight[self._window]
         weight *= self.magnitudes / (norm + torch.finfo(torch.float32).eps)
         return output + through(layer, x, (weight - own) * self._strength).to(output.dtype)
 

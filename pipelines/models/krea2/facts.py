@@ -22,7 +22,7 @@ _ENCODER, _VAE, _PROCESSOR = "Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen-Image", "pr
 
 _LORA = LoraNames(
     spellings=(
-        # the released names: AI Toolkit, ComfyUI, musubi-tuner, OneTrainer; and diffusers', with a fused one in between
+        # the released names: AI Toolkit, ComfyUI, musubi-tuner, OneTrainer; and diffusers'
         Spelling(""),
         Spelling("", names=diffusers_modules),
         Spelling("text_encoder.", "text_encoder"),

@@ -41,8 +41,6 @@ _INSIDE = {
     "norm2": "postnorm",
     "scale_shift_table": "mod.lin",
 }
-# queries, keys and values of a SimpleTuner's LyCORIS in one, under a name that no layout of the model has
-_FUSED, _APART = "attn.to_qkv", ("attn.wq", "attn.wk", "attn.wv")
 _BLOCK = re.compile(r"(.+_blocks)\.(\d+)\.(.+)")
 _OWN_BLOCK = re.compile(r"((?:txtfusion\.\w+_)?blocks)\.(\d+)\.")
 
@@ -57,7 +55,7 @@ def released_module(module: str) -> str | None:
 
 
 def diffusers_modules(modules: Iterable[str]) -> dict[str, tuple[Piece, ...]]:
-    """diffusers' module -> the released one, for these released modules; also of the fused ones in between."""
+    """diffusers' module -> the released one, for these released modules."""
     modules = list(modules)
     known = set(modules)
     theirs = {own: name for name, own in _BLOCKS.items()}
@@ -67,5 +65,4 @@ def diffusers_modules(modules: Iterable[str]) -> dict[str, tuple[Piece, ...]]:
         for name, inside in _INSIDE.items():
             if f"{own}.{index}.{inside}" in known:
                 table[f"{theirs[own]}.{index}.{name}"] = (Piece(f"{own}.{index}.{inside}"),)
-        table[f"{theirs[own]}.{index}.{_FUSED}"] = tuple(Piece(f"{own}.{index}.{part}") for part in _APART)
     return table
