@@ -16,10 +16,17 @@ from .files import Tensors, write_tensors
 Grouped = Literal[
     "nvfp4", "mxfp8", "int8", "int8 rows", "int8 convrot", "int4 convrot", "rows", "blocks", "modelopt"
 ]  # fmt: skip
-ROTATION = 16  # columns that are turned together; ComfyUI's 256 are more than a tiny model has
+ROTATION = 16  # columns that are turned together, few enough for every tiny model
+COMFYUI_ROTATION = 256  # what ComfyUI takes where a file says none
 
 
-def write_grouped(path: Path, plain: Path, kind: Grouped, spelling: Literal["new", "metadata"] = "new") -> Path:
+def write_grouped(
+    path: Path,
+    plain: Path,
+    kind: Grouped,
+    spelling: Literal["new", "metadata"] = "new",
+    rotation: int = ROTATION,
+) -> Path:
     """A file's copy with weights in its blocks of which groups of values have a scale; returns the path.
 
     Args:
@@ -28,13 +35,24 @@ def write_grouped(path: Path, plain: Path, kind: Grouped, spelling: Literal["new
         kind: ``blocks`` as transformers writes them, ``rows`` as others do, ``modelopt`` as ModelOpt writes nvfp4 into
             a folder, whose configuration says so; all others as ComfyUI does.
         spelling: of what ComfyUI's files say of their layers.
+        rotation: columns that ``convrot`` turns together; matrices that they do not divide are not turned, and those of
+            four bits are left as they are. ComfyUI's own is not said.
     """
     tensors, described = load_file(plain), {}
     for name in [name for name in tensors if tensors[name].ndim == 2 and any(block in name for block in BLOCKS)]:
         if tensors[name].shape[1] % 32:
             continue
         layer, value = name.removesuffix(".weight"), tensors[name].float()
-        own, said = _GROUPED[kind](value)
+        turns = kind.endswith("convrot")
+        if turns and value.shape[1] % rotation:
+            if kind == "int4 convrot":
+                continue
+            own, said = _int8(value, rows=True)
+        elif turns:
+            own, said = _TURNED[kind](_turned(value, rotation))
+            said |= {} if rotation == COMFYUI_ROTATION else {"convrot_groupsize": rotation}
+        else:
+            own, said = _GROUPED[kind](value)
         tensors |= {f"{layer}.{leaf}": part for leaf, part in own.items()}
         if said:
             described[layer] = said
@@ -85,23 +103,24 @@ def _modelopt(value: torch.Tensor) -> tuple[Tensors, dict[str, object]]:
     return stored | {"weight": weight % 16 * 16 + weight // 16, "weight_scale": scales}, {}
 
 
-def _int8_turned(value: torch.Tensor) -> tuple[Tensors, dict[str, object]]:
-    stored, said = _int8(_turned(value), rows=True)
-    return stored, said | {"convrot": True, "convrot_groupsize": ROTATION}
+def _int8_turned(turned: torch.Tensor) -> tuple[Tensors, dict[str, object]]:
+    stored, said = _int8(turned, rows=True)
+    return stored, said | {"convrot": True}
 
 
-def _int4_turned(value: torch.Tensor) -> tuple[Tensors, dict[str, object]]:
-    turned = _turned(value)
+def _int4_turned(turned: torch.Tensor) -> tuple[Tensors, dict[str, object]]:
     scale = turned.abs().amax(1).clamp(min=1e-10) / 7
     codes = (turned / scale[:, None]).round().to(torch.int8) & 15
     packed = (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.int8)
-    return {"weight": packed, "weight_scale": scale}, {"format": "convrot_w4a4", "convrot_groupsize": ROTATION}
+    return {"weight": packed, "weight_scale": scale}, {"format": "convrot_w4a4"}
 
 
-def _turned(value: torch.Tensor) -> torch.Tensor:
+def _turned(value: torch.Tensor, rotation: int) -> torch.Tensor:
     four = torch.tensor([[1.0, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
-    matrix = torch.kron(four, four)
-    return (value.reshape(-1, ROTATION) @ matrix.T).reshape(value.shape)
+    matrix = four
+    while len(matrix) < rotation:
+        matrix = torch.kron(matrix, four)
+    return (value.reshape(-1, rotation) @ matrix.T).reshape(value.shape)
 
 
 def _float8_rows(value: torch.Tensor) -> tuple[Tensors, dict[str, object]]:
@@ -139,9 +158,11 @@ _GROUPED: Mapping[str, Callable[[torch.Tensor], tuple[Tensors, dict[str, object]
     "mxfp8": _mxfp8,
     "int8": lambda value: _int8(value, rows=False),
     "int8 rows": lambda value: _int8(value, rows=True),
-    "int8 convrot": _int8_turned,
-    "int4 convrot": _int4_turned,
     "modelopt": _modelopt,
     "rows": _float8_rows,
     "blocks": _float8_blocks,
+}
+_TURNED: Mapping[str, Callable[[torch.Tensor], tuple[Tensors, dict[str, object]]]] = {
+    "int8 convrot": _int8_turned,
+    "int4 convrot": _int4_turned,
 }
