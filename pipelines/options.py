@@ -23,6 +23,7 @@ Attention = Literal["default", "flash", "sage", "flash 3", "xformers"]
 Placement = Literal["automatic", "resident", "streamed", "sequential"]
 Application = Literal["auto", "merged", "live"]
 Arithmetic = Literal["trainer", "peft", "sd-scripts", "recovery"]  # of a live LoRA
+MergeArithmetic = Literal["float32", "stored", "peft", "addmm", "file"]
 Role = Literal["encoder", "denoiser", "autoencoder"]
 OptionValue = float | bool | str
 

@@ -121,7 +121,7 @@ def _lora(lora: AppliedLora, digest: Digest) -> dict[str, Any]:
         "part": lora.part,
         "mode": lora.mode,
         "arithmetic": lora.arithmetic,
-        "merge_dtype": lora.merge_dtype,
+        "merge_arithmetic": lora.merge_arithmetic,
     }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..machine.residence import Residence
+    from ..options import MergeArithmetic
     from ..weights.source import Source
     from .kinds import Adapter
     from .layers import LoraLayer
@@ -35,19 +36,28 @@ class Change:
         layer: what it changes.
         adapter: how.
         strength: any number but 0.
-        stored: whether it is merged into the tensor as it is stored, and not as it runs.
+        arithmetic: how; see :class:`..models.recipe.Recipe`.
     """
 
     file: object
     layer: LoraLayer
     adapter: Adapter
     strength: float
-    stored: bool
+    arithmetic: MergeArithmetic
 
     @property
     def mark(self) -> tuple[object, ...]:
         """Equal marks mean equal changes."""
-        return self.file, tuple(self.layer.keys.items()), self.layer.rows, self.strength, self.stored
+        return self.file, tuple(self.layer.keys.items()), self.layer.rows, self.strength, self.arithmetic
+
+    @property
+    def stored(self) -> bool:
+        """Whether it is merged into the tensor as it is stored, and not as it runs."""
+        return self.arithmetic == "stored"
+
+    def merged(self, weight: torch.Tensor, workspace: Workspace, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows that it changes, with the change: see :meth:`.kinds.kind.Adapter.merge`."""
+        return self.adapter.merge(weight, self.strength, workspace, out, self.arithmetic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,19 +142,19 @@ class Merging:
             self._keep(name, now)
         if base is None:
             base = self._originals[name].value if name in self._originals else now
-        whole = changes[0].adapter if len(changes) == 1 and changes[0].layer.into is None else None
+        whole = changes[0] if len(changes) == 1 and changes[0].layer.into is None else None
         check()
         target = self._target(name, now)
         # from here on it may be neither
         self._done[name] = ()
         if whole is not None:
-            self._merge_whole(whole, base, changes[0].strength, target, workspace)
+            self._merge_whole(whole, base, target, workspace)
         else:
             value = base.clone() if base.dtype != target.dtype else _copied(target, base)
             for change in changes:
                 check()
                 rows = value[slice(*(change.layer.into or (None,)))]
-                _copy(rows, change.adapter.merge(rows, change.strength, workspace))
+                _copy(rows, change.merged(rows, workspace))
             if value is not target:
                 _copy(target, value)
         self._store(name, target, now)
@@ -153,16 +163,14 @@ class Merging:
             let_go(base)
         self.tensors_merged += 1
 
-    def _merge_whole(
-        self, adapter: Adapter, base: torch.Tensor, strength: float, target: torch.Tensor, workspace: Workspace
-    ) -> None:
+    def _merge_whole(self, change: Change, base: torch.Tensor, target: torch.Tensor, workspace: Workspace) -> None:
         import torch
 
         with torch.no_grad():
             if base.dtype == target.dtype and target.device == torch.device(workspace.device):
-                adapter.merge(base, strength, workspace, out=target)
+                change.merged(base, workspace, target)
                 return
-        merged = adapter.merge(base, strength, workspace)
+        merged = change.merged(base, workspace)
         # one rounding more where the checkpoint's dtype is not the run's
         _copy(target, merged if base.dtype == target.dtype else merged.to(base.dtype))
 

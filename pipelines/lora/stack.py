@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..models.facts import ModelFacts
     from ..models.recipe import Recipe
     from ..observer import Observer
-    from ..options import Arithmetic
+    from ..options import Arithmetic, MergeArithmetic
     from ..weights.checkpoint import Checkpoint
     from ..weights.source import Source
     from .live import LiveLayer
@@ -41,14 +41,14 @@ class AppliedLora:
         part: which part.
         mode: how it is applied.
         arithmetic: of live branches.
-        merge_dtype: what merged weights are rounded to, see :class:`..models.recipe.Recipe`.
+        merge_arithmetic: of a merge, see :class:`..models.recipe.Recipe`.
     """
 
     spec: LoraSpec
     part: str
     mode: Literal["merged", "live"]
     arithmetic: Arithmetic
-    merge_dtype: Literal["run", "stored"]
+    merge_arithmetic: MergeArithmetic
 
 
 def resolve(loras: Sequence[LoraSpec], recipe: Recipe, held: dict[str, str]) -> tuple[AppliedLora, ...]:
@@ -80,7 +80,7 @@ def resolve(loras: Sequence[LoraSpec], recipe: Recipe, held: dict[str, str]) -> 
                 mode = "live" if held[part] or not spec.mergeable else recipe.lora_application
             if spec.strength != 0:
                 applied.append(
-                    AppliedLora(spec, part, mode, spec.arithmetic or recipe.lora_arithmetic, recipe.merge_dtype)
+                    AppliedLora(spec, part, mode, spec.arithmetic or recipe.lora_arithmetic, recipe.merge_arithmetic)
                 )
     return tuple(applied)
 
@@ -149,8 +149,7 @@ class LoraStack:
             own = {layer: value for layer, value in layers.items() if lora.mode == "merged" or layer.in_place}
             for layer, adapter in own.items():
                 if not adapter.is_zero:
-                    stored = lora.merge_dtype == "stored"
-                    change = Change(_key(lora.spec), layer, adapter, lora.spec.strength, stored)
+                    change = Change(_key(lora.spec), layer, adapter, lora.spec.strength, lora.merge_arithmetic)
                     merged.setdefault(layer.parameter, []).append(change)
             live.append((lora, {layer: value for layer, value in layers.items() if layer not in own}))
         names = ", ".join(lora.spec.name for lora in wanted)

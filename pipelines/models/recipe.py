@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from ..options import Arithmetic, Chosen
+    from ..options import Arithmetic, Chosen, MergeArithmetic
     from ..pictures.sizes import SizeRule
     from .option import Option
 
@@ -47,7 +47,9 @@ class Recipe:
         lora_arithmetic: of live LoRAs: ``trainer`` adds a float32 branch, ``peft`` one in the base's dtype,
             ``sd-scripts`` one in the dtype that the layer gets.
         lora_application: what ``application: auto`` means on unquantised weights, DoRA apart.
-        merge_dtype: what merged weights are rounded to: ``run``, the run's dtype, or first ``stored``, the file's.
+        merge_arithmetic: of merged LoRAs: ``float32`` and one rounding to the run's dtype; ``stored``, the same with
+            one to the dtype of the weights' file first; or with a reference's own roundings, for the kinds that it
+            takes, see :mod:`..lora.kinds.merges`: ``peft``, ``addmm``, ``file``.
         prompt_flags: whether the prompt is read as AI Toolkit reads a sample's: stripped, and cut at the first ``--``,
             where its flags begin.
         noise: where it is drawn: one seed gives another noise on another kind of device.
@@ -66,7 +68,7 @@ class Recipe:
     size: SizeRule
     lora_arithmetic: Arithmetic
     lora_application: Literal["merged", "live"]
-    merge_dtype: Literal["run", "stored"]
+    merge_arithmetic: MergeArithmetic
     prompt_flags: bool
     noise: Literal["cpu", "compute device"]
     system_prompt: str

@@ -51,7 +51,7 @@ def _determining(run: Run) -> dict[str, Any]:
                 lora.part,
                 lora.mode,
                 lora.arithmetic,
-                lora.merge_dtype,
+                lora.merge_arithmetic,
             ]
             for lora in wanted.loras
         ],

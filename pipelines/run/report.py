@@ -23,12 +23,20 @@ if TYPE_CHECKING:
     from ..engine.wanted import Wanted
     from ..layers.step_cache import StepCache
     from ..lora.stack import AppliedLora
+    from ..options import MergeArithmetic
     from ..parts.encoder import Text
     from .request import SampleRequest
     from .run import Run
 
 SCHEMA = 1  # grows where a key changes its meaning or leaves
 _PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto", "torchao", "safetensors", "numpy")
+_MERGES: dict[MergeArithmetic, str] = {
+    "float32": "float32 merge, rounded to the run dtype",
+    "stored": "float32 merge, rounded to the stored dtype",
+    "peft": "merged, peft",
+    "addmm": "merged, addmm",
+    "file": "merged, in the file's dtype",
+}
 _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 
@@ -157,9 +165,7 @@ def _loras(wanted: Wanted) -> list[dict[str, Any]]:
         planned: dict[str, AppliedLora] = {lora.part: lora for lora in wanted.loras if lora.spec == spec}
         modes = {part: lora.mode for part, lora in planned.items()}
         arithmetics = {
-            part: f"float32 merge, rounded to the {lora.merge_dtype} dtype"
-            if lora.mode == "merged"
-            else f"live, {lora.arithmetic}"
+            part: _MERGES[lora.merge_arithmetic] if lora.mode == "merged" else f"live, {lora.arithmetic}"
             for part, lora in planned.items()
         }
         rows.append(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from ...options import Arithmetic
+    from ...options import Arithmetic, MergeArithmetic
     from .branch import Branch
     from .kind import Adapter
     from .workspace import Workspace
@@ -56,8 +56,9 @@ class Decomposed:
         raise NotImplementedError("what dora_scale changes depends on the weight")
 
     def merge(
-        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None,
+        arithmetic: MergeArithmetic = "float32",
+    ) -> torch.Tensor:  # fmt: skip
         raise NotImplementedError("DoRA is never merged")
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:

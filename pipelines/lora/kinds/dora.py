@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...files.header import TensorInfo
-    from ...options import Arithmetic
+    from ...options import Arithmetic, MergeArithmetic
     from .branch import Branch
     from .workspace import Workspace
 
@@ -47,8 +47,9 @@ class Dora:
         raise NotImplementedError("what DoRA changes depends on the weight")
 
     def merge(
-        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None,
+        arithmetic: MergeArithmetic = "float32",
+    ) -> torch.Tensor:  # fmt: skip
         raise NotImplementedError("DoRA is never merged")
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...files.header import TensorInfo
-    from ...options import Arithmetic
+    from ...options import Arithmetic, MergeArithmetic
     from .branch import Branch
     from .workspace import Workspace
 
@@ -37,8 +37,9 @@ class FullRank:
         return self.delta.flatten(1)
 
     def merge(
-        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None,
+        arithmetic: MergeArithmetic = "float32",
+    ) -> torch.Tensor:  # fmt: skip
         change = workspace.empty(self.delta.shape).copy_(self.delta)
         return merged(weight, change, (strength,), out)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...files.header import TensorInfo
-    from ...options import Arithmetic
+    from ...options import Arithmetic, MergeArithmetic
     from .branch import Branch
     from .workspace import Workspace
 
@@ -58,13 +58,18 @@ class Adapter(Protocol):
         ...
 
     def merge(
-        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None,
+        arithmetic: MergeArithmetic = "float32",
+    ) -> torch.Tensor:  # fmt: skip
         """The changed parameter in float32, on the device of the workspace, whose memory it may be in.
 
         Or rounded, in ``out``, a tensor of the parameter's shape and dtype on that device. Else whoever stores it
         rounds it: once. There is no inverse: a merge is undone by the weight's original, since subtracting in bfloat16
         leaves 5 to 8 % of the values changed.
+
+        ``arithmetic`` is the recipe's. Of those that are a reference's own (:mod:`.merges`) each is for the kinds that
+        the reference merges, and for matrices; all else is merged in float32. They round to the parameter's dtype, in
+        which the result may be.
         """
         ...
 
@@ -131,8 +136,9 @@ def effective_alpha(alpha: float | None, rank: int) -> float:
 
 
 def merged(
-    weight: torch.Tensor, change: torch.Tensor, factors: Sequence[float], out: torch.Tensor | None = None
-) -> torch.Tensor:
+    weight: torch.Tensor, change: torch.Tensor, factors: Sequence[float], out: torch.Tensor | None = None,
+    rounds: torch.dtype | None = None,
+) -> torch.Tensor:  # fmt: skip
     """``weight`` + ``change`` times each of the factors, in this order: in the memory of ``change``, or in ``out``.
 
     Args:
@@ -140,6 +146,7 @@ def merged(
         change: float32, on the device that computes; the last axes of a convolution's kernel may be one.
         factors: a factor of 1 changes nothing, and is left out.
         out: where it goes, on the same device; it may be ``weight`` itself.
+        rounds: what the change is rounded to before it is added; None is not at all.
     """
     change, weight = change.reshape(weight.shape), weight.to(change.device)
     rows = 0
@@ -147,6 +154,8 @@ def merged(
         for factor in factors:
             if factor != 1:
                 own.mul_(factor)
+        if rounds is not None:
+            own.copy_(own.to(rounds))
         own.add_(base)
         if out is not None:
             # while it is in the processor's cache
@@ -161,6 +170,7 @@ def merged_by_rows(
     factors: Sequence[float],
     workspace: Workspace,
     out: torch.Tensor | None = None,
+    rounds: bool = False,
 ) -> torch.Tensor:
     """The same for a change of which any rows can be made alone, with the same bits: a product of two matrices.
 
@@ -173,13 +183,15 @@ def merged_by_rows(
         factors: as for :func:`merged`.
         workspace: where ``change`` computes.
         out: where it goes, on the same device; it may be ``weight`` itself.
+        rounds: whether the change is rounded to the weight's dtype before it is added.
     """
+    dtype = weight.dtype if rounds else None
     pieces = -(-weight.numel() // _PIECE)
     if out is None or workspace.device != "cpu" or len(weight) < pieces * _ROWS:
-        return merged(weight, change(slice(None)), factors, out)
+        return merged(weight, change(slice(None)), factors, out, dtype)
     ends = [number * len(weight) // pieces for number in range(pieces + 1)]
     in_threads(
-        lambda rows: merged(workspace.widened(weight[rows]), change(rows), factors, out[rows]),
+        lambda rows: merged(workspace.widened(weight[rows]), change(rows), factors, out[rows], dtype),
         [slice(first, last) for first, last in pairwise(ends)],
     )
     return out

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...files.header import TensorInfo
-    from ...options import Arithmetic
+    from ...options import Arithmetic, MergeArithmetic
     from .branch import Branch
     from .workspace import Workspace
 
@@ -45,8 +45,9 @@ class LoHa:
         return (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b) * self.scale
 
     def merge(
-        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None,
+        arithmetic: MergeArithmetic = "float32",
+    ) -> torch.Tensor:  # fmt: skip
         def change(rows: slice) -> torch.Tensor:
             first = self.w1_a[rows].to(workspace.device) @ self.w1_b.to(workspace.device)
             return workspace.product(self.w2_a[rows], self.w2_b).mul_(first)

@@ -5,6 +5,9 @@ float16); else alpha / rank. PEFT has alpha / rank in both cases, with the rank 
 are whole (peft/tuners/lokr/layer.py). Merged: cast(float32(W) + kron * scale * m). Live: in the layer's own dtype,
 factor by factor, without making the product. Source: AI Toolkit toolkit/models/lokr.py.
 
+Merged by the arithmetic ``addmm``, the factors are cast to the weight's dtype, every product of theirs is rounded to
+it, and the sum is rounded once. Source: ai-toolkit-inference src/pipelines/flux2.py, _merge_lokr_to_transformer.
+
 On a convolution w2 has the kernel: [out_k, in_n, height, width], or its second factor is [rank, in_n * height * width].
 With a kernel in the middle, ``lokr_t2`` [rank, rank, height, width], its factors are [rank, out_k] and [rank, in_n].
 Source: LyCORIS lycoris/functional/lokr.py.
@@ -12,17 +15,18 @@ Source: LyCORIS lycoris/functional/lokr.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .kind import Kind, Shape, effective_alpha, has_values, matrix_product, merged, spread, tucker_product
+from .merges import own_copy, rounded
 
 if TYPE_CHECKING:
     import torch
 
     from ...files.header import TensorInfo
-    from ...options import Arithmetic
+    from ...options import Arithmetic, MergeArithmetic
     from .branch import Branch
     from .workspace import Workspace
 
@@ -35,15 +39,22 @@ class LoKr:
         w1: [out_l, in_m].
         w2: [out_k, in_n], a kernel's last axes one with in_n, or its first factor [out_k, rank].
         w2_b: [rank, in_n], or None where ``w2`` is whole.
-        scale: see the module's head.
+        alpha, rank: their ratio is the scale, see the module's head; both 1 where that is.
+        w1_of: the two factors that ``w1`` is the product of; None where the file has it whole.
         window: first row and the one after the last of the product that count; None is all of them.
     """
 
     w1: torch.Tensor
     w2: torch.Tensor
     w2_b: torch.Tensor | None
-    scale: float
+    alpha: float
+    rank: int
+    w1_of: tuple[torch.Tensor, torch.Tensor] | None = None
     window: tuple[int, int] | None = None
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
     @property
     def is_zero(self) -> bool:
@@ -54,17 +65,35 @@ class LoKr:
         height = self.w2.shape[0]
         top, bottom = first // height, -(-last // height)
         window = (first - top * height, last - top * height)
-        return LoKr(self.w1[top:bottom], self.w2, self.w2_b, self.scale, window)
+        first_of = None if self.w1_of is None else (self.w1_of[0][top:bottom], self.w1_of[1])
+        return replace(self, w1=self.w1[top:bottom], w1_of=first_of, window=window)
 
     def dense(self) -> torch.Tensor:
         return self._product(self.w1, self.w2, self.w2_b)
 
     def merge(
-        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None,
+        arithmetic: MergeArithmetic = "float32",
+    ) -> torch.Tensor:  # fmt: skip
+        if weight.ndim == 2 and arithmetic == "addmm":
+            return self._added(weight, strength, workspace, out)
         device, w2_b = workspace.device, self.w2_b
         change = self._product(self.w1.to(device), self.w2.to(device), None if w2_b is None else w2_b.to(device))
         return merged(weight, change, (strength,), out)
+
+    def _added(
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None
+    ) -> torch.Tensor:
+        import torch
+
+        def factor(whole: torch.Tensor, pair: Sequence[torch.Tensor] | None) -> torch.Tensor:
+            first, *rest = (own.to(workspace.device, weight.dtype) for own in pair or (whole,))
+            return first @ rest[0] if rest else first
+
+        second = None if self.w2_b is None else (self.w2, self.w2_b)
+        change = torch.kron(factor(self.w1, self.w1_of), factor(self.w2, second))[slice(*(self.window or (None,)))]
+        scale = rounded(self.alpha, weight.dtype) / self.rank
+        return own_copy(weight, workspace, out).add_(change, alpha=scale * strength)
 
     def _product(self, w1: torch.Tensor, w2: torch.Tensor, w2_b: torch.Tensor | None) -> torch.Tensor:
         import torch
@@ -111,13 +140,15 @@ def _make(tensors: Mapping[str, torch.Tensor]) -> LoKr:
     # PEFT's, told beside the tensors
     ranks += [int(tensors["rank"])] if "rank" in tensors else []
     alpha = float(tensors["alpha"]) if "alpha" in tensors else None
-    scale = effective_alpha(alpha, ranks[0]) / ranks[0] if ranks else 1.0
-    w1 = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
+    scale = (effective_alpha(alpha, ranks[0]), ranks[0]) if ranks else (1.0, 1)
+    w1_of = None if "lokr_w1" in tensors else (tensors["lokr_w1_a"], tensors["lokr_w1_b"])
+    w1 = tensors["lokr_w1"] if w1_of is None else w1_of[0] @ w1_of[1]
     if "lokr_w2" in tensors:
-        return LoKr(w1, tensors["lokr_w2"].flatten(1), None, scale)
+        return LoKr(w1, tensors["lokr_w2"].flatten(1), None, *scale, w1_of)
+    second, second_b = tensors["lokr_w2_a"], tensors["lokr_w2_b"]
     if "lokr_t2" in tensors:
-        return LoKr(w1, tensors["lokr_w2_a"].T.contiguous(), spread(tensors["lokr_t2"], tensors["lokr_w2_b"]), scale)
-    return LoKr(w1, tensors["lokr_w2_a"], tensors["lokr_w2_b"], scale)
+        second, second_b = second.T.contiguous(), spread(tensors["lokr_t2"], second_b)
+    return LoKr(w1, second, second_b, *scale, w1_of)
 
 
 _ROLES = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha")

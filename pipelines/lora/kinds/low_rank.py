@@ -1,7 +1,7 @@
 """LoRA: W' = W + m * (B @ A) * alpha / rank.
 
 * Merged, as AI Toolkit does before a preview round: cast(float32(W) + m * (B @ A) * scale), one rounding
-  (network_mixins.py, ToolkitModuleMixin.merge_in).
+  (network_mixins.py, ToolkitModuleMixin.merge_in). Or as other references do: see ``merges.py``.
 * Live, by recipe. In float32 the two agree; in bfloat16 they are two different pictures. ``trainer``: AI Toolkit's
   network (network_mixins.py, ToolkitModuleMixin.forward), a float32 branch whatever the layer's dtype: down, up, times
   scale, times strength, cast, add. ``peft``: PEFT's Linear (tuners/lora/layer.py) as diffusers sets it up: the pair is
@@ -17,16 +17,17 @@ LyCORIS' ``lora_mid`` [rank, rank, height, width], is multiplied into A when the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .kind import PAIR, Kind, Shape, effective_alpha, has_values, merged_by_rows, product, spread, tucker_product
+from .merges import by_addmm, by_peft, in_file_dtype, rounded
 
 if TYPE_CHECKING:
     import torch
 
     from ...files.header import TensorInfo
-    from ...options import Arithmetic
+    from ...options import Arithmetic, MergeArithmetic
     from .branch import Branch
     from .workspace import Workspace
 
@@ -39,11 +40,13 @@ class LowRank:
         down: A, [rank, in]; a kernel's last axes are one with in.
         up: B, [out, rank].
         alpha: the file's, or the rank where it has none or 0.
+        alpha_beside: whether alpha is a tensor beside the pair: diffusers multiplies that into the pair as it reads it.
     """
 
     down: torch.Tensor
     up: torch.Tensor
     alpha: float
+    alpha_beside: bool = False
 
     @property
     def rank(self) -> int:
@@ -59,20 +62,44 @@ class LowRank:
         return not has_values(self.down) or not has_values(self.up)
 
     def rows(self, first: int, last: int) -> LowRank:
-        return LowRank(self.down, self.up[first:last], self.alpha)
+        return replace(self, up=self.up[first:last])
 
     def dense(self) -> torch.Tensor:
         return self.up.float() @ self.down.float() * self.scale
 
     def merge(
-        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None,
+        arithmetic: MergeArithmetic = "float32",
+    ) -> torch.Tensor:  # fmt: skip
+        dtype = weight.dtype
+        if weight.ndim == 2 and arithmetic == "peft":
+            down, up, scale = self.as_diffusers_reads_it(dtype)
+            return by_peft(weight, up, down, scale * strength, workspace, out)
+        if weight.ndim == 2 and arithmetic == "addmm":
+            scale = rounded(self.alpha, dtype) / self.rank if self.alpha_beside else self.scale
+            return by_addmm(weight, self.up.to(dtype), self.down.to(dtype), scale * strength, workspace, out)
+        if weight.ndim == 2 and arithmetic == "file" and self.up.dtype == self.down.dtype:
+            return in_file_dtype(weight, self.up, self.down, self.scale * strength, workspace, out)
         up, down = self.up.float(), self.down.float()
 
         def change(rows: slice) -> torch.Tensor:
             return workspace.product(up[rows], down)
 
         return merged_by_rows(weight, change, (strength, self.scale), workspace, out)
+
+    def as_diffusers_reads_it(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """A, B and their scale; the pair in ``dtype``, which is the layer's.
+
+        An alpha beside the pair is multiplied into it, in the file's dtype: where alpha / rank is small, B gets a power
+        of two of it, so that the two are scaled about alike. Source: diffusers loaders/lora_conversion_utils.py,
+        get_alpha_scales.
+        """
+        if not self.alpha_beside:
+            return self.down.to(dtype), self.up.to(dtype), self.scale
+        of_down, of_up = self.scale, 1.0
+        while 0 < of_down * 2 < of_up:
+            of_down, of_up = of_down * 2, of_up / 2
+        return (self.down * of_down).to(dtype), (self.up * of_up).to(dtype), 1.0
 
     def branch(self, strength: float, dtype: torch.dtype, arithmetic: Arithmetic) -> Branch:
         from .branches import PeftBranch, SdScriptsBranch, TrainerBranch
@@ -101,7 +128,8 @@ def _make(tensors: Mapping[str, torch.Tensor]) -> LowRank:
     rank = down.shape[0]
     alpha = effective_alpha(float(tensors["alpha"]) if "alpha" in tensors else None, rank)
     if "lora_mid" not in tensors:
-        return LowRank(down, up, alpha)
+        # rank is there where alpha comes from PEFT's configuration
+        return LowRank(down, up, alpha, "alpha" in tensors and "rank" not in tensors)
     down = spread(tensors["lora_mid"].float(), down.float())
     # the scale is by A's rows, and there may be others now
     return LowRank(down, up, alpha / rank * down.shape[0])

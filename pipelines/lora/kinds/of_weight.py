@@ -14,7 +14,7 @@ from .factors import tensors_of, with_tensors
 if TYPE_CHECKING:
     import torch
 
-    from ...options import Arithmetic
+    from ...options import Arithmetic, MergeArithmetic
     from .branch import Branch
     from .workspace import Workspace
 
@@ -37,8 +37,9 @@ class OfWeight:
         raise NotImplementedError("the change depends on the weight")
 
     def merge(
-        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, weight: torch.Tensor, strength: float, workspace: Workspace, out: torch.Tensor | None = None,
+        arithmetic: MergeArithmetic = "float32",
+    ) -> torch.Tensor:  # fmt: skip
         import torch
 
         own = weight.to(workspace.device, torch.float32)

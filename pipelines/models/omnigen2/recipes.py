@@ -49,7 +49,7 @@ REFERENCE = OmniGen2Recipe(
     size=SizeRule(floor=16, small="error", multiple=16),
     lora_arithmetic="trainer",
     lora_application="merged",
-    merge_dtype="run",
+    merge_arithmetic="file",
     prompt_flags=False,
     noise="cpu",
     posterior="own",
@@ -62,7 +62,9 @@ REFERENCE = OmniGen2Recipe(
     sources={
         "size": "ai-toolkit-inference src/pipelines/base.py: floored to resolution_divisor, 16",
         "lora_arithmetic": "no reference: ai-toolkit-inference has no live LoRA for this model; AI Toolkit's is taken",
-        "lora_application": "ai-toolkit-inference src/pipelines/omnigen2.py _load_lora: merged, in the file's dtype",
+        "lora_application": "ai-toolkit-inference src/pipelines/omnigen2.py _load_lora: merged",
+        "merge_arithmetic": "ai-toolkit-inference src/pipelines/omnigen2.py _load_lora: B @ A in the file's dtype; it "
+        "reads no alpha, which counts here",
         "prompt_flags": "ai-toolkit-inference takes the prompt as it is",
         "noise": "ai-toolkit-inference src/pipelines/base.py: a generator on the CPU",
         "posterior": "AI Toolkit's pipeline_omnigen2.py encode_vae samples; ai-toolkit-inference leaves that unseeded",
@@ -79,7 +81,7 @@ TRAINER = OmniGen2Recipe(
     size=SizeRule(floor=8, small="raise to 64", multiple=8),
     lora_arithmetic="trainer",
     lora_application="merged",
-    merge_dtype="run",
+    merge_arithmetic="float32",
     prompt_flags=True,
     noise="cpu",
     posterior="trainer",

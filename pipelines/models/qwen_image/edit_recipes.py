@@ -12,7 +12,7 @@ from typing import Literal
 from ...pictures.sizes import SizeRule
 from ..option import FIRST_IMAGE_TWICE, Option
 from ..recipe import REFERENCE_PIPELINE, TRAINER_PREVIEW, Era
-from .recipes import QwenImageRecipe
+from .recipes import FUSED, QwenImageRecipe
 
 # diffusers pipeline_qwenimage_edit.py and pipeline_qwenimage_edit_plus.py prompt_template_encode; what `{}` stands for
 # begins with the pictures
@@ -71,7 +71,7 @@ EDIT_REFERENCE = QwenEditRecipe(
     size=SizeRule(floor=32, small="error", multiple=16),
     lora_arithmetic="peft",
     lora_application="live",
-    merge_dtype="run",
+    merge_arithmetic="float32",
     prompt_flags=False,
     noise="cpu",
     system_prompt="",
@@ -119,14 +119,11 @@ PLUS_REFERENCE = replace(
         "squash": "ai-toolkit-inference hands the images on as they are",
     },
 )
-# ai-toolkit-inference fuses this one's adapter, in the base's dtype; here in float32
 REFERENCE_2511 = replace(
     PLUS_REFERENCE,
     lora_application="merged",
-    sources={
-        **PLUS_REFERENCE.sources,
-        "lora_application": "ai-toolkit-inference src/pipelines/qwen_image.py: fuse_lora",
-    },
+    merge_arithmetic="peft",
+    sources={**PLUS_REFERENCE.sources, **FUSED},
 )
 
 EDIT_TRAINER = QwenEditRecipe(
@@ -134,7 +131,7 @@ EDIT_TRAINER = QwenEditRecipe(
     size=SizeRule(floor=32, small="raise to 64", multiple=16),
     lora_arithmetic="trainer",
     lora_application="merged",
-    merge_dtype="run",
+    merge_arithmetic="float32",
     prompt_flags=True,
     noise="cpu",
     system_prompt="",

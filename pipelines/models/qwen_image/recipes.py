@@ -39,12 +39,18 @@ class QwenImageRecipe(Recipe):
     tiled_by_low_vram: bool
 
 
+# of the two whose adapters the server fuses
+FUSED = {
+    "lora_application": "ai-toolkit-inference src/pipelines/qwen_image.py: LoraMergeMethod.FUSE",
+    "merge_arithmetic": "ai-toolkit-inference src/pipelines/base.py _load_lora: diffusers' fuse_lora",
+}
+
 REFERENCE = QwenImageRecipe(
     name=REFERENCE_PIPELINE,
     size=SizeRule(floor=32, small="error", multiple=16),
     lora_arithmetic="peft",
     lora_application="live",
-    merge_dtype="run",
+    merge_arithmetic="float32",
     prompt_flags=False,
     noise="cpu",
     system_prompt="",
@@ -65,11 +71,11 @@ REFERENCE = QwenImageRecipe(
         "tiled_by_low_vram": "no reference: ai-toolkit-inference never tiles; the option's meaning is taken",
     },
 )
-# ai-toolkit-inference src/pipelines/qwen_image.py fuses this one's adapter, in the base's dtype; here in float32
 REFERENCE_2512 = replace(
     REFERENCE,
     lora_application="merged",
-    sources={**REFERENCE.sources, "lora_application": "ai-toolkit-inference src/pipelines/qwen_image.py: fuse_lora"},
+    merge_arithmetic="peft",
+    sources={**REFERENCE.sources, **FUSED},
 )
 
 TRAINER = QwenImageRecipe(
@@ -77,7 +83,7 @@ TRAINER = QwenImageRecipe(
     size=SizeRule(floor=32, small="raise to 64", multiple=16),
     lora_arithmetic="trainer",
     lora_application="merged",
-    merge_dtype="run",
+    merge_arithmetic="float32",
     prompt_flags=True,
     noise="cpu",
     system_prompt="",
