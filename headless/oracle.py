@@ -48,8 +48,8 @@ class Oracle:
         Raises:
             Exception: whatever the observer raises to interrupt, after the engine was told to stop.
         """
+        from ..pipelines.jobs.architecture import facts_of
         from ..pipelines.jobs.era import recipes_by_step
-        from ..pipelines.jobs.model_section import facts_of
         from ..pipelines.oracle.beside import three_ways
         from ..pipelines.oracle.connection import Connection
         from ..pipelines.oracle.consult import consult

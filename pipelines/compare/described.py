@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..jobs.era import encoder_types_of
-from ..jobs.model_section import NO_TYPE, unmatched, wanted_model
+from ..jobs.model_section import unmatched, wanted_model
+from ..jobs.quantisation import NO_TYPE
 from ..run.request import MAX_SEED
 from ..weights.elsewhere import last_name
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..jobs.era import comfy_weights_of, encoder_types_of
-from ..jobs.model_section import NEW_LOADERS, OLD_LOADERS
+from ..jobs.loaders import NEW_LOADERS, OLD_LOADERS
 from .causes import Cause, Described, Standing
 
 if TYPE_CHECKING:

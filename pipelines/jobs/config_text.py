@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
 from ..errors import FileError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _LONGEST = 16 << 20  # characters of a config
 _LONGEST_OF_HAND = 1 << 18  # characters of one that Python's own parser reads: it takes a minute for six million
@@ -90,6 +88,11 @@ def plain(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         TypeError, ValueError, RecursionError: JSON has no such value, e.g. a date; AI Toolkit dies of the same.
     """
     return json.loads(json.dumps(config).replace("[name]", name))
+
+
+def object_or_empty(value: Any) -> Mapping[str, Any]:
+    """A value of a config where it is an object; an empty one where it is anything else."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _load(text: str, where: str, loader: Any) -> Any:

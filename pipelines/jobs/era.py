@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from packaging.version import Version
 
 from ..models.recipe import TRAINER_PREVIEW
-from .model_section import NEW_LOADERS, OLD_LOADERS, facts_of, version_of
+from .architecture import facts_of
+from .loaders import NEW_LOADERS, OLD_LOADERS, version_of
 
 if TYPE_CHECKING:
     from ..models.facts import ModelFacts

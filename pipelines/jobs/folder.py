@@ -21,11 +21,12 @@ from ..errors import FileError
 from ..files.header import FileStamp
 from ..models.recipe import TRAINER_PREVIEW
 from ..words import shown
+from .architecture import facts_of
 from .beginning import Section, read_beginning, rounds_at_start, samples_of_step_0
-from .config_text import parse_json, parse_yaml, plain
+from .config_text import object_or_empty, parse_json, parse_yaml, plain
 from .job import JobPreview, TrainingJob
 from .job_samples import job_samples, of_sampler
-from .model_section import DTYPES, facts_of, read_model
+from .model_section import DTYPES, read_model
 from .sample_section import SampleRound, TrainerRefusal, read_section
 from .saves import find_saves
 
@@ -64,7 +65,7 @@ def open_job(folder: Path) -> TrainingJob:
     notes: list[str] = []
     config = _read_config(folder, notes)
     name, process = _trainer(config, folder, notes)
-    train, save = _section(process, "train"), _section(process, "save")
+    train, save = object_or_empty(process.get("train")), object_or_empty(process.get("save"))
     previews = _previews(folder, notes)
     begin = read_beginning(process, train, notes)
     saves = find_saves(
@@ -185,11 +186,6 @@ def _trainer(config: Mapping[str, Any], folder: Path, notes: list[str]) -> tuple
     if "network" not in trainers[0]:
         notes.append("The job has no network section: it trains whole weights, which are no LoRA.")
     return name, trainers[0]
-
-
-def _section(process: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = process.get(key)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _whole(value: Any) -> int:

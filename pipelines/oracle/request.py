@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FileError, InputError, OracleError
 from ..files.safetensors import read_header
 from ..jobs.job_samples import CFG_NORM, IMAGE_TWICE
-from ..jobs.model_section import by_old_loaders
+from ..jobs.loaders import by_old_loaders
 from ..pictures.saving import reason
 from ..replay.control import find_control_image
 from ..run.report import digest

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from ..errors import AITKError, FileError, InputError
 from ..jobs.era import encoder_types_of, recipes_by_step
-from ..jobs.model_section import options_of
+from ..jobs.model_kwargs import options_of
 from ..lora.file import open_lora
 from ..models import find_model
 from ..options import Chosen, Quantization

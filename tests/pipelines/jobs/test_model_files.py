@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from comfyui_aitk.pipelines.jobs.model_section import facts_of, read_model, wanted_model
+from comfyui_aitk.pipelines.jobs.architecture import facts_of
+from comfyui_aitk.pipelines.jobs.model_section import read_model, wanted_model
 
 RECORDED = json.loads((Path(__file__).parents[2] / "golden/jobs/model_files.json").read_text("utf-8"))["cases"]
 # per model and base, without any such key

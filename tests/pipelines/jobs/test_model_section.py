@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from comfyui_aitk.pipelines.jobs.model_section import facts_of, options_of, read_model, wanted_model
+from comfyui_aitk.pipelines.jobs.architecture import facts_of
+from comfyui_aitk.pipelines.jobs.model_kwargs import options_of
+from comfyui_aitk.pipelines.jobs.model_section import read_model, wanted_model
 from comfyui_aitk.pipelines.options import RECOVERY_TYPES
 
 TURBO = "Tongyi-MAI/Z-Image-Turbo"

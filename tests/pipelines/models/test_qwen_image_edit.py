@@ -12,8 +12,9 @@ import pytest
 import torch
 from comfyui_aitk.pipelines.errors import InputError
 from comfyui_aitk.pipelines.handle import PipelineHandle
+from comfyui_aitk.pipelines.jobs.architecture import facts_of
 from comfyui_aitk.pipelines.jobs.job_samples import job_samples
-from comfyui_aitk.pipelines.jobs.model_section import facts_of, read_model
+from comfyui_aitk.pipelines.jobs.model_section import read_model
 from comfyui_aitk.pipelines.jobs.sample_section import read_section
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.models.qwen_image import control, loop
