@@ -35,6 +35,9 @@ class LoraSpec:
         parts: of the model that it changes.
         companion: PEFT's configuration beside the file, which has its alpha.
         arithmetic: of live branches; None is the recipe's.
+        taken_off: whether it is only what AI Toolkit leaves of it in the weights after a preview round: merged at the
+            strength, then taken off by the strength's absolute value, each with a rounding. Of a strength below 0 twice
+            of it stays, of any other what the roundings leave.
     """
 
     name: str
@@ -46,10 +49,11 @@ class LoraSpec:
     parts: tuple[str, ...] = ("transformer",)
     companion: FileStamp | None = None
     arithmetic: Arithmetic | None = None
+    taken_off: bool = False
 
     def __repr__(self) -> str:
         # ComfyUI's errors and text previews show it: no path, which may hold a user's name
-        return f"{cut(self.name, 60)} at {self.strength:g}"
+        return f"{cut(self.name, 60)} at {self.strength:g}{', taken off again' if self.taken_off else ''}"
 
 
 @dataclass(frozen=True)

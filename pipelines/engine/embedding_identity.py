@@ -122,6 +122,8 @@ def _lora(lora: AppliedLora, digest: Digest) -> dict[str, Any]:
         "mode": lora.mode,
         "arithmetic": lora.arithmetic,
         "merge_arithmetic": lora.merge_arithmetic,
+        # only there: what is on the disk keeps its name
+        **({"taken_off": True} if lora.spec.taken_off else {}),
     }
 
 

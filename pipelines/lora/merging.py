@@ -1,7 +1,8 @@
 """LoRAs merged into a loaded part's tensors, and their undoing: only tensors whose change is another one are touched.
 
 Each change is made from the tensor as the checkpoint has it: kept in memory where there is room for that, which takes
-none where the tensor lies in its file's pages, else read again.
+none where the tensor lies in its file's pages, else read again. Changes that only follow those that are in a tensor are
+made from what it is.
 """
 
 from __future__ import annotations
@@ -104,7 +105,12 @@ class Merging:
         marks = {name: tuple(change.mark for change in found) for name, found in wanted.items()}
         self._restore([name for name in self._done if name not in wanted])
         new = [name for name in wanted if self._done.get(name) != marks[name]]
-        again = [name for name in new if wanted[name][0].stored or (name in self._done and name not in self._originals)]
+        begun = {name: self._begun(name, wanted[name], marks[name]) for name in new}
+        again = [
+            name
+            for name in new
+            if wanted[name][0].stored or (name in self._done and name not in self._originals and not begun[name])
+        ]
         workspace = Workspace(self._residence.device)
         for name, value in self._read(again):
             base = value if wanted[name][0].stored else value.to(self._home(name).dtype)
@@ -112,8 +118,14 @@ class Merging:
             self._done[name] = marks[name]
         for name in new:
             if name not in again:
-                self._change(name, wanted[name], None, workspace, check)
+                base = self._home(name) if begun[name] else None
+                self._change(name, wanted[name][begun[name] :], base, workspace, check)
                 self._done[name] = marks[name]
+
+    def _begun(self, name: str, changes: Sequence[Change], marks: tuple[object, ...]) -> int:
+        """How many of a parameter's changes, from the first on, are what is in it, rounded to what it is held in."""
+        done = self._done.get(name, ())
+        return 0 if changes[0].stored or marks[: len(done)] != done else len(done)
 
     def clear(self) -> None:
         """Takes everything off; the weights are the checkpoint's."""
@@ -160,7 +172,7 @@ class Merging:
         self._store(name, target, now)
         if name in self._originals and not self._originals[name].size:
             # it comes again from its file when it is read
-            let_go(base)
+            let_go(self._originals[name].value)
         self.tensors_merged += 1
 
     def _merge_whole(self, change: Change, base: torch.Tensor, target: torch.Tensor, workspace: Workspace) -> None:

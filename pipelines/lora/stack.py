@@ -50,9 +50,21 @@ class AppliedLora:
     arithmetic: Arithmetic
     merge_arithmetic: MergeArithmetic
 
+    @property
+    def merges(self) -> tuple[float, ...]:
+        """The strengths at which it is merged, one after the other."""
+        strength = self.spec.strength
+        # by the absolute value: network_mixins.py, ToolkitModuleMixin.merge_out
+        return (strength, -abs(strength)) if self.spec.taken_off else (strength,)
+
+    @property
+    def live_strength(self) -> float:
+        """The strength of its live branches."""
+        return sum(self.merges)
+
 
 def resolve(loras: Sequence[LoraSpec], recipe: Recipe, held: dict[str, str]) -> tuple[AppliedLora, ...]:
-    """Decides ``application: auto`` for each LoRA and part; a strength of 0 is left out.
+    """Decides ``application: auto`` for each LoRA and part; one that adds nothing is left out.
 
     Args:
         loras: the handle's.
@@ -78,10 +90,9 @@ def resolve(loras: Sequence[LoraSpec], recipe: Recipe, held: dict[str, str]) -> 
                 )
             if mode == "auto":
                 mode = "live" if held[part] or not spec.mergeable else recipe.lora_application
-            if spec.strength != 0:
-                applied.append(
-                    AppliedLora(spec, part, mode, spec.arithmetic or recipe.lora_arithmetic, recipe.merge_arithmetic)
-                )
+            lora = AppliedLora(spec, part, mode, spec.arithmetic or recipe.lora_arithmetic, recipe.merge_arithmetic)
+            if (spec.strength if mode == "merged" else lora.live_strength) != 0:
+                applied.append(lora)
     return tuple(applied)
 
 
@@ -149,11 +160,13 @@ class LoraStack:
             own = {layer: value for layer, value in layers.items() if lora.mode == "merged" or layer.in_place}
             for layer, adapter in own.items():
                 if not adapter.is_zero:
-                    change = Change(_key(lora.spec), layer, adapter, lora.spec.strength, lora.merge_arithmetic)
-                    merged.setdefault(layer.parameter, []).append(change)
+                    changes = merged.setdefault(layer.parameter, [])
+                    changes += (
+                        Change(_key(lora.spec), layer, adapter, by, lora.merge_arithmetic) for by in lora.merges
+                    )
             live.append((lora, {layer: value for layer, value in layers.items() if layer not in own}))
-        names = ", ".join(lora.spec.name for lora in wanted)
-        observer.stage(f"applying {names or 'no LoRA'} to {self._source.component}")
+        names = _names(wanted)
+        observer.stage(f"applying {names} to {self._source.component}")
         before = self.merging.tensors_merged
         self.applied = None
         try:
@@ -202,7 +215,7 @@ class LoraStack:
             for number, (new, old) in enumerate(zip(of, self._live_of, strict=True)):
                 if new != old:
                     for layer in self._live.values():
-                        layer.set_strength(number, new.spec.strength, self._write)
+                        layer.set_strength(number, new.live_strength, self._write)
             self._live_of = of
             return
         from .kinds.branches import DecomposedBranch, LayerRows
@@ -216,7 +229,7 @@ class LoraStack:
                 if layer.module not in self._live:
                     module = self._module.get_submodule(layer.module)
                     self._live[layer.module] = LiveLayer(module)
-                branch = adapter.branch(lora.spec.strength, self._dtype, lora.arithmetic)
+                branch = adapter.branch(lora.live_strength, self._dtype, lora.arithmetic)
                 if layer.whole:
                     assert isinstance(branch, DecomposedBranch)
                     find = self._module.get_submodule
@@ -233,6 +246,12 @@ class LoraStack:
             layer.remove()
         self._live.clear()
         self._live_of = []
+
+
+def _names(loras: Sequence[AppliedLora]) -> str:
+    own = ", ".join(lora.spec.name for lora in loras if not lora.spec.taken_off) or "no LoRA"
+    rounds = sum(lora.spec.taken_off for lora in loras)
+    return f"{own}, and what {rounds} earlier {'round' if rounds == 1 else 'rounds'} left," if rounds else own
 
 
 def _key(spec: LoraSpec) -> _FileKey:

@@ -52,6 +52,7 @@ def _determining(run: Run) -> dict[str, Any]:
                 lora.mode,
                 lora.arithmetic,
                 lora.merge_arithmetic,
+                *(["taken off"] if lora.spec.taken_off else []),
             ]
             for lora in wanted.loras
         ],

@@ -177,6 +177,8 @@ def _loras(wanted: Wanted) -> list[dict[str, Any]]:
                 "strength": spec.strength,
                 "application": _alike(modes) or "not applied",
                 "arithmetic": _alike(arithmetics),
+                # what AI Toolkit leaves of a LoRA after a preview round
+                **({"taken_off": True} if spec.taken_off else {}),
             }
         )
     return rows

@@ -34,6 +34,11 @@ def _spec(path, strength: float = 1.0, application: str = "auto") -> LoraSpec:
     return LoraSpec(path.name, FileStamp.of(path), strength, application)
 
 
+def _left(path, strength: float) -> LoraSpec:
+    """What a preview round of AI Toolkit's leaves of a LoRA."""
+    return replace(_spec(path, strength), taken_off=True)
+
+
 def _weights(engine, handle, recipe: str = "trainer preview") -> dict[str, torch.Tensor]:
     engine.apply_loras(wanted(engine, handle, recipe), "transformer", SilentObserver())
     with engine.on_device(wanted(engine, handle), "transformer", SilentObserver()) as transformer:
@@ -73,6 +78,46 @@ def test_a_merged_stack_is_the_deltas_added_by_hand_with_one_rounding_each(engin
         expected = (expected.float() + strength * (up @ down) * scale).to(DTYPES[dtype])
         handle = handle.with_lora(_spec(path, strength))
     assert torch.equal(_weights(engine, handle)[f"{LAYER}.weight"], expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_rounds_left_is_each_merge_and_its_taking_off_with_a_rounding(engine, checkpoint, stack, dtype):
+    """AI Toolkit takes a merge off by the strength's absolute value: below 0 it is there twice."""
+    base = PipelineHandle("lumina2", checkpoint, dtype)
+    expected = original = _weights(engine, base)[f"{LAYER}.weight"]
+    handle, seen = base, []
+    for path, strength, scale in stack:
+        down, up = _pair(path)
+        # of the round, and of what it leaves
+        for spec, by in ((_spec(path, strength), (strength,)), (_left(path, strength), (strength, -abs(strength)))):
+            value = expected
+            for one in by:
+                value = (value.float() + one * (up @ down) * scale).to(DTYPES[dtype])
+            # what is merged already stays: it is where these begin
+            assert torch.equal(_weights(engine, handle.with_lora(spec))[f"{LAYER}.weight"], value)
+        assert not torch.equal(value, expected)
+        expected, handle = value, handle.with_lora(_left(path, strength))
+        seen.append(value)
+    # from the checkpoint's own weights it is the same
+    assert torch.equal(_weights(engine, base)[f"{LAYER}.weight"], original)
+    assert torch.equal(_weights(engine, handle)[f"{LAYER}.weight"], expected)
+    # at 0.7 only roundings stay, at -1.3 twice of it
+    down, up = _pair(stack[1][0])
+    roundings = {"float32": 1e-6, "bfloat16": 2e-2}[dtype]
+    assert (seen[0].float() - original.float()).abs().max() < roundings
+    assert torch.allclose(seen[1].float(), original.float() - 2.6 * (up @ down), atol=roundings)
+
+
+def test_what_rounds_left_is_live_on_quantised_weights_without_its_roundings(engine, checkpoint, stack):
+    options = RuntimeOptions(transformer_quantization="qfloat8")
+    x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
+    base = PipelineHandle("lumina2", checkpoint, "float32", options)
+    plain = _run_layer(engine, base, "trainer preview", x)
+    (first, strength, _), (second, negative, _) = stack
+    assert torch.equal(_run_layer(engine, base.with_lora(_left(first, strength)), "trainer preview", x), plain)
+    down, up = _pair(second)
+    ours = _run_layer(engine, base.with_lora(_left(second, negative)), "trainer preview", x)
+    assert torch.allclose(ours, plain + 2 * negative * (x @ down.T @ up.T), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
