@@ -10,9 +10,8 @@ ui/cron/actions/startJob.ts (27a03a91).
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +23,18 @@ from ..words import shown
 from .architecture import facts_of
 from .beginning import Section, read_beginning, rounds_at_start, samples_of_step_0
 from .config_text import object_or_empty, parse_json, parse_yaml, plain
-from .job import JobPreview, TrainingJob
+from .job import TrainingJob
 from .job_samples import job_samples, of_sampler
+from .merges import lost_merges
 from .model_section import DTYPES, read_model
+from .previews import find_pictures, inside, latest
+from .restarts import read_restarts
+from .rounds import find_rounds
 from .sample_section import SampleRound, TrainerRefusal, read_section
 from .saves import find_saves
 
 if TYPE_CHECKING:
-    from .job import Format, JobSample
+    from .job import Format, JobPreview, JobSample
 
 _CONFIG, _INTERFACE_CONFIG, _ENGINE = "config.yaml", ".job_config.json", "engine.json"
 _LARGEST_CONFIG = 64 << 20  # bytes
@@ -44,14 +47,7 @@ _TRAINERS = frozenset(
     )
 )
 _ENGINE_TYPE = "InferenceEngine"
-# milliseconds, step, index: two underscores after the time, and the index is not padded
-_PREVIEW = re.compile(r"(\d{1,18})__(\d{9,12})_(\d{1,6})\.(jpe?g|png|webp|bmp)", re.IGNORECASE | re.ASCII)
 _FORMATS: dict[str, Format] = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
-_SPOILED = (
-    "The job merges its LoRA at a negative network_multiplier, and AI Toolkit does not take such a merge off again: "
-    "each round leaves its weights changed. What it drew after the first round with a trained LoRA no file can "
-    "restore."
-)
 _VARIABLE = re.compile(r"\$\{[^}\n]+\}")  # config.yaml has them filled in already
 _MOST_NAMED = 5
 
@@ -66,7 +62,8 @@ def open_job(folder: Path) -> TrainingJob:
     config = _read_config(folder, notes)
     name, process = _trainer(config, folder, notes)
     train, save = object_or_empty(process.get("train")), object_or_empty(process.get("save"))
-    previews = _previews(folder, notes)
+    pictures = find_pictures(folder, notes)
+    previews = latest(pictures)
     begin = read_beginning(process, train, notes)
     saves = find_saves(
         folder, name, begin, _whole(train.get("steps", 1000)), _whole(save.get("save_every", 1000)), notes
@@ -88,9 +85,11 @@ def open_job(folder: Path) -> TrainingJob:
         for key in sections
     }
     own_first = process.get("first_sample") is not None
-    first_samples = samples_of_step_0(rounds_at_start(train, own_first, begin.step), samples)
+    at_start = rounds_at_start(train, own_first, begin.step)
+    first_samples = samples_of_step_0(at_start, samples)
     steps = sorted({one.step for one in previews} | set(saves.steps))
     _note_gaps(previews, samples["sample"], first_samples, notes)
+    restarts = read_restarts(folder, notes)
     job = TrainingJob(
         name=name,
         folder=folder,
@@ -105,19 +104,18 @@ def open_job(folder: Path) -> TrainingJob:
         save_dtype=_save_dtype(save.get("dtype", "float16")),
         trained_with=saves.trained_with,
         samples_on_resume=bool(train.get("force_first_sample")),
+        network_type=_network_type(process),
         notes=tuple(notes),
     )
-    return replace(job, notes=(*job.notes, _SPOILED)) if _spoils(job) else job
-
-
-def _spoils(job: TrainingJob) -> bool:
-    """Whether a round leaves the trainer's weights changed, for those that follow it and for the training itself.
-
-    AI Toolkit takes a merge off by the multiplier's absolute value (network_mixins.py merge_out, 27a03a91): after a
-    round at -0.5 all of the LoRA is missing from the weights.
-    """
-    weakened = any(sample.multiplier < 0 for sample in job.samples)
-    return job.merges and weakened and len({one.step for one in job.previews}) > 1
+    found = find_rounds(
+        pictures,
+        {key: rounds[key].multiplier if job.can_merge else None for key in sections},
+        [section for step, section in at_start if step == 0],
+        restarts,
+        samples_on_resume=job.samples_on_resume,
+    )
+    job = replace(job, rounds=found)
+    return replace(job, notes=(*job.notes, *lost_merges(job)))
 
 
 def _read_config(folder: Path, notes: list[str]) -> Mapping[str, Any]:
@@ -136,14 +134,6 @@ def _read_config(folder: Path, notes: list[str]) -> Mapping[str, Any]:
     if (folder / _ENGINE).is_file():
         raise FileError(f"{folder.name!r} is the folder of AI Toolkit's inference engine, not of a training. {_CHOOSE}")
     raise FileError(f"{folder.name!r} has neither {_CONFIG} nor {_INTERFACE_CONFIG}: it is no job's folder. {_CHOOSE}")
-
-
-def inside(path: Path, folder: Path) -> bool:
-    """Whether a file is there and, with its links followed, within the folder."""
-    try:
-        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):
-        return False  # links that loop
 
 
 def _read_text(path: Path) -> str:
@@ -188,6 +178,11 @@ def _trainer(config: Mapping[str, Any], folder: Path, notes: list[str]) -> tuple
     return name, trainers[0]
 
 
+def _network_type(process: Mapping[str, Any]) -> str:
+    said = object_or_empty(process.get("network")).get("type", "lora")
+    return said.lower() if isinstance(said, str) else shown(said)
+
+
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
@@ -219,42 +214,6 @@ def _format(extension: Any, notes: list[str]) -> Format:
 
 def _save_dtype(value: Any) -> str:
     return DTYPES.get(value, value) if isinstance(value, str) else shown(value)
-
-
-def _previews(folder: Path, notes: list[str]) -> tuple[JobPreview, ...]:
-    """The latest picture of each step and index."""
-    newest: dict[tuple[int, int], tuple[int, Path]] = {}
-    skipped: list[str] = []
-    for path in _files(folder / "samples", folder, skipped):
-        match = _PREVIEW.fullmatch(path.name)
-        if match is None:
-            skipped.append(path.name)
-            continue
-        time, step, index = (int(one) for one in match.groups()[:3])
-        if time >= newest.get((step, index), (-1, path))[0]:
-            newest[step, index] = time, path
-    if skipped:
-        named = ", ".join(shown(name, 60) for name in sorted(skipped)[:_MOST_NAMED])
-        more = f" and {len(skipped) - _MOST_NAMED} more" if len(skipped) > _MOST_NAMED else ""
-        notes.append(f"In samples, {named}{more} cannot be read as the trainer's pictures and were skipped.")
-    if not newest:
-        notes.append("The folder has none of the trainer's previews.")
-    return tuple(JobPreview(*place, FileStamp.of(newest[place][1])) for place in sorted(newest))
-
-
-def _files(folder: Path, job: Path, skipped: list[str]) -> Iterator[Path]:
-    """The files of a folder of the job that hold something; hidden ones are left out."""
-    if not folder.is_dir() or not folder.resolve().is_relative_to(job.resolve()):
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = folder / entry.name
-            if entry.name.startswith(".") or entry.is_dir():
-                continue
-            if (entry.is_symlink() and not inside(path, job)) or not entry.is_file() or not entry.stat().st_size:
-                skipped.append(entry.name)
-            else:
-                yield path
 
 
 def _note_gaps(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..options import DType
 
 Format = Literal["jpg", "png", "webp"]
+_NEVER_MERGED = "dora"  # network_mixins.py, ToolkitNetworkMixin.merge_in
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,23 @@ class JobPreview:
 
 
 @dataclass(frozen=True)
+class Round:
+    """A preview round that the trainer rendered.
+
+    Attributes:
+        step: in its pictures' names.
+        indices: of its pictures, in order.
+        process: which of the trainer's processes it was, from 0 on: each begins with the base's own weights.
+        merged_at: the multiplier at which its LoRA was merged; None where it was live.
+    """
+
+    step: int
+    indices: tuple[int, ...]
+    process: int
+    merged_at: float | None
+
+
+@dataclass(frozen=True)
 class TrainingJob:
     """A job's folder.
 
@@ -128,6 +146,8 @@ class TrainingJob:
         trained_with: AI Toolkit's version by the latest LoRA that says one; empty where none does.
         samples_on_resume: whether a training that is taken up again first renders the step at which it begins
             (``train.force_first_sample``): that step's pictures may be of a later version than its LoRA.
+        network_type: of the network section, e.g. ``lora``.
+        rounds: as the trainer rendered them, one after the other, as far as their pictures are there.
         notes: what of the folder was skipped, and why; a sentence each.
     """
 
@@ -143,6 +163,8 @@ class TrainingJob:
     save_dtype: str
     trained_with: str = ""
     samples_on_resume: bool = False
+    network_type: str = "lora"
+    rounds: tuple[Round, ...] = ()
     notes: tuple[str, ...] = ()
 
     def samples_at(self, step: int) -> tuple[JobSample, ...]:
@@ -150,10 +172,15 @@ class TrainingJob:
         return self.samples if step else self.first_samples
 
     @property
-    def merges(self) -> bool:
-        """Whether AI Toolkit merges the LoRA for previews: of one multiplier, into a plain denoiser, none offloaded."""
+    def can_merge(self) -> bool:
+        """Whether AI Toolkit merges the LoRA of a round with one multiplier: into a plain denoiser, none offloaded."""
         plain = self.model.quantization.get("denoiser", "none") == "none"
-        return self.one_multiplier and plain and not self.model.extras.get("layer_offloading")
+        return plain and not self.model.extras.get("layer_offloading") and self.network_type != _NEVER_MERGED
+
+    @property
+    def merges(self) -> bool:
+        """Whether AI Toolkit merges the LoRA for previews."""
+        return self.can_merge and self.one_multiplier
 
     def preview(self, step: int, index: int) -> JobPreview | None:
         """The trainer's picture of a cell, where there is one."""

@@ -9,6 +9,7 @@ prompt_utils.py inject_trigger_into_prompt (27a03a91).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -84,9 +85,18 @@ class SampleRound:
     @property
     def one_multiplier(self) -> bool:
         """Whether the network has the same multiplier in all pictures; AI Toolkit merges it then, where it can."""
-        found = [one.multiplier for one in self.pictures if isinstance(one, Settings)]
         # by hash and identity, as in AI Toolkit's set: the NaNs of two texts are two multipliers
-        return len(set(map(_hashable, found))) == 1
+        return len(set(map(_hashable, self._multipliers))) == 1
+
+    @property
+    def multiplier(self) -> float | None:
+        """The one that all pictures have; None where they have several, or what is no number."""
+        value = self._multipliers[0] if self.one_multiplier else None
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    @property
+    def _multipliers(self) -> list[Any]:
+        return [one.multiplier for one in self.pictures if isinstance(one, Settings)]
 
     @property
     def refusal(self) -> TrainerRefusal | None:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import FileError, InputError
-from ..jobs.folder import inside
+from ..jobs.previews import inside
 from ..pictures.saving import reason
 from ..words import shown
 

@@ -100,21 +100,6 @@ def test_the_web_interface_s_config_is_read_where_the_trainer_left_none(job_fold
     assert (job.samples[:2], job.checkpoints, job.previews) == (whole.samples[:2], whole.checkpoints, whole.previews)
 
 
-@pytest.mark.parametrize(
-    ("multiplier", "quantize", "says"),
-    [(-0.5, False, True), (0.5, False, False), (-0.5, True, False)],  # live LoRAs are taken off exactly
-)
-def test_merges_that_the_trainer_does_not_take_off_are_said(job_folder, multiplier, quantize, says):
-    def edit(process):
-        process["sample"]["network_multiplier"] = multiplier
-        for sample in process["sample"]["samples"]:
-            sample.pop("network_multiplier", None)
-        process["model"]["quantize"] = quantize
-
-    change(job_folder, edit)
-    assert any("leaves its weights changed" in note for note in open_job(job_folder).notes) == says
-
-
 def test_an_ordered_dict_of_pyyaml_s_own_is_read(job_folder):
     whole = open_job(job_folder)
     config = yaml.safe_load((job_folder / "config.yaml").read_text())
