@@ -215,15 +215,31 @@ def _lora_precision(recorded: Described, ours: Described) -> Iterator[Cause]:
         yield Cause("lora_precision", Standing.DIFFERS, recorded.lora_dtype, ours.lora_dtype, words)
 
 
-def _merge_drift(recorded: Described, ours: Described) -> Iterator[Cause]:
+def _earlier_rounds(recorded: Described, ours: Described) -> Iterator[Cause]:
     theirs, own = recorded.merges_before, ours.merges_before
-    if theirs is not None and own is not None and theirs > own:
-        rounds = "1 earlier round" if theirs == 1 else f"{theirs} earlier rounds"
+    if not theirs or own is None:
+        return
+    merged, merged_here = (", ".join(f"{one:g}" for one in each) for each in (theirs, own))
+    rounds = "1 earlier round" if len(theirs) == 1 else f"{len(theirs)} earlier rounds"
+    if theirs == own:
+        words = (
+            f"Our base has what {rounds} left in the trainer's, by the pictures and the logs in the job's folder. A "
+            "restart that they do not tell of, or a round whose pictures are gone, makes another base."
+        )
+        yield Cause("earlier_rounds", Standing.POSSIBLE, merged, merged_here, words)
+    elif min(theirs) < 0:
+        words = (
+            f"The job merged its LoRA for {rounds}, at a negative multiplier, which AI Toolkit does not take off its "
+            "weights. Not all of these LoRAs are there: ours is on the base without them, and the picture cannot be "
+            "drawn again."
+        )
+        yield Cause("spoiled_base", Standing.DIFFERS, merged, merged_here, words)
+    else:
         words = (
             f"The job merged its LoRA into the base and out again for {rounds}, and each time left some rounding in it "
             "unless it was restarted since: in float32 1 level on a few values, in bfloat16 more."
         )
-        yield Cause("merge_drift", Standing.POSSIBLE, str(theirs), str(own), words)
+        yield Cause("merge_drift", Standing.POSSIBLE, merged, merged_here, words)
 
 
 def _other_files(recorded: Described, ours: Described) -> Iterator[Cause]:
@@ -288,7 +304,7 @@ _OF_A_LORA: tuple[Check, ...] = (
     _loras,
     _lora_application,
     _lora_precision,
-    _merge_drift,
+    _earlier_rounds,
 )
 _OF_THE_MACHINE: tuple[Check, ...] = (
     _equal_or_not("device", "device", "device", "Devices have kernels of their own."),

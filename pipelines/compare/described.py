@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..jobs.era import encoder_types_of
+from ..jobs.merges import merges_before
 from ..jobs.model_section import unmatched, wanted_model
 from ..jobs.quantisation import NO_TYPE
 from ..run.request import MAX_SEED
@@ -38,7 +39,7 @@ class Described:
         loras: file's name -> strength, None where that is unknown; a training adapter is one of them.
         lora_dtype: of the LoRA's values as they were applied.
         lora_application: ``merged`` or ``live``, of the job's LoRA.
-        merges_before: how often LoRAs had been merged into these weights, and taken out, before.
+        merges_before: the multipliers at which LoRAs had been merged into these weights, and taken off, before.
         size: of the picture, width and height in pixels.
         prompt, negative_prompt, steps, guidance_scale, seed: the request.
         control_images: how many.
@@ -59,7 +60,7 @@ class Described:
     loras: Mapping[str, float | None] | None = None
     lora_dtype: str | None = None
     lora_application: str | None = None
-    merges_before: int | None = None
+    merges_before: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -102,7 +103,7 @@ def recorded_run(
         # where training began with a LoRA, its first previews are of that file
         lora_dtype=_FULL if applied and not checkpoint.initial else None,
         lora_application=("merged" if job.merges else "live") if applied else None,
-        merges_before=_merges_before(job, checkpoint) if applied else 0,
+        merges_before=tuple(one.multiplier for one in merges_before(job, checkpoint.step, sample.index)),
         size=size,
         prompt=sample.prompt,
         negative_prompt=sample.negative_prompt,
@@ -124,7 +125,8 @@ def our_run(report: Mapping[str, Any], size: tuple[int, int] | None, lora_dtype:
         lora_dtype: of the values in the LoRA's file; None where it is unknown.
     """
     model, quantization = report.get("model") or {}, (report.get("model") or {}).get("quantization") or {}
-    loras = report.get("loras")
+    listed = report.get("loras")
+    loras = None if listed is None else [lora for lora in listed if not lora.get("taken_off")]
     recipe, controls = report.get("recipe"), report.get("control_images")
     return Described(
         model=model.get("id"),
@@ -137,7 +139,7 @@ def our_run(report: Mapping[str, Any], size: tuple[int, int] | None, lora_dtype:
         loras=None if loras is None else {lora["name"].rpartition("/")[2]: lora["strength"] for lora in loras},
         lora_dtype=lora_dtype,
         lora_application=_application(loras or []),
-        merges_before=0,
+        merges_before=None if listed is None else _taken_off(listed),
         size=size,
         prompt=report.get("prompt"),
         negative_prompt=report.get("negative_prompt"),
@@ -169,8 +171,9 @@ def _denoiser_type(job: TrainingJob) -> str:
     return "none" if said == NO_TYPE else said
 
 
-def _merges_before(job: TrainingJob, checkpoint: JobCheckpoint) -> int:
-    return sum(1 for one in job.checkpoints if not one.base and one.step < checkpoint.step) if job.merges else 0
+def _taken_off(loras: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """The multipliers of what earlier rounds left in our weights."""
+    return tuple(lora["strength"] for lora in loras if lora.get("taken_off") and lora["application"] != "not applied")
 
 
 def _application(loras: Sequence[Mapping[str, Any]]) -> str | None:

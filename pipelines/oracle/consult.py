@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..compare.pixels import decoded, encoded
 from ..errors import AITKError, OracleError
+from ..jobs.merges import merges_before
 from ..replay.cell import Place
 from ..words import cut, printable, shown
 from .connection import Gone
@@ -154,6 +155,7 @@ class _Questions:
         circumstances = Circumstances(
             sent=record["model"],
             lora=asked.lora is not None,
+            merged_before=bool(merges_before(self._job, place.step, place.index)),
             dtype=self._job.model.dtype,
             recipes=self._recipes.get(place.step, ()),
             loaded=record["resolved"],

@@ -21,6 +21,7 @@ class Circumstances:
     Attributes:
         sent: the request's model section.
         lora: whether a LoRA was sent with it.
+        merged_before: whether earlier rounds of the trainer had merged a LoRA into its weights.
         dtype: the job's.
         recipes: those that the trainer may have used, newest first; empty where nobody knows the model.
         loaded: the model section as the engine says that it resolved it; empty where it says nothing.
@@ -29,6 +30,7 @@ class Circumstances:
 
     sent: Mapping[str, Any]
     lora: bool
+    merged_before: bool
     dtype: str
     recipes: Sequence[str]
     loaded: Mapping[str, Any]
@@ -54,6 +56,10 @@ def _lora(cell: Circumstances) -> str:
     if cell.mode and cell.mode != LORA_MODE:
         return f"it applied the LoRA in mode {shown(printable(cell.mode))}, where the weights are rounded at random"
     return "it applies a LoRA as hooks in the dtype of the activations, and the trainer in float32"
+
+
+def _earlier_rounds(cell: Circumstances) -> str:
+    return "it loads the base anew, and the trainer's had what its earlier rounds left" if cell.merged_before else ""
 
 
 def _quantisation(cell: Circumstances) -> str:
@@ -85,6 +91,7 @@ def _era(cell: Circumstances) -> str:
 
 _LIMITS: dict[str, Callable[[Circumstances], str]] = {
     "lora": _lora,
+    "earlier_rounds": _earlier_rounds,
     "quantisation": _quantisation,
     "dtype": _dtype,
     "era": _era,

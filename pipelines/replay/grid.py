@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from ..errors import AITKError, FileError, InputError
 from ..jobs.era import encoder_types_of, recipes_by_step
+from ..jobs.merges import merges_before, restorable
 from ..jobs.model_kwargs import options_of
 from ..lora.file import open_lora
 from ..models import find_model
@@ -20,8 +21,10 @@ from .control import ControlFolders, open_control_images
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..files.header import FileStamp
     from ..handle import ControlImages, PipelineHandle
     from ..jobs.job import JobCheckpoint, JobSample, TrainingJob
+    from ..lora.file import LoraFile
     from ..models.facts import ModelFacts
     from .selection import Selection
 
@@ -60,7 +63,8 @@ def make_grid(job: TrainingJob, base: PipelineHandle, selection: Selection, inpu
             place = Place(checkpoint.step, sample.index, strength)
             try:
                 own = _with_encoder(base, encoder) if job.model.encoder_types else base
-                handle = _with_checkpoint(job, own, checkpoint, sample.multiplier * strength)
+                worn = _after_rounds(job, own, place)
+                handle = _with_checkpoint(job, worn, checkpoint, sample.multiplier * strength)
                 control = controls.of(sample.control_images, folders)
                 recipe = recipes[place.step][0]
                 options = _read(job, sample, find_model(base.model), recipe)
@@ -139,6 +143,18 @@ def _with_encoder(base: PipelineHandle, said: str) -> PipelineHandle:
     raise InputError(f"The text encoder was quantised to {shown(said)} then, which this pack does not have.")
 
 
+def _after_rounds(job: TrainingJob, base: PipelineHandle, place: Place) -> PipelineHandle:
+    """The base with what the trainer's earlier rounds left in it, where that can be made once more."""
+    merges = merges_before(job, place.step, place.index)
+    if not restorable(job, merges):
+        return base
+    for one in merges:
+        if one.checkpoint.file is not None:
+            lora = _opened(one.checkpoint.file, base)
+            base = base.with_lora(replace(lora.spec(one.multiplier, "auto"), taken_off=True))
+    return base
+
+
 def _with_checkpoint(
     job: TrainingJob, base: PipelineHandle, checkpoint: JobCheckpoint, strength: float
 ) -> PipelineHandle:
@@ -157,7 +173,10 @@ def _with_checkpoint(
             f"The LoRA {name} is gone: the job keeps only its latest saves (max_step_saves_to_keep), or it was "
             "deleted. No other file can stand in for it; choose another checkpoint."
         )
-    path = checkpoint.file.path
-    lora = open_lora(path, path.name, find_model(base.model), base.checkpoint)
+    lora = _opened(checkpoint.file, base)
     # where the weights here are quantised and the job's are not, the engine decides
     return base.with_lora(lora.spec(strength, "auto" if job.merges else "live"))
+
+
+def _opened(file: FileStamp, base: PipelineHandle) -> LoraFile:
+    return open_lora(file.path, file.path.name, find_model(base.model), base.checkpoint)

@@ -115,17 +115,31 @@ def test_likelier_causes_come_first():
 def test_a_merging_job_s_later_rounds_may_have_drifted():
     for place, count in ((0, 0), (1, 0), (2, 1), (3, 2)):
         theirs = recorded("lumina2_png", place)
-        found = [one for one in causes(theirs, replace(theirs, merges_before=0)) if one.name == "merge_drift"]
-        assert [one.standing for one in found] == [Standing.POSSIBLE] * (count > 0)
-        assert theirs.merges_before == count
+        assert theirs.merges_before == (1.0,) * count
+        for ours, name in (((), "merge_drift"), (theirs.merges_before, "earlier_rounds")):
+            found = causes(theirs, replace(theirs, merges_before=ours), base_is_equal=True)
+            assert [(one.name, one.standing) for one in found] == [(name, Standing.POSSIBLE)] * (count > 0)
     # live LoRAs leave nothing behind
-    assert recorded("flux2_control", 3).merges_before == 0
+    assert recorded("flux2_control", 3).merges_before == ()
+
+
+def test_a_dora_is_live_however_its_job_samples():
+    job = replace(open_job(JOBS / "lumina2_png"), network_type="dora")
+    assert recorded_run(job, job.samples[0], job.checkpoints[1], SIZE).lora_application == "live"
+    assert recorded("lumina2_png", 1).lora_application == "merged"
+
+
+def test_a_negative_merge_that_ours_lacks_is_no_mere_drift():
+    theirs = replace(recorded("lumina2_png", 2), merges_before=(0.5, -0.5))
+    (found,) = causes(theirs, replace(theirs, merges_before=()), base_is_equal=True)
+    assert (found.name, found.standing, found.recorded) == ("spoiled_base", Standing.DIFFERS, "0.5, -0.5")
+    assert "cannot be drawn again" in found.words
 
 
 def test_a_lora_saved_in_16_bits_is_named_and_an_equal_base_rules_the_rest_out():
     theirs = recorded("lumina2_jpg", 2)
     assert theirs.loras == {"coast_v2.safetensors": 0.8}
-    ours = replace(theirs, lora_dtype="float16", merges_before=0, weights="another", dtype="bfloat16")
+    ours = replace(theirs, lora_dtype="float16", merges_before=(), weights="another", dtype="bfloat16")
     found = causes(theirs, ours, base_is_equal=True)
     assert [one.name for one in found] == ["lora_precision", "merge_drift"]
     assert "float16" in found[0].words
@@ -159,7 +173,9 @@ def test_what_cannot_matter_is_not_named():
     job = open_job(JOBS / "lumina2_png")
     extras = {"assistant_lora_path": r"C:\adapters\adapter_v1.safetensors", "layer_offloading": "True"}
     # the one model that AI Toolkit trains with an adapter
-    job = replace(job, model=replace(job.model, arch="zimage:turbo", extras=extras, name_or_path="Owner/Model"))
+    job = replace(
+        job, model=replace(job.model, arch="zimage:turbo", extras=extras, name_or_path="Owner/Model"), rounds=()
+    )
     sample = replace(job.samples[0], multiplier=0.0, seed=-2)
     theirs = recorded_run(job, sample, job.checkpoints[3], SIZE, TRAINER)
     # of AI Toolkit's offloading only that it keeps LoRAs live; a LoRA of strength 0 has no precision
@@ -171,7 +187,7 @@ def test_what_cannot_matter_is_not_named():
         seed=2**64 - 2,
         lora_dtype="float16",
         lora_application="merged",
-        merges_before=0,
+        merges_before=(),
     )
     found = causes(theirs, ours)
     assert [(cause.name, cause.standing) for cause in found] == [("base", Standing.UNKNOWN)]
@@ -182,7 +198,7 @@ def test_what_cannot_matter_is_not_named():
 
 def test_measured_kernels_come_before_what_is_only_possible():
     theirs = recorded("lumina2_png", 2)
-    ours = replace(theirs, weights="another", dtype="bfloat16", merges_before=0)
+    ours = replace(theirs, weights="another", dtype="bfloat16", merges_before=())
     found = causes(theirs, ours, kernels="without oneDNN")
     assert [cause.name for cause in found][:4] == ["dtype", "kernels", "base", "merge_drift"]
     assert "with others (without oneDNN) our own picture changes as much" in found[1].words

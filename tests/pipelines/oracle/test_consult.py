@@ -349,6 +349,12 @@ def test_what_the_engine_did_otherwise_is_a_limit(server, tmp_path, start, limit
     assert limit in "; ".join(one.words for one in found[LORA].limits)
 
 
+def test_an_engine_loads_the_base_without_what_earlier_rounds_left(server, tmp_path):
+    found = ask(server, tmp_path, checkpoints="250,500")
+    limits = [[limit.name for limit in found[Place(step, 0)].limits] for step in (250, 500)]
+    assert limits == [["lora", "dtype"], ["lora", "earlier_rounds", "dtype"]]
+
+
 def test_an_engine_in_the_jobs_own_way_has_no_limit_without_a_lora(server, tmp_path):
     server.start = {"model": {"dtype": "torch.float32", "quantize": False, "qtype": "whatever"}}
     assert ask(server, tmp_path, checkpoints="0")[BASE].limits == ()
