@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 # what a node needs in the renderer in which it is the taller, measured in frontend 1.45; a saved size that is smaller
-# grows when the file opens, over whatever stands below; what previews and panels need while it runs is in it
+# grows when the file opens, over whatever stands below; what a LoRA's card, previews and the panels of a run need is in
+# it, and the width that shows names of files whole
 _SIZES = {
     "AITKRuntimeOptions": (360, 350),
-    "LoadAITKModel": (360, 290),
-    "ApplyAITKLoRA": (360, 220),
+    "LoadAITKModel": (480, 290),
+    "ApplyAITKLoRA": (360, 380),
     "AITKLoRAStack": (360, 760),
     "AITKTrainingAdapter": (360, 160),
     "AITKRecoveryAdapter": (360, 190),
     "AITKTrainingJob": (360, 200),
     "AITKReplayPreviews": (440, 640),
     "AITKControlImages": (300, 160),
-    "AITKRecipeOptions": (360, 260),
-    "AITKSampler": (440, 900),
-    "AITKEncodeImage": (300, 160),
-    "AITKDecodeLatent": (300, 160),
+    "AITKRecipeOptions": (440, 300),
+    "AITKSampler": (440, 1010),
+    "AITKEncodeImage": (300, 200),
+    "AITKDecodeLatent": (300, 200),
     "AITKSaveImage": (440, 560),
     "AITKComparePreviews": (440, 320),
     "LoadImage": (300, 380),

@@ -12,6 +12,7 @@ import { language, say } from "./words.js";
 
 export const LORA = "ApplyAITKLoRA";
 const FILE = "aitk_file"; // property of the node: the file that the graph was made with
+const FILE_NAME = /\.\w+$/; // a template asks for a file in words, which have none of its endings
 const COLOURS = { yes: "aitk-good", no: "aitk-bad", maybe: "aitk-warning" };
 
 /** @type {WeakMap<Node, { fill: (...children: globalThis.Node[]) => void, asked: string }>} */
@@ -75,13 +76,13 @@ function compareFile(node, name, digest, show) {
 
 /**
  * @param {Node} node
- * @returns {Record<string, string> | null} null where the file's name comes over a wire
+ * @returns {Record<string, string> | null} null where no file is chosen yet, and where its name comes over a wire
  */
 function queryOf(node) {
-  const name = widgetOf(node, "lora_name")?.value;
-  if (!name || inputOf(node, "lora_name")?.link != null) return null;
+  const name = String(widgetOf(node, "lora_name")?.value ?? "");
+  if (!FILE_NAME.test(name) || inputOf(node, "lora_name")?.link != null) return null;
   /** @type {Record<string, string>} */
-  const query = { name: String(name) };
+  const query = { name };
   const loader = loaderOf(node);
   for (const input of loader ? ["model", "weights", "text_encoder", "vae"] : []) {
     const value = loader && widgetOf(loader, input)?.value;
