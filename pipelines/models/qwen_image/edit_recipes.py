@@ -81,6 +81,7 @@ EDIT_REFERENCE = QwenEditRecipe(
     cfg_norm=True,
     cast_rope=False,
     tiled_by_low_vram=True,
+    text_length=MOST_POSITIONS,
     numbered=False,
     seen_pixels=EDIT_SEEN_PIXELS,
     seen_again=False,
@@ -99,6 +100,7 @@ EDIT_REFERENCE = QwenEditRecipe(
         "cfg_norm": "diffusers pipeline_qwenimage_edit.py __call__",
         "cast_rope": "ai-toolkit-inference: from_pretrained leaves the frequencies in float32",
         "tiled_by_low_vram": "no reference: ai-toolkit-inference never tiles; the option's meaning is taken",
+        "text_length": "diffusers pipeline_qwenimage_edit.py cuts none; its transformer has so many positions",
         "seen_pixels": "ai-toolkit-inference src/pipelines/qwen_image.py _preprocess_ctrl_for_encode",
         "seen_swapped": "ai-toolkit-inference src/pipelines/qwen_image.py: w = sqrt(area * h / w), h = w / ratio",
         "grid_positions": "transformers 4.57.3, which ai-toolkit-inference pins: read, and never run beside this",
@@ -142,6 +144,7 @@ EDIT_TRAINER = QwenEditRecipe(
     cfg_norm=True,
     cast_rope=True,
     tiled_by_low_vram=True,
+    text_length=MOST_POSITIONS,
     numbered=False,
     seen_pixels=EDIT_SEEN_PIXELS,
     seen_again=False,
@@ -160,6 +163,7 @@ EDIT_TRAINER = QwenEditRecipe(
         "cfg_norm": "diffusers pipeline_qwenimage_edit.py __call__",
         "cast_rope": "AI Toolkit qwen_image.py load_model: text_encoder.to(device, dtype=dtype) casts the buffers too",
         "tiled_by_low_vram": "AI Toolkit qwen_image_edit.py generate_single_image: vae.enable_tiling (fe824871)",
+        "text_length": "diffusers pipeline_qwenimage_edit.py cuts none; its transformer has so many positions",
         "seen_pixels": "AI Toolkit qwen_image_edit.py get_prompt_embeds: target_area",
         "seen_swapped": "AI Toolkit qwen_image_edit.py get_prompt_embeds, put right in 4ef5cbe5",
         "grid_positions": "diffusers passes no mm_token_type_ids, without which transformers 5 gives none (3e0c9040)",
@@ -198,7 +202,7 @@ def _until(last: str, era: Era, after: QwenEditRecipe, what: str, **change: obje
 def _earlier(now: QwenEditRecipe, first: str, version: str) -> tuple[QwenEditRecipe, ...]:
     """The recipes before the present one, from the latest back; versions are those of the commits that began each time.
 
-    Until 23 March 2026 a mask of ones went along, which changes the kernel and no formula.
+    Until 22 March 2026 a mask of ones went along, which no attention saw: see ``recipes.py``.
 
     Args:
         now: the present one.

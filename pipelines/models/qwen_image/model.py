@@ -22,14 +22,13 @@ from ..model import Model
 from ..option import VAE_TILING
 from ..schedule import Schedule
 from . import control, loop
-from .edit_recipes import EDIT_TEMPLATE_TOKENS, MOST_POSITIONS, QwenEditRecipe
+from .edit_recipes import EDIT_TEMPLATE_TOKENS, QwenEditRecipe
 from .files import LAYERED, ZERO_TIME_MARKER
 from .recipes import (
     ENCODED_LENGTH,
     LAST_SIGMA,
     TEMPLATE,
     TEMPLATE_TOKENS,
-    TEXT_LENGTH,
     QwenImageRecipe,
 )
 from .text import TemplateSettings, TextEncoder
@@ -104,7 +103,7 @@ class QwenImage(Model):
         recipe = recipe_of(job)
         # in float32 there is nothing to round: one embedding serves every recipe
         cast_rope = recipe.cast_rope and job.dtype != "float32"
-        settings = TemplateSettings(cast_rope, dropped=TEMPLATE_TOKENS, kept=TEXT_LENGTH)
+        settings = TemplateSettings(cast_rope, dropped=TEMPLATE_TOKENS, kept=recipe.text_length)
         prompts = [job.typed.prompt]
         if job.guidance_scale > recipe.guided_above:
             prompts.append(job.typed.negative_prompt)
@@ -172,7 +171,7 @@ class QwenImageEdit(QwenImage):
             Text(
                 control.in_text(text, len(pictures), recipe),
                 # of any size, so that one embedding serves every one
-                EDIT_TEMPLATE_TOKENS + MOST_POSITIONS,
+                EDIT_TEMPLATE_TOKENS + recipe.text_length,
                 self._settings(job, recipe, negative=index > 0),
                 pictures=pictures,
             )

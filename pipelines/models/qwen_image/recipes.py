@@ -32,11 +32,13 @@ class QwenImageRecipe(Recipe):
         cfg_norm: whether what guidance makes of a token gets the length of the prompt's own prediction again.
         cast_rope: whether the text encoder's rotary frequencies are rounded to the run's dtype.
         tiled_by_low_vram: whether ``vae_tiling``, a training job's low_vram, decodes in tiles.
+        text_length: rows of a text, behind the template's head, that the transformer gets at most.
     """
 
     cfg_norm: bool
     cast_rope: bool
     tiled_by_low_vram: bool
+    text_length: int
 
 
 # of the two whose adapters the server fuses
@@ -60,6 +62,7 @@ REFERENCE = QwenImageRecipe(
     cfg_norm=True,
     cast_rope=False,
     tiled_by_low_vram=True,
+    text_length=TEXT_LENGTH,
     sources={
         "size": "model page qwen_image: sides are floored to a multiple of 32; ai-toolkit-inference's code says 16",
         "lora_arithmetic": "ai-toolkit-inference src/pipelines/base.py: set_adapters, that is PEFT in the base's dtype",
@@ -69,6 +72,7 @@ REFERENCE = QwenImageRecipe(
         "cfg_norm": "diffusers pipeline_qwenimage.py __call__",
         "cast_rope": "ai-toolkit-inference: from_pretrained leaves the frequencies in float32",
         "tiled_by_low_vram": "no reference: ai-toolkit-inference never tiles; the option's meaning is taken",
+        "text_length": "diffusers pipeline_qwenimage.py __call__: max_sequence_length",
     },
 )
 REFERENCE_2512 = replace(
@@ -94,6 +98,7 @@ TRAINER = QwenImageRecipe(
     cfg_norm=True,
     cast_rope=True,
     tiled_by_low_vram=True,
+    text_length=TEXT_LENGTH,
     sources={
         "size": "AI Toolkit config_modules.py GenerateImageConfig floors to 8, qwen_image.py then to 32",
         "lora_arithmetic": "AI Toolkit network_mixins.py ToolkitModuleMixin.forward: float32 branch",
@@ -103,16 +108,26 @@ TRAINER = QwenImageRecipe(
         "cfg_norm": "diffusers pipeline_qwenimage.py __call__",
         "cast_rope": "AI Toolkit qwen_image.py load_model: text_encoder.to(device, dtype=dtype) casts the buffers too",
         "tiled_by_low_vram": "AI Toolkit qwen_image.py generate_single_image: vae.enable_tiling (fe824871)",
+        "text_length": "diffusers pipeline_qwenimage.py __call__: max_sequence_length",
     },
 )
-# from the first pictures on; until 23 March 2026 a mask of ones went along, which changes the kernel and no formula
+# Until 22 March 2026 a mask of ones went along, and none has since; no attention ever saw it. Run with the transformers
+# of each diffusers that AI Toolkit pinned, with texts of 9 to 512 rows: equal to the bit, in float32 and bfloat16
 UNTIL_JULY_9 = replace(
     TRAINER,
     name=f"{TRAINER_PREVIEW} until 2026-07-09",
-    era=Era("2025-08-04", "2026-07-09", "0.3.16"),
+    era=Era("2025-08-21", "2026-07-09", "0.5.3"),
     summary="as AI Toolkit rendered Qwen-Image until 2026-07-09: low_vram did not tile.",
     tiled_by_low_vram=False,
 )
+# from the first pictures on, with the diffusers of 4 August 2025 (7ea065c5), whose max_sequence_length cuts nothing
+UNTIL_AUGUST_20 = replace(
+    UNTIL_JULY_9,
+    name=f"{TRAINER_PREVIEW} until 2025-08-20",
+    era=Era("2025-08-04", "2025-08-20", "0.3.16"),
+    summary="as AI Toolkit rendered Qwen-Image until 2025-08-20: a long prompt was not cut at 512 tokens.",
+    text_length=ENCODED_LENGTH,
+)
 
-RECIPES = (REFERENCE, TRAINER, UNTIL_JULY_9)
+RECIPES = (REFERENCE, TRAINER, UNTIL_JULY_9, UNTIL_AUGUST_20)
 RECIPES_2512 = (REFERENCE_2512, TRAINER, UNTIL_JULY_9)

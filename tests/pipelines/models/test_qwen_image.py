@@ -15,7 +15,14 @@ from comfyui_aitk.pipelines.jobs.model_section import read_model, wanted_model
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.models.qwen_image import loop
 from comfyui_aitk.pipelines.models.qwen_image.files import folder_config
-from comfyui_aitk.pipelines.models.qwen_image.recipes import RECIPES, TEMPLATE, TEMPLATE_TOKENS, TRAINER, UNTIL_JULY_9
+from comfyui_aitk.pipelines.models.qwen_image.recipes import (
+    RECIPES,
+    TEMPLATE,
+    TEMPLATE_TOKENS,
+    TRAINER,
+    UNTIL_AUGUST_20,
+    UNTIL_JULY_9,
+)
 from comfyui_aitk.pipelines.models.qwen_image.tokens import packed, unpacked
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.pictures.sizes import Size, snap
@@ -169,6 +176,18 @@ def test_a_long_text_is_cut_behind_the_encoder_and_the_report_says_so(golden, en
     assert sum("was cut at 512 tokens" in note for note in notes) == 2, notes
 
 
+def test_the_first_previews_used_every_row_of_a_long_text(golden, engine):
+    """The recording has all rows that were encoded; today's recipes use 512 of them."""
+    case = CASES["txt_long"]
+    recorded = load_file(GOLDEN / "embeds.safetensors")[case["embeds"]["prompt_embeds"]]
+    asked, size = wanted(engine, golden), Size(case["width"], case["height"])
+    job = job_of(golden, case, size, UNTIL_AUGUST_20.name)
+    found = engine.embeddings(asked, asked.model.texts(job), SilentObserver())[0]
+    assert found.embeds.shape[1] == 589
+    assert _distance(found.embeds, recorded) < EMBEDS
+    assert found.cut_tokens == 0
+
+
 @torch.no_grad()
 def test_the_reference_recipe_is_diffusers_pipeline_as_the_page_calls_it(folder, engine):
     pipeline = QwenImagePipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
@@ -189,10 +208,12 @@ def test_the_reference_recipe_is_diffusers_pipeline_as_the_page_calls_it(folder,
 
 
 def test_the_eras_follow_each_other_without_a_gap():
-    assert [recipe.era for recipe in RECIPES] == [None, TRAINER.era, UNTIL_JULY_9.era]
-    assert TRAINER.era is not None and UNTIL_JULY_9.era is not None
-    assert (UNTIL_JULY_9.era.last, TRAINER.era.first, TRAINER.era.last) == ("2026-07-09", "2026-07-10", None)
-    assert [recipe.tiled_by_low_vram for recipe in RECIPES] == [True, True, False]
+    eras = [recipe.era for recipe in RECIPES[1:]]
+    assert [(era.first, era.last) for era in eras if era] == [
+        ("2026-07-10", None), ("2025-08-21", "2026-07-09"), ("2025-08-04", "2025-08-20"),
+    ]  # fmt: skip
+    assert RECIPES[0].era is None and RECIPES[2:] == (UNTIL_JULY_9, UNTIL_AUGUST_20)
+    assert [recipe.tiled_by_low_vram for recipe in RECIPES] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
