@@ -1,7 +1,8 @@
-"""Runs AI Toolkit's own code and ours on one job, by turns, each in its own process of AI Toolkit's interpreter."""
+"""Runs a reference's own code and ours on one job, each in a process of the reference's interpreter."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -15,17 +16,19 @@ from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 SETTINGS = ("AI_TOOLKIT_PATH", "AI_TOOLKIT_PYTHON")
+OWN = "own_worker.py"
 TIMEOUT = 1800  # seconds of a job
 END_OF_JOB = "@@ end of job"
+INFERENCE = ("AITI_PATH", "AITI_PYTHON", "AI_TOOLKIT_PATH")
 PLAIN = {"quantize_transformer": None, "quantize_te": None, "lora": None}
 
 
 class Worker:
-    """A process of AI Toolkit's interpreter that does one job after another: its imports take longer than a job."""
+    """A process of an interpreter that does one job after another: its imports take longer than a job."""
 
-    def __init__(self, script: str) -> None:
+    def __init__(self, python: str, script: str) -> None:
         self._process = subprocess.Popen(
-            [os.environ["AI_TOOLKIT_PYTHON"], str(HERE / script)], text=True, stdin=subprocess.PIPE,
+            [python, str(HERE / script)], text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": os.environ["AI_TOOLKIT_PATH"]},
         )  # fmt: skip
@@ -56,15 +59,26 @@ class Worker:
 def workers() -> Iterator[Callable[[str], Worker]]:
     """The worker of a script, the same one in all of a module's tests."""
     started: dict[str, Worker] = {}
+    theirs = os.environ.get("AI_TOOLKIT_PYTHON", "")
+    # with the same build of torch, and the versions of everything else that a user has
+    own = os.environ.get("OWN_PYTHON", theirs)
 
     def worker(script: str) -> Worker:
         if script not in started:
-            started[script] = Worker(script)
+            started[script] = Worker(own if script == OWN else theirs, script)
         return started[script]
 
     yield worker
     for one in started.values():
         one.stop()
+
+
+def _run(python: str, paths: tuple[str, ...], script: str, job: Path, out: Path) -> dict[str, torch.Tensor]:
+    command = [os.environ[python], str(HERE / script), str(job), str(out)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.environ[path] for path in paths)}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return load_file(out)
 
 
 @pytest.fixture
@@ -83,10 +97,36 @@ def ai_toolkit(tmp_path, workers):
         path = tmp_path / "job.json"
         path.write_text(json.dumps(PLAIN | job))
         theirs = workers(script).done(path, tmp_path / "theirs.safetensors")
-        ours = workers("own_worker.py").done(path, tmp_path / "ours.safetensors")
+        ours = workers(OWN).done(path, tmp_path / "ours.safetensors")
         assert len(ours) == 2 * len(job["items"])
         for key, value in ours.items():
             assert value.dtype == theirs[key].dtype, key
             assert torch.equal(value, theirs[key]), key
+
+    return compare
+
+
+@pytest.fixture
+def inference_merges(tmp_path):
+    """Asserts that ai-toolkit-inference and this pack merge a LoRA into the same weights, to the bit.
+
+    A job's keys are in ``inference_merges_worker.py``.
+    """
+    if not all(os.environ.get(name) for name in INFERENCE):
+        pytest.skip(f"needs ai-toolkit-inference and AI Toolkit: set {', '.join(INFERENCE)}")
+
+    def compare(job: dict) -> None:
+        path = tmp_path / "job.json"
+        path.write_text(json.dumps(job))
+        run = functools.partial(_run, "AITI_PYTHON", ("AITI_PATH", "AI_TOOLKIT_PATH"))
+        theirs = run("inference_merges_worker.py", path, tmp_path / "theirs.safetensors")
+        ours = run("own_merges_worker.py", path, tmp_path / "ours.safetensors")
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert value.dtype == theirs[key].dtype, key
+            assert torch.equal(value, theirs[key]), key
+        names = {key.partition(".")[2] for key in ours}
+        changed = [name for name in names if not torch.equal(ours[f"merged0.{name}"], ours[f"merged1.{name}"])]
+        assert len(changed) > 10
 
     return compare

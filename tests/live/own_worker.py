@@ -3,10 +3,11 @@
     PYTHON own_worker.py JOB.json OUT.safetensors
 
 Without the two files it does the jobs of whose files it reads from stdin, see ``each_job`` there. The job's ``model``
-is the pack's name of the model, e.g. ``zimage``; ``held_as`` is how the transformer is held where AI Toolkit takes
-another type than ``quantize_transformer``, which the job names; ``low_vram`` turns vae_tiling on; ``options`` and
-``recipe_options`` are what the user changed on AITK Runtime Options, of those that models declare, and on AITK Recipe
-Options. For item i the output holds `item{i}.final_latents`, as the loop leaves them, and `item{i}.image_uint8`.
+is the pack's name of the model, e.g. ``zimage``; ``recipe`` is one of the trainer's earlier times; ``held_as`` is how
+the transformer is held where AI Toolkit takes another type than ``quantize_transformer``, which the job names;
+``low_vram`` turns vae_tiling on; ``options`` and ``recipe_options`` are what the user changed on AITK Runtime Options,
+of those that models declare, and on AITK Recipe Options. For item i the output holds `item{i}.final_latents`, as the
+loop leaves them, and `item{i}.image_uint8`.
 
 Equality to the bit is judged in one interpreter: other builds of torch round differently.
 """
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def load_pack() -> None:
+    """Makes this checkout importable as ``comfyui_aitk``."""
     spec = importlib.util.spec_from_file_location("tasks", ROOT / "tasks.py")
     assert spec is not None and spec.loader is not None
     tasks = importlib.util.module_from_spec(spec)
@@ -114,8 +116,8 @@ def work(job_path: str, out_path: str) -> None:
                 )
             )
         request = SampleRequest(
-            "trainer preview", item["prompt"], item["negative_prompt"], item["width"], item["height"], item["steps"],
-            item["guidance"], item["seed"],
+            job.get("recipe", "trainer preview"), item["prompt"], item["negative_prompt"], item["width"],
+            item["height"], item["steps"], item["guidance"], item["seed"],
             control=ControlImages(tuple(map(picture, item["control"]))) if item.get("control") else None,
             recipe_options=Chosen.of(job.get("recipe_options", {})),
         )  # fmt: skip

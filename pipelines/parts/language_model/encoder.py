@@ -12,6 +12,7 @@ from torch import nn
 from ...errors import FileError
 from ...layers.fill import build_empty
 from ..encoder import Embedding, Encoder, Text
+from .tower_rope import TowerRope
 
 if TYPE_CHECKING:
     from ...observer import Observer
@@ -25,8 +26,9 @@ class EncoderSettings:
     """What changes an embedding besides the text; models that have more to say have a subclass of this.
 
     Attributes:
-        cast_rope: whether the rotary frequencies are rounded to the run's dtype. AI Toolkit casts whole modules, their
-            buffers too, which in bfloat16 turns 0.1 into 0.10009765625 and moves every later position.
+        cast_rope: whether the rotary frequencies are rounded to the run's dtype, and a vision tower's angles too. AI
+            Toolkit casts whole modules, their buffers too, which in bfloat16 turns 0.1 into 0.10009765625 and moves
+            every later position.
     """
 
     cast_rope: bool = False
@@ -65,6 +67,9 @@ class LoadedLanguageModel(nn.Module):
         for name, exact in self._frequencies.items():
             value = exact.to(self.run_dtype).to(exact.dtype) if cast_rope else exact
             self.model.get_buffer(name).copy_(value)
+        for module in self.model.modules():
+            if isinstance(module, TowerRope):
+                module.dtype = self.run_dtype if cast_rope else torch.float32
 
     def tokens(self, text: Text) -> list[int]:
         """The ids of a text, uncut; raises FileError where the encoder does not know one that is kept."""

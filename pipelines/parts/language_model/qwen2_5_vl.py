@@ -25,6 +25,7 @@ from .qwen2_5 import WholeTextTokenizer
 from .qwen2_5 import load_tokenizer as load_text_tokenizer
 from .qwen2_5_vl_pixels import LIMITS, PATCH, Sight, patches_of
 from .qwen_vl_patches import FRAMES, MERGED, Limits, Patches
+from .tower_rope import TowerRope
 
 if TYPE_CHECKING:
     from ...weights.source import Source
@@ -247,4 +248,5 @@ def make(config: Mapping[str, Any]) -> nn.Module:
     tower = {key: value for key, value in config["vision_config"].items() if key in _TOWER_KEYS}
     model: Any = Qwen2_5_VLTextModel(with_sdpa(Qwen2_5_VLTextConfig(**text)))
     model.visual = Qwen2_5_VisionTransformerPretrainedModel(with_sdpa(Qwen2_5_VLVisionConfig(**tower)))
+    model.visual.rotary_pos_emb = TowerRope(model.visual.rotary_pos_emb)
     return model

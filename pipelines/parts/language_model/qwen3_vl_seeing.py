@@ -24,6 +24,7 @@ from .qwen2_5_vl import rotary_positions
 from .qwen3_vl import KEYS, Qwen3Vl, TemplateSettings
 from .qwen3_vl_pixels import LIMITS, PATCH, Sight, patches_of
 from .qwen_vl_patches import MERGED, Limits, Patches
+from .tower_rope import TowerRope
 
 if TYPE_CHECKING:
     from ...weights.source import Source
@@ -185,5 +186,6 @@ def make(config: Mapping[str, Any]) -> nn.Module:
     model: Any = Qwen3VLTextModel(with_sdpa(Qwen3VLTextConfig(**text)))
     visual: Any = Qwen3VLVisionModel(with_sdpa(Qwen3VLVisionConfig(**tower)))
     visual.patch_embed = PatchEmbedding(visual.patch_embed.proj)
+    visual.rotary_pos_emb = TowerRope(visual.rotary_pos_emb)
     model.visual = visual
     return model
