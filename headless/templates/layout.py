@@ -35,6 +35,7 @@ _MARGIN = 20  # of a group around its nodes
 _HEADING = 100  # of a group above its first node: its own title and the node's
 _NOTE_WIDTH = 420
 _LINE, _LETTERS = 24, 50  # of a note: a line's height, and how many letters it holds
+_CELL = 12  # of a table in a note: above and below the words of a row
 
 
 @dataclass(frozen=True)
@@ -93,4 +94,12 @@ def note_height(text: str) -> int:
     """How much room a note's Markdown takes."""
     read = re.sub(r"\]\([^)]*\)", "]", text)  # of a link its words
     lines = [line for line in read.splitlines() if not line.startswith("| ---")]
-    return 60 + _LINE * sum(1 + len(line) // _LETTERS if line else 1 for line in lines)
+    return 60 + sum(map(_line_height, lines))
+
+
+def _line_height(line: str) -> int:
+    if not line.startswith("|"):
+        return _LINE * (1 + len(line) // _LETTERS)
+    # a table's columns share the width
+    cells = line.strip("|").split("|")
+    return _LINE * max(1 + len(cell.strip()) * len(cells) // _LETTERS for cell in cells) + _CELL
