@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from comfyui_aitk.headless.tiny.qwen_image import make_lokr
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qwen_image"
 
@@ -51,6 +52,18 @@ JOBS = {
     "text encoder qfloat8": {"quantize_te": "qfloat8", "items": [FOX, TALL]},
     "text encoder qint8, LoRA merged": {"lora": "lora_f32", "quantize_te": "qint8", "items": [TALL]},
     "text encoder float8": {"quantize_te": "float8", "items": [FOX]},
+    "recovery adapter": {"recovery_adapter": "lora_f16", "quantize_transformer": "uint3", "items": [FOX, PLAIN]},
+    # as AI Toolkit's interface fills in a job on its 3 bits
+    "recovery adapter, text encoder qfloat8, LoRA live": {
+        "recovery_adapter": "lora_f16", "quantize_transformer": "uint3", "quantize_te": "qfloat8", "lora": "lora_f32",
+        "items": [FOX, TALL | WEAK],
+    },
+    "recovery adapter, LoKr above": {
+        "recovery_adapter": "lora_f16", "quantize_transformer": "uint4", "lora": "lokr_full_f32", "items": [FOX | WEAK],
+    },
+    "recovery adapter, DoRA above": {
+        "recovery_adapter": "lora_f16", "quantize_transformer": "uint4", "lora": "dora_f32", "items": [FOX],
+    },
 }  # fmt: skip
 
 
@@ -58,6 +71,18 @@ JOBS = {
 @pytest.mark.parametrize("name", JOBS)
 def test_identical_to_the_bit(ai_toolkit, name, dtype):
     job = {"model": "qwen_image", "checkpoint": str(GOLDEN / "base"), "dtype": dtype} | JOBS[name]
-    if "lora" in job:
-        job["lora"] = str(GOLDEN / "lora" / f"{job['lora']}.safetensors")
+    for key in ("lora", "recovery_adapter"):
+        if key in job:
+            job[key] = str(GOLDEN / "lora" / f"{job[key]}.safetensors")
+    ai_toolkit("ai_toolkit_qwen_image_worker.py", job)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "float32"])
+def test_on_a_lycoris_lokr_as_recovery_adapter_it_is_identical_to_the_bit(ai_toolkit, tmp_path, dtype):
+    # AI Toolkit takes one factor for all layers of it
+    adapter = make_lokr(tmp_path / "lycoris.safetensors", GOLDEN / "base", factor=4, old_format=True, seed=7)
+    job = {
+        "model": "qwen_image", "checkpoint": str(GOLDEN / "base"), "dtype": dtype, "quantize_transformer": "uint3",
+        "recovery_adapter": str(adapter), "lora": str(GOLDEN / "lora" / "lora_f32.safetensors"), "items": [FOX],
+    }  # fmt: skip
     ai_toolkit("ai_toolkit_qwen_image_worker.py", job)

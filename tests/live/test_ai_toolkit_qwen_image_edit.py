@@ -53,12 +53,17 @@ NORM = {"recipe_options": {"do_cfg_norm": True}}
 TWICE = {"recipe_options": {"first_image_twice": True}}
 BOTH = {"quantize_transformer": "qfloat8", "quantize_te": "qfloat8"}
 LOW_VRAM = {"low_vram": True}
-LORA = {"lora": "lora_f32"}
+# Qwen-Image's: the edit models' transformers have the same layers
+LORA, LOKR, DORA = {"lora": "lora_f32"}, {"lora": "lokr_decomposed_f32"}, {"lora": "dora_f32"}
+RECOVERED = {"recovery_adapter": "lora_f16", "quantize_transformer": "uint3"}
 JOBS = {
     # a job takes a minute, most of which nobody's arithmetic takes: pictures of one base are one job
     "edit": _join(_edit(WIDE, ONCE, STRONG), _edit(ODD, FOREST | {"width": 200, "height": 40}, name="moves")),
     "edit, tiled": _edit(TILED) | LOW_VRAM,
     "edit, LoRA merged": _edit(FOREST | WEAK) | LORA,
+    "edit, LoKr merged": _edit(FOREST | WEAK, ONCE | WEAK) | {"lora": "lokr_full_f16"},
+    "edit, LoKr live": _edit(FOREST, WIDE | WEAK) | LOKR,
+    "edit, DoRA": _edit(FOREST) | DORA,
     "edit, both qfloat8, LoRA live": _edit(FOREST, WIDE | WEAK) | BOTH | LORA,
     "edit, text encoder qfloat8, LoRA live": _edit(FOREST, ONCE | WEAK) | {"quantize_te": "qfloat8"} | LORA,
     "plus": _join(_plus(WIDE, ONCE, ODD, STRONG), _plus(FOREST, names="b a"), _plus(FOREST, names="c a b"), MOVES),
@@ -66,10 +71,19 @@ JOBS = {
     "plus, CFG norm": _plus(STRONG | {"do_cfg_norm": True}, FOREST | {"do_cfg_norm": True}) | NORM,
     "plus, tiled": _plus(TILED, names="a b") | LOW_VRAM,
     "plus, LoRA merged": _plus(FOREST | WEAK) | LORA,
+    "plus, LoKr by a factor merged": _plus(FOREST | WEAK, names="a b") | {"lora": "lokr_factor_f16"},
+    "plus, LoKr live": _plus(FOREST, WIDE | WEAK) | LOKR,
+    "plus, LoKr in the old format": _plus(FOREST) | {"lora": "lokr_old_decomposed_f32"},
+    "plus, both qfloat8, LoKr live": _plus(FOREST | WEAK) | BOTH | {"lora": "lokr_full_f32"},
+    "plus, DoRA": _plus(FOREST) | DORA,
+    "plus, recovery adapter, LoRA live": _plus(FOREST, WIDE | WEAK) | RECOVERED | LORA,
     "plus, both qfloat8, LoRA live": _plus(FOREST, WIDE | WEAK, names="a b") | BOTH | LORA,
     "plus, transformer qfloat8": _plus(FOREST) | {"quantize_transformer": "qfloat8"},
     "2511": _join(_plus(WIDE, names="a b"), _plus(ONCE)) | NEWEST,
     "2511, LoRA merged": _plus(FOREST | WEAK) | NEWEST | LORA,
+    "2511, LoKr merged": _plus(FOREST | WEAK) | NEWEST | {"lora": "lokr_full_f16"},
+    "2511, LoKr live": _plus(FOREST, WIDE | WEAK) | NEWEST | LOKR,
+    "2511, DoRA": _plus(FOREST) | NEWEST | DORA,
 }  # fmt: skip
 
 
@@ -89,6 +103,7 @@ def test_identical_to_the_bit(ai_toolkit, base_2511, name, dtype):
     job = {"dtype": dtype} | JOBS[name]
     golden = GOLDEN / job["model"].partition(":")[0]
     job["checkpoint"] = str(base_2511 if ":" in job["model"] else golden / "base")
-    if "lora" in job:
-        job["lora"] = str(golden / "lora" / f"{job['lora']}.safetensors")
+    for key in ("lora", "recovery_adapter"):
+        if key in job:
+            job[key] = str(GOLDEN / "qwen_image" / "lora" / f"{job[key]}.safetensors")
     ai_toolkit(WORKER, job)
