@@ -62,8 +62,8 @@ def work(job_path: str, out_path: str) -> None:
     model = find_model(job["model"])
     options = dict(job.get("options", {}))
     if model.id == "lumina2":
-        # what a plain Gemma2 does under this version of transformers, which AI Toolkit leaves as it is
-        options["text_encoder_attention"] = "no softcap" if Gemma2Model._supports_sdpa else "softcap"
+        # what a plain Gemma2 does under this version of transformers, which AI Toolkit beside it leaves as it is
+        options.setdefault("text_encoder_attention", "no softcap" if Gemma2Model._supports_sdpa else "softcap")
     if job.get("low_vram"):
         options["vae_tiling"] = True
     folder = Path(job["checkpoint"])

@@ -87,7 +87,6 @@ class Lumina2(Model):
             # in float32 there is nothing to round: one embedding serves every recipe
             recipe.cast_rope and job.dtype != "float32",
             value if wanted else None,
-            recipe.encoder_sdpa and not wanted,
         )
         system_prompt = job.typed.system_prompt or recipe.system_prompt
         template = system_prompt + PROMPT_MARKER if system_prompt else ""

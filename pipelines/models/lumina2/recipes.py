@@ -73,7 +73,6 @@ class Lumina2Recipe(Recipe):
         renorm_cfg: the sample's limit, as a factor of the prompt's norm; 0 is none.
         qk_norm_eps: of the norms of queries and keys.
         modules: whose transformer and autoencoder round: diffusers', or sd-scripts' under torch.autocast.
-        encoder_sdpa: whether Gemma2 runs SDPA; else transformers' own choice. Without soft-capping alone.
         softcap: whether ``text_encoder_attention: auto`` soft-caps Gemma2's attention logits.
         cast_rope: whether Gemma2's rotary frequencies are rounded to the run's dtype.
     """
@@ -87,7 +86,6 @@ class Lumina2Recipe(Recipe):
     renorm_cfg: float
     qk_norm_eps: float
     modules: Literal["diffusers", "sd-scripts"]
-    encoder_sdpa: bool
     softcap: bool
     cast_rope: bool
 
@@ -118,7 +116,6 @@ REFERENCE = Lumina2Recipe(
     renorm_cfg=1.0,
     qk_norm_eps=1e-5,
     modules="diffusers",
-    encoder_sdpa=False,
     softcap=False,
     cast_rope=False,
     sources={
@@ -154,7 +151,6 @@ TRAINER = Lumina2Recipe(
     renorm_cfg=1.0,
     qk_norm_eps=1e-5,
     modules="diffusers",
-    encoder_sdpa=False,
     softcap=False,
     cast_rope=True,
     sources={
@@ -196,7 +192,6 @@ SD_SCRIPTS = Lumina2Recipe(
     renorm_cfg=1.0,
     qk_norm_eps=1e-6,
     modules="sd-scripts",
-    encoder_sdpa=True,
     softcap=False,
     cast_rope=True,
     sources={
@@ -217,7 +212,6 @@ SD_SCRIPTS = Lumina2Recipe(
         "renorm_cfg": "lumina_minimal_inference.py --renorm_cfg 1.0",
         "qk_norm_eps": "library/lumina_models.py RMSNorm's default; diffusers' block passes 1e-5",
         "modules": "library/lumina_models.py and flux_models.py; lumina_minimal_inference.py: denoise under autocast",
-        "encoder_sdpa": "transformers 4.54.1, which sd-scripts pins, takes SDPA for Gemma2",
         "softcap": "transformers 4.54.1, which sd-scripts pins, runs SDPA without it",
         "cast_rope": "lumina_minimal_inference.py: gemma2.to(device, dtype) casts the buffers as well",
     },
