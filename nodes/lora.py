@@ -46,9 +46,9 @@ class ApplyAITKLoRA:
                     {
                         "default": "auto",
                         "advanced": True,
-                        "tooltip": "merged: into the weights, in float32, as the trainer does before a preview round. "
-                        "live: beside the weights, also on quantised ones. auto: the recipe's own way. In bfloat16 the "
-                        "two are different pictures.",
+                        "tooltip": "merged: into the weights, with the roundings of the recipe's reference. live: "
+                        "beside the weights, also on quantised ones. auto: the recipe's own way. In bfloat16 the two "
+                        "are different pictures.",
                     },
                 ),
             }

@@ -1,6 +1,10 @@
 """AI Toolkit's own code of Qwen-Image-Edit, -2509 and -2511 and ours, in one interpreter: identical to the bit.
 
 AI_TOOLKIT_PATH=<checkout> AI_TOOLKIT_PYTHON=<interpreter that can run it> python3 tasks.py test tests/live
+
+In bfloat16 the interpreter needs transformers 5.5.3, as AI Toolkit pins it: see ``tower_rope.py``. The earlier previews
+need a checkout of 2026-04-13, and an interpreter with transformers 4.57.3 and diffusers 0.37.1, as
+AI_TOOLKIT_EARLIER_PATH and AI_TOOLKIT_EARLIER_PYTHON.
 """
 
 from __future__ import annotations
@@ -99,7 +103,9 @@ def base_2511(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("dtype", ["bf16", "float32"])
 @pytest.mark.parametrize("name", JOBS)
-def test_identical_to_the_bit(ai_toolkit, base_2511, name, dtype):
+def test_identical_to_the_bit(request, ai_toolkit, base_2511, name, dtype):
+    if dtype == "bf16":
+        request.getfixturevalue("pinned_towers")
     job = {"dtype": dtype} | JOBS[name]
     golden = GOLDEN / job["model"].partition(":")[0]
     job["checkpoint"] = str(base_2511 if ":" in job["model"] else golden / "base")
@@ -107,3 +113,16 @@ def test_identical_to_the_bit(ai_toolkit, base_2511, name, dtype):
         if key in job:
             job[key] = str(GOLDEN / "qwen_image" / "lora" / f"{job[key]}.safetensors")
     ai_toolkit(WORKER, job)
+
+
+EARLIER = {
+    "edit": _edit(WIDE, FOREST | {"width": 79, "height": 109}),
+    "plus": _join(_plus(WIDE, names="b a"), _plus(FOREST, names="c a b")),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "float32"])
+@pytest.mark.parametrize("name", EARLIER)
+def test_earlier_previews_are_identical_to_the_bit(earlier_ai_toolkit, like_transformers_4, name, dtype):
+    job = {"dtype": dtype, "checkpoint": str(like_transformers_4), "recipe": "trainer preview until 2026-04-13"}
+    earlier_ai_toolkit(WORKER, job | EARLIER[name])

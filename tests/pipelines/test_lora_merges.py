@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 Tensors = dict[str, torch.Tensor]
 
 REFERENCE = "reference pipeline"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 LORAS = {"flux2_klein_4b": flux2, "krea2": krea2, "omnigen2": omnigen2, "qwen_image:2512": qwen_image}
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "flux2_klein_4b": lambda folder: flux2.make_checkpoint(folder, "flux2_klein_4b"),
@@ -113,7 +113,7 @@ def test_a_lora_is_fused_as_diffusers_fuses_it(engine, folders, tmp_path, kind, 
     folder = folders("qwen_image:2512")
     path = FUSED[kind](tmp_path / "lora.safetensors", folder)
     plain = _fused(folder, DTYPES[dtype])
-    for strength in (1.0, 0.7, -1.3):
+    for strength in (1.0, -0.7):
         ours = _merged(engine, "qwen_image:2512", folder, dtype, (path, strength))
         _check(ours, _fused(folder, DTYPES[dtype], (path, strength)), plain)
 
@@ -196,7 +196,7 @@ def test_a_lora_is_added_by_addmm(engine, folders, tmp_path, kind, dtype):
     folder = folders(model)
     path = make(tmp_path / "lora.safetensors", folder)
     plain = _merged(engine, model, folder, dtype)
-    for strength in (1.0, 0.7, -1.3):
+    for strength in (1.0, -0.7):
         ours = _merged(engine, model, folder, dtype, (path, strength))
         _check(ours, _added(plain, path, strength), plain)
 
@@ -207,7 +207,7 @@ def test_omnigen2_multiplies_in_the_files_dtype(engine, folders, tmp_path, store
     folder = folders("omnigen2")
     path = omnigen2.make_lora(tmp_path / "lora.safetensors", folder, rank=5, dtype=stored)
     plain = _merged(engine, "omnigen2", folder, dtype)
-    for strength in (1.0, 0.7, -1.3):
+    for strength in (1.0, -0.7):
         theirs = dict(plain)
         for name, own in _pairs(load_file(path)).items():
             change = strength * (own["lora_B"] @ own["lora_A"])
@@ -218,7 +218,7 @@ def test_omnigen2_multiplies_in_the_files_dtype(engine, folders, tmp_path, store
 # ---- all of them ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", LORAS)
 def test_what_was_merged_is_taken_off_to_the_bit(engine, folders, tmp_path, model, dtype):
     folder, make = folders(model), LORAS[model].make_lora

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from comfyui_aitk.pipelines.errors import FileError, InputError
+from comfyui_aitk.pipelines.models.qwen_image import control
+from comfyui_aitk.pipelines.models.qwen_image.edit_recipes import EDIT_TEMPLATE_TOKENS, PLUS_TRAINER
 from comfyui_aitk.pipelines.observer import SILENT
 from comfyui_aitk.pipelines.parts.encoder import Text
 from comfyui_aitk.pipelines.parts.language_model.qwen2_5_vl import (
@@ -140,6 +143,59 @@ def test_positions_in_a_grid_are_another_embedding_and_only_of_pictures():
             for own in (False, True)
         )
         assert torch.equal(plain, grid) != differs
+
+
+# recorded by ai-toolkit-inference's own code, of the prompt and the pictures c, a and b, with the versions of
+# transformers that the references pin; "cast" after AI Toolkit's cast of the whole text encoder
+PINNED = [
+    ("4.57.3", torch.float32, False, True), ("4.57.3", torch.bfloat16, False, True),
+    ("4.57.3", torch.bfloat16, True, True), ("5.5.3", torch.bfloat16, True, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("version", "dtype", "cast", "grid"), PINNED, ids=str)
+def test_embeddings_are_those_of_the_pinned_transformers(request, version, dtype, cast, grid):
+    if dtype == torch.bfloat16:
+        request.getfixturevalue("recorded_kernels")
+    folder = GOLDEN / "qwen_image_edit_plus"
+    name = f"{str(dtype).removeprefix('torch.')}{'_cast' if cast else ''}_every16"
+    recorded = load_file(folder / "pinned" / f"transformers_{version}.safetensors")[name].float()
+    pictures = tuple(_picture(folder / "control" / f"ctrl_{own}.png") for own in "cab")
+    text = control.in_text("turn the background into a forest and keep the person unchanged", 3, PLUS_TRAINER)
+    part, module = _loaded("qwen_image_edit_plus", dtype)
+
+    def difference(**other: bool) -> torch.Tensor:
+        settings = {"grid": grid, "cast_rope": cast} | other
+        own = replace(_settings(Sight(384 * 384, swapped=True), **settings), dropped=EDIT_TEMPLATE_TOKENS)
+        with torch.no_grad():
+            found = part.encode(module, Text(text, 4096, own, pictures=pictures), "cpu").embeds[:, ::16].float()
+        assert found.shape == recorded.shape
+        return (found - recorded).abs()
+
+    # measured 0; of values up to 3.1 positions cost 0.8, and rounded angles 0.03 on three of four values in bfloat16
+    assert difference().max() < (1e-4 if dtype == torch.float32 else 0.02)
+    assert difference(grid=not grid).max() > 0.3
+    if dtype == torch.bfloat16:
+        assert (difference() > 0).float().mean() < 0.01
+        assert (difference(cast_rope=not cast) > 0).float().mean() > 0.5
+
+
+def test_a_tower_is_asked_for_its_angles_in_three_ways():
+    """As transformers 5.5, 5.12 and 5.20 ask; those of the rounded ones are written out in bfloat16."""
+    _, module = _loaded("qwen_image_edit_plus", torch.bfloat16)
+    tower: Any = module.model
+    rope, places = tower.visual.rotary_pos_emb, torch.tensor([[0, 3], [37, 5], [70, 1]])
+    exact = rope.inv_freq.clone()
+    for cast in (False, True):
+        module.set_rope(cast)
+        dtype = torch.bfloat16 if cast else torch.float32
+        table = torch.outer(torch.arange(71, dtype=dtype), exact.to(dtype))
+        assert torch.equal(rope(71), table) and torch.equal(rope(torch.tensor(71)), table)
+        angles = table[places].flatten(1)
+        assert torch.equal(rope(places), angles)
+        cosines, sines = rope(torch.zeros(3, 16), places)
+        double = torch.cat([angles, angles], dim=-1)
+        assert torch.equal(cosines, double.cos()) and torch.equal(sines, double.sin())
 
 
 def test_rounded_frequencies_are_another_embedding_in_bfloat16():

@@ -43,7 +43,8 @@ class Krea2Recipe(Recipe):
     Attributes:
         guidance: g' of the sampler's guidance_scale g: ``above 1 minus 1``: g - 1; ``above 0 as given``: g. Where g is
             not above that number the model is called for the prompt alone.
-        cast_rope: whether the text encoder's rotary frequencies are rounded to the run's dtype.
+        cast_rope: whether the text encoder's rotary frequencies are rounded to the run's dtype, and the angles of its
+            vision tower.
         tiles: whether it decodes in tiles where the run's ``vae_tiling`` says so.
         schedule_mu: the shift of the steps; 0 is that of the picture's size.
         isolated: whether control images see nothing but each other, in the first call alone.

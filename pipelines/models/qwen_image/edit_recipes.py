@@ -103,7 +103,7 @@ EDIT_REFERENCE = QwenEditRecipe(
         "text_length": "diffusers pipeline_qwenimage_edit.py cuts none; its transformer has so many positions",
         "seen_pixels": "ai-toolkit-inference src/pipelines/qwen_image.py _preprocess_ctrl_for_encode",
         "seen_swapped": "ai-toolkit-inference src/pipelines/qwen_image.py: w = sqrt(area * h / w), h = w / ratio",
-        "grid_positions": "transformers 4.57.3, which ai-toolkit-inference pins: read, and never run beside this",
+        "grid_positions": "transformers 4.57.3, which ai-toolkit-inference pins: get_rope_index",
         "squash": "ai-toolkit-inference src/pipelines/qwen_image.py: resize((width, height), Image.LANCZOS)",
     },
 )
@@ -161,7 +161,8 @@ EDIT_TRAINER = QwenEditRecipe(
         "control_images": "AI Toolkit qwen_image_edit.py generate_single_image: ctrl_img alone",
         "posterior": "diffusers pipeline_qwenimage_edit.py _encode_vae_image: argmax",
         "cfg_norm": "diffusers pipeline_qwenimage_edit.py __call__",
-        "cast_rope": "AI Toolkit qwen_image.py load_model: text_encoder.to(device, dtype=dtype) casts the buffers too",
+        "cast_rope": "AI Toolkit qwen_image.py load_model: text_encoder.to(device, dtype=dtype) casts the buffers too, "
+        "and transformers 5.5.3, which it pins, makes the vision tower's angles in their dtype",
         "tiled_by_low_vram": "AI Toolkit qwen_image_edit.py generate_single_image: vae.enable_tiling (fe824871)",
         "text_length": "diffusers pipeline_qwenimage_edit.py cuts none; its transformer has so many positions",
         "seen_pixels": "AI Toolkit qwen_image_edit.py get_prompt_embeds: target_area",
@@ -223,8 +224,7 @@ def _earlier(now: QwenEditRecipe, first: str, version: str) -> tuple[QwenEditRec
         grid_positions=True,
         sources={
             **july.sources,
-            "grid_positions": "transformers 4.57.3: read, and never run beside this; in bfloat16 it rounded the "
-            "angles of the vision tower as well, which is not done here",
+            "grid_positions": "transformers 4.57.3, which it pinned: get_rope_index",
         },
     )
     march = _until(

@@ -30,7 +30,8 @@ class QwenImageRecipe(Recipe):
 
     Attributes:
         cfg_norm: whether what guidance makes of a token gets the length of the prompt's own prediction again.
-        cast_rope: whether the text encoder's rotary frequencies are rounded to the run's dtype.
+        cast_rope: whether the text encoder's rotary frequencies are rounded to the run's dtype, and the angles of its
+            vision tower.
         tiled_by_low_vram: whether ``vae_tiling``, a training job's low_vram, decodes in tiles.
         text_length: rows of a text, behind the template's head, that the transformer gets at most.
     """
