@@ -239,14 +239,14 @@ def dense(value: torch.Tensor | PackedTensor, dtype: torch.dtype | None = None) 
     return value if dtype is None else value.to(dtype)
 
 
-def stack_rows(parts: Sequence[torch.Tensor | PackedTensor]) -> torch.Tensor | PackedTensor:
-    """Matrices of one width below each other, every value as it was.
+def stack_rows(parts: Sequence[torch.Tensor | PackedTensor], axis: int = 0) -> torch.Tensor | PackedTensor:
+    """Matrices of one width below each other, or tensors along another axis, every value as it was.
 
-    Packed where all of them are packed in one type. Otherwise dense: in float32 where a packed one is among them, else
-    in the dtype that holds them all.
+    Rows are packed where all of them are packed in one type. All else is dense: in float32 where a packed one is among
+    them, else in the dtype that holds them all.
     """
     packed = [part for part in parts if isinstance(part, PackedTensor)]
-    if len(packed) == len(parts) and len({part.qtype for part in packed}) == 1:
+    if not axis and len(packed) == len(parts) and len({part.qtype for part in packed}) == 1:
         raw, rows = torch.cat([part.raw for part in packed]), sum(part.shape[0] for part in packed)
         runs = tuple(run for part in packed if isinstance(part, ScaledTensor) for run in part.scales)
         changes: dict[str, Any] = {"scales": runs} if runs else {}
@@ -255,7 +255,7 @@ def stack_rows(parts: Sequence[torch.Tensor | PackedTensor]) -> torch.Tensor | P
     if any(value.dtype != values[0].dtype for value in values):
         # float8 has no promotion of its own
         values = [value.to(torch.float32) if value.element_size() == 1 else value for value in values]
-    return torch.cat(values)
+    return torch.cat(values, dim=axis)
 
 
 def _unpacker(qtype: str) -> Callable[..., torch.Tensor]:

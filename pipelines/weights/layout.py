@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..files.packed import PackedTensor
+    from .beside import Beside
 
 Infos = Mapping[str, TensorInfo]
 
@@ -26,6 +27,7 @@ class Place:
         shape: to which it is reshaped; None leaves it.
         into: first row and the one after the last of the model's tensor that this fills, and how many it has; None is
             all of it.
+        axis: whose rows ``into`` counts.
         heads: of how many heads the rows are stored in pairs, one of either half of its head; None leaves them.
         shift: what is added to each value, in float32.
     """
@@ -34,6 +36,7 @@ class Place:
     rows: tuple[int, int] | None = None
     shape: tuple[int, ...] | None = None
     into: tuple[int, int, int] | None = None
+    axis: int = 0
     heads: int | None = None
     shift: float = 0.0
 
@@ -98,12 +101,14 @@ class SingleFiles:
         config: the model's names -> configuration; raises ValueError with the reason where shapes make no sense.
         tokenizer: end of the name of the tensor that is a tokenizer; empty where there is none.
         stranger: a single file's header -> what it is, where it is of another kind than this; else an empty text.
+        beside: a second file that some of them need.
     """
 
     layouts: tuple[Layout, ...]
     config: Callable[[Infos], dict[str, Any]]
     tokenizer: str = ""
     stranger: Callable[[Header], str] = _may_be
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,8 @@ class Placed:
                     continue
                 rows = waiting.setdefault(place.name, {})
                 rows[place.into[0]] = piece
-                if sum(part.shape[0] for part in rows.values()) == place.into[2]:
-                    yield place.name, stack_rows([rows[first] for first in sorted(rows)])
+                if sum(part.shape[place.axis] for part in rows.values()) == place.into[2]:
+                    yield place.name, stack_rows([rows[first] for first in sorted(rows)], place.axis)
                     del waiting[place.name]
 
 
@@ -172,16 +177,20 @@ def placed(stored: Infos, layout: Layout | None, prefix: str) -> Placed:
 def _joined(name: str, pieces: Sequence[tuple[Place, TensorInfo]]) -> TensorInfo | None:
     """The tensor that pieces make together; None where some rows are missing."""
     found = sorted(pieces, key=lambda piece: piece[0].into or (0, 0, 0))
-    first = found[0][1]
+    first, axis = found[0][1], found[0][0].axis
     end = total = 0
     for place, info in found:
         assert place.into is not None
         start, stop, total = place.into
-        if (info.dtype, info.shape[1:]) != (first.dtype, first.shape[1:]):
+        if (info.dtype, _without(axis, info.shape)) != (first.dtype, _without(axis, first.shape)):
             raise ValueError(f"the pieces of {name} have different types or widths")
-        if stop - start != info.shape[0] or start < end:
-            raise ValueError(f"a piece of {name} has {info.shape[0]} rows")
+        if stop - start != info.shape[axis] or start < end:
+            raise ValueError(f"a piece of {name} has {info.shape[axis]} rows")
         if start > end:
             return None
         end = stop
-    return TensorInfo(first.dtype, (end, *first.shape[1:])) if end == total else None
+    return TensorInfo(first.dtype, (*first.shape[:axis], end, *first.shape[axis + 1 :])) if end == total else None
+
+
+def _without(axis: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]

@@ -1,6 +1,7 @@
 """A part in a single file, alone or beside others: safetensors, GGUF, or a pickle of plain tensors.
 
-One of several numbered safetensors files stands for all of them where the others lie beside it.
+One of several numbered safetensors files stands for all of them where the others lie beside it, and a GGUF file of a
+model that sees pictures for its vision tower, which is a file of its own: see :mod:`.beside`.
 
 Such a file holds no configuration. Sizes come from its tensors, the rest from the released model; where that does not
 hold (a model of one's own), a JSON file of that name beside it, ``NAME.aitk.json``, says what is different: part ->
@@ -20,6 +21,7 @@ from ..errors import FileError
 from ..files.header import FileStamp, TensorInfo
 from ..files.quantised import read_header, read_tensors
 from ..words import shown
+from .beside import beside
 from .folder import read_json
 from .layout import Layout, Placed, SingleFiles, placed
 from .shards import shard_names
@@ -44,7 +46,7 @@ class SingleFileSource:
         name: the file's, as the user chose it.
         component: which part this is.
         role: what it does.
-        weight_files: the file, or all of those that are numbered.
+        weight_files: the file, or all of those that are numbered; and the one that belongs to it.
         overrides: the JSON beside it, where there is one.
         facts: what files of this part look like.
         layout: the one that this file has.
@@ -141,28 +143,39 @@ def open_single_file(path: Path, name: str, model: ModelFiles) -> dict[str, Sing
         FileError: the file is missing, damaged, of an unknown kind, quantised in a way that is not read, or holds no
             part of this model.
     """
-    paths = _whole(path, name)
-    header = read_header(paths)
-    beside = path.with_suffix(OVERRIDES)
-    files = tuple(FileStamp.of(own) for own in paths), FileStamp.of(beside) if beside.is_file() else None
+    alone = _whole(path, name)
+    own_facts = path.with_suffix(OVERRIDES)
+    overrides = FileStamp.of(own_facts) if own_facts.is_file() else None
     found: dict[str, SingleFileSource] = {}
     strangers: list[str] = []
     for part, facts in model.parts.items():
+        paths = _with_second(alone, name, facts.files)
+        header = read_header(paths)
         prefixed = ((layout, layout.prefix_in(header.tensors)) for layout in facts.files.layouts)
         own = next(((layout, prefix) for layout, prefix in prefixed if prefix is not None), None)
         stranger = facts.files.stranger(header)
         if stranger:
             strangers.append(stranger)
         elif own is not None:
-            found[part] = SingleFileSource(name, part, facts.role, *files, facts.files, *own)
+            files = tuple(FileStamp.of(own_path) for own_path in paths)
+            found[part] = SingleFileSource(name, part, facts.role, files, overrides, facts.files, *own)
     if not found:
-        first = next(iter(header.tensors), "nothing")
-        why = strangers[0] if strangers else f"its {len(header.tensors)} tensors begin with {shown(first)}"
+        tensors = read_header(alone).tensors
+        first = next(iter(tensors), "nothing")
+        why = strangers[0] if strangers else f"its {len(tensors)} tensors begin with {shown(first)}"
         raise FileError(
             f"{name!r} holds no part of {model.title}: {why}. "
             "Choose another file, or set model to what the file was made for."
         )
     return found
+
+
+def _with_second(paths: list[Path], name: str, files: SingleFiles) -> list[Path]:
+    """The file, with the one that it needs and that lies beside it."""
+    if files.beside is None or not files.beside.lacks(read_header(paths)):
+        return paths
+    second = beside(paths[0], name, files.beside)
+    return paths if second is None else [*paths, second]
 
 
 def _whole(path: Path, name: str) -> list[Path]:

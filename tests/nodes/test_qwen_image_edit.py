@@ -170,7 +170,10 @@ def test_what_control_images_and_prompts_cannot_be(edit):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("encoder.gguf", r"it is Qwen2.5-VL without the vision tower, with which it sees pictures\. Choose"),
+        (
+            "encoder.gguf",
+            r"without the vision tower, with which it sees pictures\. Put that of .*'mmproj.gguf' there has",
+        ),
         ("blind.safetensors", r"it is Qwen2.5-VL without the vision tower"),
         ("mmproj.gguf", r"it is a vision tower alone \(mmproj\)"),
     ],

@@ -27,7 +27,7 @@ _GGUF_BLOCK = {
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }  # fmt: skip
-_GGUF_COMMON = ("blk.0.attn_q.weight", "blk.0.ffn_gate.weight", "token_embd.weight")
+GGUF_SIGNATURE = ("blk.0.attn_q.weight", "blk.0.ffn_gate.weight", "token_embd.weight")
 _COMMON = ("layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight", "embed_tokens.weight")
 # of a transformers repository, where other files hold the weights a second time in another format
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "chat_template*", "vocab.json", "merges.txt")
@@ -75,7 +75,7 @@ class LanguageModelFiles:
     def files(self) -> SingleFiles:
         """What files of it look like."""
         layout = Layout(self.prefixes, (*_COMMON, *self.signature), self._places)
-        gguf = Layout(("",), (*_GGUF_COMMON, *(f"blk.0.{name}" for name in self.gguf_names)), self._gguf_places)
+        gguf = Layout(("",), (*GGUF_SIGNATURE, *(f"blk.0.{name}" for name in self.gguf_names)), self._gguf_places)
         return SingleFiles((layout, gguf), self._config, self.tokenizer, self._stranger)
 
     def _stranger(self, header: Header) -> str:

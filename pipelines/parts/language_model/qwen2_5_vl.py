@@ -30,7 +30,7 @@ from .tower_rope import TowerRope
 if TYPE_CHECKING:
     from ...weights.source import Source
     from .encoder import Tokenizer
-    from .qwen2_5_vl_files import SeeingLanguageModelFiles
+    from .seeing_files import SeeingFiles
 
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 UNUSED = ("lm_head.", "rotary_emb.", "rotary_pos_emb.")  # that no network here has
@@ -155,7 +155,7 @@ class SeeingLanguageModel(LanguageModel):
         needs: closes messages about another encoder.
     """
 
-    def __init__(self, files: SeeingLanguageModelFiles, *, needs: str) -> None:
+    def __init__(self, files: SeeingFiles, *, needs: str) -> None:
         super().__init__(
             "text_encoder", files, make, load_tokenizer, states=(-1,), padded=False, needs=needs, surplus=UNUSED
         )

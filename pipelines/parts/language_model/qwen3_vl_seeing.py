@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ...weights.source import Source
     from ..encoder import Embedding, Text
     from .encoder import Tokenizer
-    from .qwen3_vl_seeing_files import SeeingFiles
+    from .seeing_files import SeeingFiles
 
 _PAD = "<|image_pad|>"
 _PROCESSOR = "preprocessor_config.json"
