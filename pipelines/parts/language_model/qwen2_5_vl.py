@@ -247,6 +247,7 @@ def make(config: Mapping[str, Any]) -> nn.Module:
     text["rope_scaling"] = {"type": "mrope", "rope_type": "default", "mrope_section": _sections(config)}
     tower = {key: value for key, value in config["vision_config"].items() if key in _TOWER_KEYS}
     model: Any = Qwen2_5_VLTextModel(with_sdpa(Qwen2_5_VLTextConfig(**text)))
-    model.visual = Qwen2_5_VisionTransformerPretrainedModel(with_sdpa(Qwen2_5_VLVisionConfig(**tower)))
-    model.visual.rotary_pos_emb = TowerRope(model.visual.rotary_pos_emb)
+    visual: Any = Qwen2_5_VisionTransformerPretrainedModel(with_sdpa(Qwen2_5_VLVisionConfig(**tower)))
+    visual.rotary_pos_emb = TowerRope(visual.rotary_pos_emb)
+    model.visual = visual
     return model
