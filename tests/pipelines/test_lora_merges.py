@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_aitk.headless.tiny import flux2, krea2, omnigen2, qwen_image, qwen_image_edit
+from comfyui_aitk.pipelines.engine.engine import Engine
 from comfyui_aitk.pipelines.handle import PipelineHandle
 from comfyui_aitk.pipelines.lora.file import open_lora
 from comfyui_aitk.pipelines.models import find_model
 from comfyui_aitk.pipelines.observer import SilentObserver
 from comfyui_aitk.pipelines.weights.checkpoint import Checkpoint
 from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
-from rendering import wanted
+from rendering import AskedMachine, wanted
 from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, torch.Tensor]
@@ -230,7 +231,10 @@ def test_what_was_merged_is_taken_off_to_the_bit(engine, folders, tmp_path, mode
     _merged(engine, model, folder, dtype, (second, 0.3), recipe="trainer preview")
     again = _merged(engine, model, folder, dtype, (first, 0.7))
     back = _merged(engine, model, folder, dtype)
+    # computed elsewhere than where the weights lie
+    apart = _merged(Engine(AskedMachine("cpu:0")), model, folder, dtype, (first, 0.7))
     for name, value in plain.items():
         bits = BITS[value.dtype]
+        assert torch.equal(apart[name].view(bits), alone[name].view(bits)), name
         assert torch.equal(back[name].view(bits), value.view(bits)), name
         assert torch.equal(again[name].view(bits), alone[name].view(bits)), name
