@@ -26,8 +26,7 @@ def _diffusers(folder, dtype: str, softcap: bool) -> Lumina2Pipeline:
     pipeline.set_progress_bar_config(disable=True)
     # what a plain encoder does depends on the version of transformers
     encoder = pipeline.text_encoder
-    if softcap:
-        encoder.config._attn_implementation = "eager"
+    encoder.config._attn_implementation = "eager" if softcap else "sdpa"
     for layer in encoder.layers:
         layer.self_attn.attn_logit_softcapping = encoder.config.attn_logit_softcapping if softcap else None
     return pipeline
